@@ -1,0 +1,152 @@
+"""Arithmetic on lists of tensors, in two versions that must agree: one tensor at a time, and many at once.
+
+Nothing here waits for an accelerator: scalars stay 0-dim tensors there, and a choice that depends on data is made by
+the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Scalar = Tensor | float
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if it is half precision, where squares and small scalars do not fit, else ``x``."""
+    return x.float() if x.dtype in _HALF else x
+
+
+def filled(like: Tensor, value: float) -> Tensor:
+    """Return ``value`` in the shape and strides of ``like``, in float32 if ``like`` is half precision."""
+    return torch.full_like(like, value, dtype=torch.float32 if like.dtype in _HALF else like.dtype)
+
+
+def on(x: Tensor, device: torch.device) -> Tensor:
+    """Return a 0-dim tensor on ``device``; only a way back to the CPU waits for it."""
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
+def free_to_read(x: Tensor) -> bool:
+    """Say whether looking at a number on this device stops nobody."""
+    return x.device.type == "cpu"
+
+
+def on_host(x: Scalar) -> Scalar:
+    """Return a 0-dim tensor as a Python number where that stops nobody: it saves many small operations."""
+    return x.item() if isinstance(x, Tensor) and free_to_read(x) else x
+
+
+@final
+@dataclass(frozen=True)
+class Ops:
+    """What the engine and its parts ask of lists of tensors. A trailing underscore means in place.
+
+    With ``foreach``, torch's multi-tensor kernels do it. Without, one tensor follows the other: that is the truth, and
+    takes every kind of tensor (DTensors and other subclasses too). ``alike`` are tensors of one device and one dtype
+    that is neither complex nor half precision; it spares small models the looking.
+    """
+
+    foreach: bool
+    alike: bool = False
+
+    @classmethod
+    def choose(cls, params: list[Tensor], foreach: bool | None) -> Ops:
+        """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it."""
+        kinds = {(p.device, p.dtype) for p in params}
+        alike = len(kinds) == 1 and params[0].dtype in (torch.float32, torch.float64)
+        return cls({Tensor, torch.nn.Parameter}.issuperset(map(type, params)) if foreach is None else foreach, alike)
+
+    def real(self, xs: list[Tensor]) -> list[Tensor]:
+        """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""
+        return xs if self.alike else [torch.view_as_real(x) if x.is_complex() else x for x in xs]
+
+    def norm(self, xs: Tensors) -> Tensor:
+        """Return the l2 norm over all elements of all ``xs``, at least in float32, on an accelerator if one has any."""
+        if self.foreach and self.alike:
+            norms = list(torch._foreach_norm(xs))
+        else:
+            norms = _together([torch.linalg.vector_norm(wide(x)) for x in xs])
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return total
+
+    def dot(self, xs: Tensors, ys: Tensors) -> Tensor:
+        """Return the inner product over all elements of all tensors, likewise."""
+        return torch.stack(_together([(wide(x) * wide(y)).sum() for x, y in zip(xs, ys, strict=True)])).sum()
+
+    def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
+        """Return ``x * y``."""
+        return torch._foreach_mul(xs, ys) if self.foreach else [x * y for x, y in zip(xs, ys, strict=True)]
+
+    def abs_plus(self, xs: Tensors, c: float) -> Tensors:
+        """Return ``|x| + c``."""
+        return torch._foreach_add(torch._foreach_abs(xs), c) if self.foreach else [x.abs() + c for x in xs]
+
+    def over_sqrt(self, xs: Tensors, ys: Tensors) -> Tensors:
+        """Return ``x / sqrt(y)``."""
+        if self.foreach:
+            return torch._foreach_div(xs, torch._foreach_sqrt(ys))
+        return [x / y.sqrt() for x, y in zip(xs, ys, strict=True)]
+
+    def add_(self, xs: Tensors, ys: Tensors, c: float = 1.0) -> None:
+        """Set ``x <- x + c y``."""
+        if self.foreach:
+            torch._foreach_add_(xs, ys, alpha=c)
+        else:
+            for x, y in zip(xs, ys, strict=True):
+                x.add_(y, alpha=c)
+
+    def scale_(self, xs: Tensors, c: Scalar) -> None:
+        """Set ``x <- c x``."""
+        if self.foreach and not isinstance(c, Tensor):
+            torch._foreach_mul_(xs, c)
+        else:
+            for x in xs:
+                x.mul_(on(c, x.device) if isinstance(c, Tensor) else c)
+
+    def lerp_(self, xs: Tensors, ys: Tensors, c: float) -> None:
+        """Set ``x <- x + c (y - x)``."""
+        if self.foreach:
+            torch._foreach_lerp_(xs, ys, c)
+        else:
+            for x, y in zip(xs, ys, strict=True):
+                x.lerp_(y, c)
+
+    def maximum_(self, xs: Tensors, ys: Tensors) -> None:
+        """Set ``x <- max(x, y)``."""
+        if self.foreach:
+            torch._foreach_maximum_(xs, ys)
+        else:
+            for x, y in zip(xs, ys, strict=True):
+                torch.maximum(x, y, out=x)
+
+    def copy_(self, xs: Tensors, ys: Tensors) -> None:
+        """Set ``x <- y``, bit for bit, in place."""
+        if self.foreach:
+            torch._foreach_copy_(xs, ys)
+        else:
+            for x, y in zip(xs, ys, strict=True):
+                x.copy_(y)
+
+    def move_(self, xs: Tensors, ds: Tensors, step: Scalar, go: Tensor | None = None) -> None:
+        """Set ``x <- x + step d``, but leave ``x`` bit for bit where the 0-dim boolean ``go`` is False."""
+        if not isinstance(step, Tensor) and go is None:
+            self.add_(xs, ds if self.alike else [wide(d) for d in ds], step)
+            return
+        for x, d in zip(xs, ds, strict=True):
+            delta = wide(d) * (on(step, x.device) if isinstance(step, Tensor) else step)
+            # Not "times zero", which keeps the NaN of an infinite direction.
+            x.add_(delta if go is None else torch.where(on(go, x.device), delta, 0.0))
+
+
+def _together(xs: list[Tensor]) -> list[Tensor]:
+    """Return 0-dim tensors on one device and in one dtype: an accelerator, and float64, if any is there."""
+    device = next((x.device for x in xs if x.device.type != "cpu"), xs[0].device)
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
+    return [on(x.to(dtype), device) for x in xs]

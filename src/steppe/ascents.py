@@ -1,0 +1,218 @@
+"""Ascents: where to climb.
+
+An ascent answers with directions ``d`` (a tensor per parameter) and one factor ``c``. Uphill, `SharpnessAware` moves
+every parameter by ``delta = rho c d`` with the radius ``rho`` of its group. Downhill, `Descent` moves it by
+``-lr c d``: adaptive learning rates and adaptive radii are the same accumulators, seen from two sides.
+
+Ascents are frozen settings. What they remember lives in the optimizer's ``state``, by parameter or under the key
+``"shared"``, so that it is saved and loaded with it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from ._tensors import Ops, Scalar, Tensors, filled, wide
+
+State = MutableMapping[Any, dict[str, Any]]
+Directions = tuple[Tensors, Scalar]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """The parameters that move together, their gradients, the one norm over them all, and their memory.
+
+    With ``guarded``, accumulators must stay as they are when the gradient is not finite.
+    """
+
+    owners: list[Tensor]
+    state: State
+    ops: Ops
+    guarded: bool
+
+    @cached_property
+    def params(self) -> list[Tensor]:
+        """The parameters; complex ones as views of pairs of reals."""
+        return self.ops.real(self.owners)
+
+    @cached_property
+    def grads(self) -> list[Tensor]:
+        """Their gradients, likewise; a sparse one is refused."""
+        grads = [p.grad for p in self.owners if p.grad is not None]
+        for p, g in zip(self.owners, grads, strict=True):
+            if g.layout is not torch.strided:
+                raise TypeError(
+                    f"A parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot be climbed. Use "
+                    "sparse=False in its embedding, or give its group rho=0 and a base that takes sparse gradients."
+                )
+        return self.ops.real(grads)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """The l2 norm over all gradients, a 0-dim tensor."""
+        return self.ops.norm(self.grads)
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Whether every gradient is finite, a 0-dim boolean tensor."""
+        return self.norm < math.inf
+
+    def or_else(self, new: Tensors, old: Tensors) -> Tensors:
+        """Return ``new`` if the gradient is finite and ``old`` if it is not."""
+        if not self.guarded:
+            return new
+        return [torch.where(self.finite.to(n.device), n, o) for n, o in zip(new, old, strict=True)]
+
+    def remember(self, name: str, start: float) -> list[Tensor]:
+        """Return the accumulator ``name`` of every parameter, filled with ``start`` where it is new.
+
+        Accumulators of half-precision parameters are float32.
+        """
+        found = []
+        for owner, p in zip(self.owners, self.params, strict=True):
+            memory = self.state[owner]
+            if name not in memory:
+                memory[name] = filled(p, start)
+            found.append(memory[name])
+        return found
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What is remembered for all parameters together."""
+        return self.state["shared"]
+
+
+class Ascent(ABC):
+    """Where to climb."""
+
+    group_options: ClassVar[tuple[str, ...]] = ()
+    """The fields that a `Descent` keeps in its parameter groups, where schedulers can reach them."""
+
+    @abstractmethod
+    def directions(self, slope: Slope) -> Directions:
+        """Return directions ``d``, one per parameter, and a factor ``c``, a number or a 0-dim tensor.
+
+        The engine takes a factor that is not finite for "there is nowhere to climb".
+        """
+
+
+@final
+@dataclass(frozen=True)
+class L2(Ascent):
+    """``d = g``, ``c = 1 / ||g||``: the steepest climb in an l2 ball."""
+
+    def directions(self, slope: Slope) -> Directions:
+        return slope.grads, slope.norm.reciprocal()
+
+
+@final
+@dataclass(frozen=True)
+class Unnormalized(Ascent):
+    """``d = g``, ``c = 1``."""
+
+    def directions(self, slope: Slope) -> Directions:
+        return slope.grads, 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Adaptive(Ascent):
+    """``d = T^2 g``, ``c = 1 / ||T g||`` with ``T = |w| + eta``: the steepest climb in a ball scaled by the weights."""
+
+    eta: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta < float("inf"):
+            raise ValueError(f"eta must be a finite number >= 0, got {self.eta}.")
+
+    def directions(self, slope: Slope) -> Directions:
+        scales = slope.ops.abs_plus(slope.params, self.eta)
+        scaled = slope.ops.mul(scales, slope.grads)
+        return slope.ops.mul(scales, scaled), slope.ops.norm(scaled).reciprocal()
+
+
+def _check_eps(eps: float) -> None:
+    if not 0.0 < eps < float("inf"):
+        raise ValueError(f"eps must be a finite number > 0: it is the floor under sqrt(v). Got {eps}.")
+
+
+@final
+@dataclass(frozen=True)
+class AdaGradNorm(Ascent):
+    """``u <- u + ||g||^2``, ``d = g``, ``c = 1 / sqrt(u)``, from ``u = eps^2``: one rate for all, which only falls."""
+
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+
+    def directions(self, slope: Slope) -> Directions:
+        memory = slope.shared
+        square = slope.norm.square()
+        if "sum" not in memory:
+            # 0-dim, at least float32 as the norm is: eps^2 is far below the smallest half.
+            memory["sum"] = torch.full_like(square, self.eps**2)
+        old = memory["sum"].to(square)
+        (memory["sum"],) = slope.or_else([old + square], [old])
+        return slope.grads, memory["sum"].rsqrt()
+
+
+@final
+@dataclass(frozen=True)
+class AdaGrad(Ascent):
+    """``u <- u + g^2``, ``d = g / sqrt(u)``, ``c = 1``, element-wise, from ``u = eps^2``."""
+
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+
+    def directions(self, slope: Slope) -> Directions:
+        grads = [wide(g) for g in slope.grads]
+        sums = slope.remember("sum", self.eps**2)
+        slope.ops.add_(sums, slope.or_else(slope.ops.mul(grads, grads), [torch.zeros_like(g) for g in grads]))
+        return slope.ops.over_sqrt(grads, sums), 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Adam(Ascent):
+    """``m <- b1 m + (1-b1) g``, ``v <- b2 v + (1-b2) g^2``, ``d = m / sqrt(v)``, ``c = 1``, from ``v = eps^2``.
+
+    With ``amsgrad``, ``v_hat <- max(v_hat, v)`` stands in for ``v`` in ``d``. As in the papers there is no bias
+    correction, and ``eps`` enters through the initial ``v`` alone.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    amsgrad: bool = False
+
+    group_options: ClassVar[tuple[str, ...]] = ("betas", "eps")
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        beta1, beta2 = self.betas
+        if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 <= 1.0):
+            raise ValueError(f"betas must lie in [0, 1) and [0, 1], got {self.betas}.")
+
+    def directions(self, slope: Slope) -> Directions:
+        beta1, beta2 = self.betas
+        grads = [wide(g) for g in slope.grads]
+        means = slope.remember("exp_avg", 0.0)
+        squares = slope.remember("exp_avg_sq", self.eps**2)
+        slope.ops.lerp_(means, slope.or_else(grads, means), 1 - beta1)
+        slope.ops.lerp_(squares, slope.or_else(slope.ops.mul(grads, grads), squares), 1 - beta2)
+        if self.amsgrad:
+            tops = slope.remember("max_exp_avg_sq", self.eps**2)
+            slope.ops.maximum_(tops, squares)
+            squares = tops
+        return slope.ops.over_sqrt(means, squares), 1.0

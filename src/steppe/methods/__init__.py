@@ -1,0 +1,34 @@
+"""The methods, one paper per file.
+
+`METHODS` names them for everything that picks a method by name. Those whose first parameter is called ``base`` wrap an
+optimizer instance; the others take parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch.optim import Optimizer
+
+from .adasam import AdaSAM
+from .amsgrad import AMSGrad
+from .asam import ASAM
+from .gsam import GSAM
+from .lightsam import LightSAM
+from .sam import SAM
+from .usam import USAM
+
+METHODS: Mapping[str, Callable[..., Optimizer]] = {
+    "sam": SAM,
+    "usam": USAM,
+    "asam": ASAM,
+    "gsam": GSAM,
+    "amsgrad": AMSGrad,
+    "adasam": AdaSAM,
+    "lightsam-i": partial(LightSAM, variant="adagrad-norm"),
+    "lightsam-ii": partial(LightSAM, variant="adagrad"),
+    "lightsam-iii": partial(LightSAM, variant="adam"),
+}
+
+__all__ = ["ASAM", "GSAM", "METHODS", "SAM", "USAM", "AMSGrad", "AdaSAM", "LightSAM"]

@@ -1,0 +1,210 @@
+"""Every "reduces to" as an equality, and a few limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from problems import Problem, same_bits
+from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, AMSGrad, LightSAM, ProportionalToLR, SharpnessAware
+from steppe.ascents import L2, Adam, Adaptive
+from steppe.blends import KeepSharp, SurrogateGap
+from steppe.descent import Descent
+from steppe.triggers import Always, Every
+
+over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
+
+
+def sgd(params, **kwargs):
+    return torch.optim.SGD(params, **{"lr": 0.05, "momentum": 0.9, **kwargs})
+
+
+def trained(make, n=30, dtype=torch.float64):
+    problem = Problem(dtype)
+    opt = make(problem.model.parameters())
+    for batch in problem.batches(n):
+        opt.step(problem.closure(opt, batch))
+    return list(problem.model.parameters())
+
+
+# name: (this, is that), bit for bit
+EXACTLY = {
+    "GSAM with alpha = 0 is SAM": (
+        lambda p, **f: GSAM(sgd(p), rho=0.1, alpha=0.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "AdaSAM with rho = 0 is AMSGrad": (
+        lambda p, **f: AdaSAM(p, 0.01, rho=0.0, weight_decay=0.1, **f),
+        lambda p, **f: AMSGrad(p, 0.01, weight_decay=0.1, **f),
+    ),
+    "AdaSAM is SAM around AMSGrad": (
+        lambda p, **f: AdaSAM(p, 0.01, rho=0.1, **f),
+        lambda p, **f: SAM(AMSGrad(p, 0.01, **f), rho=0.1, **f),
+    ),
+    "AMSGrad is the Adam accumulator with the maximum, downhill": (
+        lambda p, **f: AMSGrad(p, 0.01, **f),
+        lambda p, **f: Descent(p, 0.01, Adam(amsgrad=True), **f),
+    ),
+    "SAM is the engine with L2": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=KeepSharp(), trigger=Always(), rho=0.1, **f),
+    ),
+    "every single step is always": (
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), trigger=Every(1), rho=0.1, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "ProportionalToLR at one learning rate is rho_max": (
+        lambda p, **f: SAM(sgd(p), rho=ProportionalToLR(0.1, 0.0, 0.05, 0.05), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+}
+
+
+@over_paths
+@pytest.mark.parametrize("name", EXACTLY)
+def test_reduces_bit_for_bit(name, foreach):
+    this, that = EXACTLY[name]
+    assert same_bits(trained(lambda p: this(p, foreach=foreach)), trained(lambda p: that(p, foreach=foreach)))
+
+
+# name: (this, is that up to rounding, tolerance)
+NEARLY = {
+    "AdaSAM with betas = (0, 1) is SAM with learning rate lr / eps": (
+        lambda p: AdaSAM(p, 1e-3, rho=0.1, betas=(0.0, 1.0), eps=1e-2),
+        lambda p: SAM(torch.optim.SGD(p, lr=0.1), rho=0.1),
+        1e-13,
+    ),
+    "AMSGrad with betas = (0, 1) is SGD with learning rate lr / eps": (
+        lambda p: AMSGrad(p, 1e-3, betas=(0.0, 1.0), eps=1e-2),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        1e-13,
+    ),
+    "ASAM with a large eta is SAM": (
+        lambda p: ASAM(sgd(p), rho=0.1 / 1e9, eta=1e9),
+        lambda p: SAM(sgd(p), rho=0.1),
+        1e-7,
+    ),
+    "LightSAM II descends like torch's Adagrad": (
+        lambda p: LightSAM(p, 0.05, rho=0.0, variant="adagrad", eps=1e-8),
+        lambda p: torch.optim.Adagrad(p, lr=0.05, eps=0.0, initial_accumulator_value=1e-16),
+        1e-13,
+    ),
+    "USAM and SAM both become the base as rho vanishes": (
+        lambda p: USAM(sgd(p), rho=1e-9),
+        lambda p: SAM(sgd(p), rho=1e-9),
+        1e-6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_reduces_up_to_rounding(name):
+    this, that, tolerance = NEARLY[name]
+    for x, y in zip(trained(this), trained(that), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=tolerance)
+
+
+def test_adamw_and_amsgrad_differ_as_documented():
+    """torch's AMSGrad corrects the bias and adds eps; ours must not agree with it."""
+    ours = trained(lambda p: AMSGrad(p, 0.01))
+    torchs = trained(lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True))
+    assert max((x - y).abs().max() for x, y in zip(ours, torchs, strict=True)) > 1e-2
+
+
+def test_parts_combine_freely():
+    """No paper has ASAM's climb with the surrogate gap every other step; the engine does."""
+    params = trained(
+        lambda p: SharpnessAware(
+            sgd(p),
+            ascent=Adaptive(0.01),
+            blend=SurrogateGap(0.2),
+            trigger=Every(2),
+            rho=ProportionalToLR(0.5, 0, 0.1, 0),
+        )
+    )
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_a_trigger_counts_through_a_checkpoint():
+    problem = Problem()
+
+    def make():
+        return SharpnessAware(sgd(problem.model.parameters()), ascent=L2(), trigger=Every(3), rho=0.1)
+
+    opt, calls = make(), []
+
+    def passes(opt, batch):
+        calls.clear()
+        inner = problem.closure(opt, batch)
+
+        def closure():
+            calls.append(1)
+            return inner()
+
+        opt.step(closure)
+        return len(calls)
+
+    batches = problem.batches(8)
+    assert [passes(opt, batch) for batch in batches[:4]] == [2, 1, 1, 2]
+    other = make()
+    other.load_state_dict(opt.state_dict())
+    assert [passes(other, batch) for batch in batches[4:]] == [1, 1, 2, 1]
+
+
+# The radius that follows the learning rate
+
+
+@pytest.mark.parametrize("attach", ["opt", "base"])
+def test_rho_follows_the_learning_rate(attach):
+    problem = Problem()
+    opt = GSAM(sgd(problem.model.parameters(), lr=0.1), rho=ProportionalToLR(0.6, 0.1, 0.1, 0.02))
+    assert opt.param_groups[0]["rho"] == pytest.approx(0.6)
+    scheduler = torch.optim.lr_scheduler.LinearLR(
+        opt if attach == "opt" else opt.base, start_factor=1.0, end_factor=0.2, total_iters=4
+    )
+    radii = []
+    for batch in problem.batches(6):
+        before = problem.flat()
+        problem.closure(opt, batch)()
+        with opt.ascended():
+            radii.append((problem.flat() - before).norm().item())
+            problem.loss(batch).backward()
+        opt.base.step()
+        scheduler.step()
+    assert radii == pytest.approx([0.6, 0.475, 0.35, 0.225, 0.1, 0.1])
+
+
+def test_rho_schedules_belong_to_groups_and_survive_checkpoints():
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [first]}, {"params": [second], "rho": ProportionalToLR(1.0, 0.0, 0.1, 0.0)}]
+    opt = SAM(sgd(groups, lr=0.1), rho=0.05)
+    assert [group["rho"] for group in opt.param_groups] == [0.05, 1.0]
+    opt.load_state_dict(opt.state_dict())
+    for group in opt.param_groups:
+        group["lr"] = 0.025
+    first.grad = second.grad = torch.ones(2)
+    with opt.ascended():
+        first.grad = torch.ones(2)
+    assert [group["rho"] for group in opt.param_groups] == [0.05, pytest.approx(0.25)]
+    opt.param_groups[0]["rho"] = ProportionalToLR(2.0, 0.0, 0.1, 0.0)
+    first.grad = torch.ones(2)
+    with opt.ascended():
+        first.grad = torch.ones(2)
+    assert opt.param_groups[0]["rho"] == pytest.approx(0.5)
+
+
+def test_a_group_added_to_the_base_follows_the_schedule():
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    opt = SAM(sgd([first], lr=0.1), rho=ProportionalToLR(1.0, 0.0, 0.1, 0.0))
+    opt.base.add_param_group({"params": [second], "lr": 0.05})
+    first.grad = second.grad = torch.ones(2)
+    with opt.ascended():
+        first.grad = torch.ones(2)
+    assert [group["rho"] for group in opt.param_groups] == [pytest.approx(1.0), pytest.approx(0.5)]
+
+
+@pytest.mark.parametrize(("lr", "rho"), [(0.1, 0.6), (0.0, 0.1), (0.05, 0.35), (0.2, 1.1), (-0.1, 0.0)])
+def test_proportional_to_lr(lr, rho):
+    schedule = ProportionalToLR(rho_max=0.6, rho_min=0.1, lr_max=0.1, lr_min=0.0)
+    assert schedule(lr) == pytest.approx(rho)
+    assert schedule(torch.tensor(lr)).item() == pytest.approx(rho)

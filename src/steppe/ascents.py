@@ -20,57 +20,42 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from ._tensors import Ops, Scalar, Tensors, filled, wide
+from ._tensors import Ops, Scalar, Tensors, filled, on, on_host, wide
 
 State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]
 
 
 @final
-@dataclass(frozen=True, eq=False)
 class Slope:
     """The parameters that move together, their gradients, the one norm over them all, and their memory.
 
-    With ``guarded``, accumulators must stay as they are when the gradient is not finite.
+    Args:
+        owners: the parameters as the optimizer knows them; each has a gradient.
+        state: the optimizer's state.
+        ops: arithmetic for them.
+        guarded: whether accumulators must stay as they are when the gradient is not finite.
+
+    Raises:
+        TypeError: if a gradient is sparse.
     """
 
-    owners: list[Tensor]
-    state: State
-    ops: Ops
-    guarded: bool
-
-    @cached_property
-    def params(self) -> list[Tensor]:
-        """The parameters; complex ones as views of pairs of reals."""
-        return self.ops.real(self.owners)
-
-    @cached_property
-    def grads(self) -> list[Tensor]:
-        """Their gradients, likewise; a sparse one is refused."""
-        grads = [p.grad for p in self.owners if p.grad is not None]
-        for p, g in zip(self.owners, grads, strict=True):
-            if g.layout is not torch.strided:
-                raise TypeError(
-                    f"A parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot be climbed. Use "
-                    "sparse=False in its embedding, or give its group rho=0 and a base that takes sparse gradients."
-                )
-        return self.ops.real(grads)
+    def __init__(self, owners: list[Tensor], state: State, ops: Ops, *, guarded: bool) -> None:
+        self.owners, self.state, self.ops, self.guarded = owners, state, ops, guarded
+        self.params = ops.real(owners)
+        self.grads = ops.real([_dense_gradient(p) for p in owners])
 
     @cached_property
     def norm(self) -> Tensor:
         """The l2 norm over all gradients, a 0-dim tensor."""
         return self.ops.norm(self.grads)
 
-    @cached_property
-    def finite(self) -> Tensor:
-        """Whether every gradient is finite, a 0-dim boolean tensor."""
-        return self.norm < math.inf
-
     def or_else(self, new: Tensors, old: Tensors) -> Tensors:
         """Return ``new`` if the gradient is finite and ``old`` if it is not."""
-        if not self.guarded:
-            return new
-        return [torch.where(self.finite.to(n.device), n, o) for n, o in zip(new, old, strict=True)]
+        finite = not self.guarded or on_host(self.norm) < math.inf
+        if isinstance(finite, Tensor):
+            return [torch.where(on(finite, n.device), n, o) for n, o in zip(new, old, strict=True)]
+        return new if finite else old
 
     def remember(self, name: str, start: float) -> list[Tensor]:
         """Return the accumulator ``name`` of every parameter, filled with ``start`` where it is new.
@@ -89,6 +74,16 @@ class Slope:
     def shared(self) -> dict[str, Any]:
         """What is remembered for all parameters together."""
         return self.state["shared"]
+
+
+def _dense_gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    if p.grad.layout is not torch.strided:
+        raise TypeError(
+            f"A parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot be climbed. Use "
+            "sparse=False in its embedding, or give its group rho=0 and a base that takes sparse gradients."
+        )
+    return p.grad
 
 
 class Ascent(ABC):
@@ -179,7 +174,9 @@ class AdaGrad(Ascent):
     def directions(self, slope: Slope) -> Directions:
         grads = [wide(g) for g in slope.grads]
         sums = slope.remember("sum", self.eps**2)
-        slope.ops.add_(sums, slope.or_else(slope.ops.mul(grads, grads), [torch.zeros_like(g) for g in grads]))
+        added = slope.ops.mul(grads, grads)
+        slope.ops.add_(added, sums)
+        slope.ops.copy_(sums, slope.or_else(added, sums))
         return slope.ops.over_sqrt(grads, sums), 1.0
 
 

@@ -82,6 +82,9 @@ class SharpnessAware(Optimizer):
     # GradScaler announces itself to optimizers that claim to handle scaled gradients. This one claims it to refuse.
     _step_supports_amp_scaling = True
 
+    found_inf: Tensor | None = None
+    """Set by a GradScaler while it steps an optimizer that claims so."""
+
     state: defaultdict[Any, dict[str, Any]]
 
     def __init__(
@@ -296,8 +299,8 @@ class SharpnessAware(Optimizer):
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
 
     def _refuse_grad_scaler(self) -> None:
-        if "grad_scale" in vars(self) or "found_inf" in vars(self):
-            # GradScaler removes them only after a step that returns.
+        if self.found_inf is not None:
+            # GradScaler takes its marks back only after a step that returns.
             vars(self).pop("grad_scale", None)
             vars(self).pop("found_inf", None)
             raise RuntimeError(

@@ -1,0 +1,98 @@
+"""The command line ``steppe``.
+
+Every sub-command is one function in the ``command`` module of its sub-package. Those modules are imported to show the
+help, so they import torch and the like only inside their functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import typer
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Whatever the user can put right is one line on standard error, never a traceback.
+
+    Args:
+        arguments: The words after ``steppe``; by default those of this process.
+
+    Returns:
+        The exit code: 0, or 1 if a trial failed, 2 if the input was wrong, 130 after Ctrl-C.
+    """
+    # Light: the errors of the comparison need nothing but the standard library.
+    from .compare.errors import UserError, missing_extra
+
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except ImportError as error:
+        known = missing_extra(error)
+        if known is None:
+            raise
+        return _fail(str(known), known.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+
+
+def build() -> typer.Typer:
+    """Assemble the sub-commands."""
+    import typer
+
+    from .compare.command import compare
+
+    app = typer.Typer(
+        name="steppe",
+        help="Sharpness-aware training for PyTorch.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    # A callback keeps `compare` a sub-command even while there is no other.
+    @app.callback()
+    def steppe() -> None:
+        """Sharpness-aware training for PyTorch."""
+
+    app.command()(compare)
+    return app
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    import typer
+
+    app = build()
+    # The common parent of all usage errors; where it is defined depends on the version of typer.
+    usage_error = cast(
+        "type[Exception]", next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    )
+    try:
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(words, standalone_mode=False, prog_name="steppe")
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.Abort:
+        return _fail("interrupted", _INTERRUPTED)
+    except usage_error as error:
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        return _fail(message or "nothing to do; try: steppe --help", 2) if message else 2
+    if code == _INTERRUPTED:  # pressed where no trial was running; typer has made it an exit code
+        return _fail("interrupted; finished trials are kept and the same command continues", _INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"steppe: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The command ``steppe compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    task: Annotated[
+        str | None, typer.Option(help="mnist1d, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="adamw or sgd: what the methods wrap.", show_default="adamw")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="5")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of these, and settings: {METHOD: {NAME: VALUE}}.")
+    ] = None,
+) -> None:
+    """Train several methods on one task: does sharpness-aware training help, which method, at what cost?
+
+    The same command again skips the trials that are finished, also after Ctrl-C.
+    """
+    from . import config as options
+
+    flags = {
+        "task": task,
+        "methods": methods,
+        "base": base,
+        "seeds": seeds,
+        "epochs": epochs,
+        "jobs": jobs,
+        "out": out,
+    }
+    asked = options.from_flags(flags)
+    if config is not None:
+        asked = options.merge(asked, options.from_file(config))
+    _run(asked)
+
+
+def _run(asked: object) -> None:
+    from rich.console import Console
+
+    from . import comparison
+    from .config import Options
+    from .console import ConsoleObserver, show
+
+    assert isinstance(asked, Options)
+    console = Console()
+    plan = comparison.plan(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
+    with ConsoleObserver(plan.metric_name, console) as observer:
+        found = comparison.run(plan, observer)
+    show(found, console)

@@ -1,0 +1,132 @@
+"""What `steppe compare` shows: progress while it runs, the table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from . import table
+from .comparison import Comparison
+from .records import Record, TrialConfig
+
+_WIDE = 160
+
+
+class ConsoleObserver:
+    """Shows a live line in a terminal, and one plain line per finished trial elsewhere.
+
+    Args:
+        metric_name: What the task's metric is called.
+        console: Where to show it.
+    """
+
+    def __init__(self, metric_name: str, console: Console) -> None:
+        """Prepare to show progress."""
+        self._metric_name, self._console = metric_name, console
+        self._total = self._done = 0
+        self._running: list[str] = []
+        self._begun, self._finished_here = time.monotonic(), 0
+        self._progress = Progress(
+            TextColumn("trials"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("[dim]{task.fields[running]}"),
+            console=console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("trials", total=None, left="", running="")
+
+    def __enter__(self) -> ConsoleObserver:
+        """Do nothing yet: there is nothing to show before `begin`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the live line."""
+        self._progress.stop()
+
+    def begin(self, total: int, kept: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._done, self._begun = total, kept, time.monotonic()
+        if kept:
+            self._print(f"{kept} of {total} trials were finished in an earlier run")
+        if self._console.is_terminal and kept < total:
+            self._progress.start()
+        self._update()
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        self._print(f"warning: {message}")
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """Show what runs now."""
+        self._running = [trial.label for trial in trials]
+        self._update()
+
+    def finished(self, record: Record) -> None:
+        """Count a trial."""
+        self._done += 1
+        self._finished_here += 1
+        if not self._console.is_terminal:
+            self._print(f"{self._done}/{self._total}  {record.config.label}: {self._result(record)}")
+        self._update()
+
+    def _result(self, record: Record) -> str:
+        if record.final is None or record.final.test_metric is None:
+            return f"diverged in epoch {record.diverged.epoch}" if record.diverged else "no test result"
+        return f"test {self._metric_name} {record.final.test_metric:.4g}, {record.seconds:.1f} s"
+
+    def _update(self) -> None:
+        self._progress.update(
+            self._bar, total=self._total, completed=self._done, left=self._left(), running=", ".join(self._running)
+        )
+
+    def _left(self) -> str:
+        if not self._finished_here or self._done == self._total:
+            return ""
+        per_trial = (time.monotonic() - self._begun) / self._finished_here
+        seconds = round(per_trial * (self._total - self._done))
+        return f"about {seconds // 60}:{seconds % 60:02d} left"
+
+    def _print(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the table and what it means.
+
+    Args:
+        comparison: What was found.
+        console: Where to print.
+    """
+    plan = comparison.plan
+    grid = Table(
+        title=f"{escape(plan.source.name)}, base {plan.base}, {plan.epochs} epochs, n={len(plan.seeds)}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    for index, title in enumerate(table.headers(comparison)):
+        # Broken before the last word, so that the whole table fits into 80 columns.
+        head = "\n".join(escape(title).rsplit(" ", 1))
+        grid.add_column(head, justify="left" if index == 0 else "right", no_wrap=True)
+    for row, texts in zip(comparison.rows, table.cells(comparison), strict=True):
+        significant = row.difference is not None and row.difference.significant
+        grid.add_row(*(escape(text) for text in texts), style="bold" if row.is_base or significant else None)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = _WIDE
+    console.print("", grid, "", sep="\n")
+    for sentence in comparison.verdict:
+        console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"report: {escape(str(plan.out / 'report.html'))}", highlight=False, soft_wrap=True)

@@ -1,0 +1,98 @@
+"""Errors that a user can act on: one line that says what was wrong, what was got, and what to do instead."""
+
+from __future__ import annotations
+
+import difflib
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+_EXTRA_MODULES = frozenset(
+    [
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "mnist1d",
+        "numpy",
+        "pydantic",
+        "pydantic_core",
+        "rich",
+        "scipy",
+        "sklearn",
+        "typer",
+        "yaml",
+    ]
+)
+
+
+class UserError(Exception):
+    """Something in the input is wrong; the message is one line and complete in itself."""
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """The input was accepted, but a trial could not be carried out."""
+
+    exit_code = 1
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'? known: x, y`` for an unknown `name`.
+
+    Args:
+        name: What the user wrote.
+        known: All valid names.
+
+    Returns:
+        A clause to append to an error message.
+
+    Example:
+        >>> nearest("sma", ["sam", "gsam"])
+        "; did you mean 'sam'? known: sam, gsam"
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.6)
+    guess = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ";"
+    return f"{guess} known: {', '.join(names)}" if names else ""
+
+
+def one_line(text: object) -> str:
+    """Return the text of an error with every run of white space made one blank."""
+    return " ".join(str(text).split())
+
+
+def describe(error: BaseException, file: str | Path | None = None) -> str:
+    """Describe an exception in one line, with the last line of `file` that it passed through.
+
+    Args:
+        error: The exception, with its traceback.
+        file: The user's file; without one, or if it was not involved, the innermost frame is named.
+
+    Returns:
+        For example ``ValueError: bad shape (own_task.py, line 12)``.
+    """
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
+    message = one_line(error)
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file is not None and frame.filename == str(file)]
+    for frame in (own or frames)[-1:]:
+        text += f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return text
+
+
+def missing_extra(error: ImportError) -> UserError | None:
+    """Turn a failed import of an optional dependency into the line that says how to install it.
+
+    Args:
+        error: What an import statement raised.
+
+    Returns:
+        The error to show, or None if the module is not one that the extra installs.
+    """
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRA_MODULES:
+        return None
+    return UserError(f'the module {name!r} is not installed; install it with: pip install "steppe[compare]"')

@@ -1,0 +1,217 @@
+"""What a trial is and what it found: configuration, record, and one JSON file per finished trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import UserError
+
+SCHEMA = 1
+
+Value = float | bool | tuple[float, ...]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrialConfig(_Model):
+    """Everything that changes the numbers of a trial, and nothing else.
+
+    Attributes:
+        task: The task's name.
+        task_digest: For a user's task, the hash of its file.
+        method: The method's name.
+        base: The base optimizer's name if the method wraps one.
+        hyperparameters: Of method and base together.
+        seed: Determines initial weights and batch order.
+        epochs: At least 1.
+        batch_size: At least 1.
+        test: Whether the test split is read at the end.
+        versions: Of the libraries that compute the numbers.
+    """
+
+    task: str
+    task_digest: str | None = None
+    method: str
+    base: str | None = None
+    hyperparameters: dict[str, Value]
+    seed: int
+    epochs: int
+    batch_size: int
+    test: bool = True
+    versions: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of this configuration."""
+        content = {"schema": SCHEMA, **self.model_dump(mode="json")}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """How a trial is called in messages."""
+        return f"{self.method}, seed {self.seed}"
+
+
+class Curve(_Model):
+    """One number per finished epoch in every list."""
+
+    train_loss: list[float] = []
+    validation_loss: list[float] = []
+    validation_metric: list[float] = []
+    gradient_evaluations: list[int] = []
+    seconds: list[float] = []
+
+
+class Final(_Model):
+    """Loss and metric over whole splits after the last epoch."""
+
+    train_loss: float
+    train_metric: float
+    validation_loss: float
+    validation_metric: float
+    test_loss: float | None = None
+    test_metric: float | None = None
+
+
+class Diverged(_Model):
+    """Where the loss stopped being finite; both counts begin at 1."""
+
+    epoch: int
+    step: int
+
+
+class Record(_Model):
+    """The result of one trial.
+
+    Attributes:
+        schema_version: Of this format.
+        key: The key of `config`.
+        config: What was run.
+        status: Whether the trial came to its end.
+        diverged: Where the loss stopped being finite, if it did.
+        curve: What was measured after every epoch.
+        final: What was measured at the end, unless the trial diverged.
+        gradient_evaluations: How often the closure was called in all.
+        seconds: Spent in training steps, evaluation excluded.
+        versions: Of torch, steppe and Python.
+    """
+
+    schema_version: Literal[1] = 1
+    key: str
+    config: TrialConfig
+    status: Literal["finished", "diverged"]
+    diverged: Diverged | None = None
+    curve: Curve
+    final: Final | None = None
+    gradient_evaluations: int
+    seconds: float
+    versions: dict[str, str]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of torch and steppe, as part of a configuration."""
+    import torch
+
+    from .. import __version__
+
+    return {"torch": str(torch.__version__), "steppe": __version__}
+
+
+def all_versions() -> dict[str, str]:
+    """Return the versions of torch, steppe and Python, for the record."""
+    return {**library_versions(), "python": platform.python_version()}
+
+
+def record_path(folder: Path, config: TrialConfig) -> Path:
+    """Return the file of a trial's record in the folder of a comparison."""
+    return folder / "trials" / f"{config.method}-{config.seed}-{config.key}.json"
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write a record so that at any moment its file is either absent or complete.
+
+    Args:
+        folder: The folder of the comparison.
+        record: What to write.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    write_atomically(record_path(folder, record.config), record.model_dump_json(indent=1) + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that at any moment it is absent, the old one, or the complete new one.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read(folder: Path, config: TrialConfig) -> tuple[Record | None, str | None]:
+    """Read the record of a trial if there is one.
+
+    Args:
+        folder: The folder of the comparison.
+        config: The trial.
+
+    Returns:
+        The record, or None; and a warning if a file is there but cannot be used.
+    """
+    path = record_path(folder, config)
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValidationError, ValueError):
+        return None, f"{path} is not a readable record; this trial is run again"
+    if record.config != config or record.key != config.key:
+        return None, f"{path} is the record of another trial; this trial is run again"
+    return record, None
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder of a comparison and try to write in it.
+
+    Raises:
+        UserError: The folder cannot be made or written.
+    """
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / "trials"):
+            with tempfile.TemporaryFile(dir=place, prefix=".", suffix=".tmp"):
+                pass
+    except OSError as error:
+        raise UserError(
+            f"the output folder {str(folder)!r} cannot be written: {error.strerror}; choose another with --out"
+        ) from error
+
+
+def _umask() -> int:
+    # mkstemp makes private files; a record should be as readable as any other file of the user.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,167 @@
+"""Run trials in parallel processes, skipping those whose records exist."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from . import records, workers
+from .errors import RunError
+from .records import Record, TrialConfig
+from .sources import TaskSource
+
+
+class Interrupted(RunError):
+    """The user pressed Ctrl-C; what was finished is kept."""
+
+    exit_code = 130
+
+
+class Observer(Protocol):
+    """Is told how a comparison proceeds."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """Trials in all, and how many of them were finished in an earlier run."""
+
+    def warn(self, message: str) -> None:
+        """Something was odd, but the comparison goes on."""
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """These trials run now."""
+
+    def finished(self, record: Record) -> None:
+        """A trial has come to its end and its record is written."""
+
+
+class Silence:
+    """An observer that does nothing."""
+
+    def begin(self, total: int, kept: int) -> None:
+        """Do nothing."""
+
+    def warn(self, message: str) -> None:
+        """Do nothing."""
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """Do nothing."""
+
+    def finished(self, record: Record) -> None:
+        """Do nothing."""
+
+
+def run_trials(
+    trials: Sequence[TrialConfig], source: TaskSource, folder: Path, jobs: int, observer: Observer | None = None
+) -> list[Record]:
+    """Run all trials that have no record yet.
+
+    Args:
+        trials: What to run; they start in this order.
+        source: Where the task comes from.
+        folder: Records are read from and written to ``trials`` in here.
+        jobs: Worker processes, at least 1. The results do not depend on it.
+        observer: Is told what happens.
+
+    Returns:
+        The records in the order of `trials`.
+
+    Raises:
+        RunError: A trial failed or a worker died; finished trials are kept.
+        Interrupted: The user pressed Ctrl-C; finished trials are kept.
+    """
+    observer = observer or Silence()
+    done: dict[str, Record] = {}
+    for config in trials:
+        record, warning = records.read(folder, config)
+        if warning:
+            observer.warn(warning)
+        if record is not None:
+            done[config.key] = record
+    observer.begin(len(trials), len(done))
+    missing = [config for config in trials if config.key not in done]
+    try:
+        # Closed at once also when the observer is what raises, so that no worker goes on.
+        with closing(_run(missing, source, folder, jobs, observer)) as found:
+            for record in found:
+                done[record.key] = record
+                observer.finished(record)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {_kept(trials, folder)}") from None
+    except BrokenProcessPool:
+        raise RunError(
+            f"a worker process died, perhaps for lack of memory (try fewer --jobs): {_kept(trials, folder)}"
+        ) from None
+    except _Failed as failed:
+        raise RunError(f"{failed}; {_kept(trials, folder)}") from None
+    return [done[config.key] for config in trials]
+
+
+class _Failed(Exception):
+    pass
+
+
+def _kept(trials: Sequence[TrialConfig], folder: Path) -> str:
+    kept = sum(records.read(folder, config)[0] is not None for config in trials)
+    return f"{kept} of {len(trials)} trials are kept in {folder}; the same command continues from there"
+
+
+def _run(
+    missing: Sequence[TrialConfig], source: TaskSource, folder: Path, jobs: int, observer: Observer
+) -> Generator[Record]:
+    if not missing:
+        return
+    waiting = list(reversed(missing))
+    running: dict[Future[Record | workers.Failure], TrialConfig] = {}
+    with _workers(min(jobs, len(missing))) as executor:
+        while waiting or running:
+            # No more than one trial a worker is handed out, so that what is said to be running is running.
+            while waiting and len(running) < jobs:
+                config = waiting.pop()
+                with _no_interrupt():
+                    running[executor.submit(workers.run, source, config, folder)] = config
+            observer.running(list(running.values()))
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                del running[future]
+                result = future.result()
+                if isinstance(result, workers.Failure):
+                    raise _Failed(result.message)
+                yield result
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Make worker processes that end at once if anything goes wrong here."""
+    # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    lifeline, our_end = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=workers.start, initargs=(lifeline,))
+    try:
+        yield executor
+    except BaseException:
+        our_end.close()
+        raise
+    finally:
+        with _no_interrupt():
+            executor.shutdown(wait=True, cancel_futures=True)
+            our_end.close()
+            lifeline.close()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C; processes that start meanwhile never see it, so that they cannot answer with a traceback."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+
+import pytest
+
+from steppe import cli
+from steppe.compare import config
+from steppe.compare.errors import UserError, missing_extra
+from steppe.methods import METHODS
+
+HEAVY = ("torch", "numpy", "matplotlib", "scipy", "sklearn", "mnist1d")
+
+
+def test_help_does_not_import_what_is_slow(start):
+    script = (
+        "import sys\nfrom steppe import cli\ncode = cli.main(sys.argv[1:])\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])\nsys.exit(code)"
+    )
+    for words in (["--help"], ["compare", "--help"]):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+        assert "heavy: []" in done.stdout
+        assert "compare" in done.stdout
+
+
+def test_the_real_command_line(start):
+    process = start(["compare", "--task", "mnits1d"])
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert error.startswith("steppe: unknown task 'mnits1d'; did you mean 'mnist1d'? known: mnist1d, digits")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--task", "digit"],
+            "unknown task 'digit'; did you mean 'digits'? known: mnist1d, digits, or FILE.py:FUNCTION",
+        ),
+        (["--base", "adam"], "unknown base 'adam'; did you mean 'adamw'? known: adamw, sgd"),
+        (["--methods", "adamw,smm"], "unknown method 'smm'; did you mean 'sam'"),
+        (["--methods", "sam,adamw,sam"], "the method 'sam' is listed twice; list every method once"),
+        (["--methods", " , "], "no method to compare; list at least one of adamw, sgd, sam"),
+        (["--seeds", "0"], "--seeds: must be greater than or equal to 1, got 0"),
+        (["--epochs", "-3"], "--epochs: must be greater than or equal to 1, got -3"),
+        (["--jobs", "0"], "--jobs: must be greater than or equal to 1, got 0"),
+        (["--seeds", "many"], "Invalid value for '--seeds': "),
+        (["--sedes", "3"], "No such option: --sedes"),
+        (["--task"], "Option '--task' requires an argument"),
+        (["--config", "no-such.yaml"], "the file 'no-such.yaml' cannot be read: No such file or directory"),
+        (["--task", "nofile.py:task"], "the task file 'nofile.py' does not exist"),
+    ],
+)
+def test_bad_flags_are_one_line(command, words, message):
+    code, out, error = command("compare", *words)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"steppe: {message}")
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_command(command):
+    code, _, error = command("comparee")
+    assert code == 2
+    assert error.startswith("steppe: No such command 'comparee'")
+    assert error.count("\n") == 1
+
+
+def test_no_command_shows_the_help(command):
+    code, out, error = command()
+    assert code in (0, 2)
+    assert "compare" in out + error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: 0\n", ":1: seeds: must be greater than or equal to 1, got 0"),
+        ("task: mnist1d\n\nseed: 3\n", ":3: seed: unknown field 'seed'; did you mean 'seeds'? known: task, methods,"),
+        ("epochs: 2.5\n", ":1: epochs: must be a valid integer, got 2.5"),
+        ("jobs: true\n", ":1: jobs: must be a valid integer, got True"),
+        ("methods: 3\n", ":1: methods: must be a valid tuple, got 3"),
+        ("methods:\n  - sam\n  - 3\n", ":3: methods.1: must be a valid string, got 3"),
+        (
+            "base: sgd\nsettings:\n  sam:\n    lr: 0.1\n    rho: high\n",
+            ":5: settings.sam.rho: must be a number, true or false, or a list of numbers, got 'high'",
+        ),
+        ("settings:\n  sam: 3\n", ":2: settings.sam: must be a valid dictionary, got 3"),
+        ("settings: {sam: {rho: .nan}}\n", ":1: settings.sam.rho: must be a number, true or false, or a list"),
+        ("seeds: 2\nseeds: 3\n", ":2: the field 'seeds' is there twice; keep one"),
+        ("task: [a\nseeds: 2\n", ":2: not valid YAML: "),
+        ("task: a: b\n", ":1: not valid YAML: mapping values are not allowed here"),
+        ("- sam\n", ":1: expected fields such as 'task: mnist1d', got ['sam']"),
+        ("task: !!python/object:os.system x\n", ":1: not valid YAML: "),
+        ("task: \x07\n", ": not valid YAML: "),
+    ],
+)
+def test_bad_yaml_is_one_line_with_field_and_line(command, tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    code, out, error = command("compare", "--config", path)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"steppe: {path}{message}")
+    assert error.count("\n") == 1
+
+
+def test_a_yaml_file_that_is_no_text(command, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    assert command("compare", "--config", tmp_path / "c.yaml")[2].endswith("is not UTF-8 text\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("smm: {rho: 0.1}", "settings: unknown method 'smm'; did you mean 'sam'"),
+        ("sam: {roh: 0.1}", "sam over adamw has no hyper-parameter 'roh'; did you mean 'rho'?"),
+        ("sam: {rho: -0.1}", "sam refuses rho=-0.1: "),
+    ],
+)
+def test_bad_settings(command, tmp_path, settings, message):
+    (tmp_path / "c.yaml").write_text(f"task: digits\nout: {tmp_path / 'out'}\nsettings:\n  {settings}\n")
+    code, _, error = command("compare", "--config", tmp_path / "c.yaml")
+    assert code == 2
+    assert error.startswith(f"steppe: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(command, tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, error = command("compare", "--task", tiny, "--out", tmp_path / "file" / "out")
+    assert code == 2
+    assert error.startswith(
+        f"steppe: the output folder '{tmp_path}/file/out' cannot be written: Not a directory; choose"
+    )
+
+
+def test_flags_win_over_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("methods: [sam]\nseeds: 7\nsettings: {sam: {rho: 1e-1, betas: [0.9, 1]}}\n")
+    asked = config.merge(config.from_flags({"seeds": 2, "task": None}), config.from_file(tmp_path / "c.yaml"))
+    assert (asked.seeds, asked.methods, asked.task) == (2, ("sam",), None)
+    assert asked.settings == {"sam": {"rho": 0.1, "betas": (0.9, 1.0)}}
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert config.from_file(tmp_path / "c.yaml") == config.Options()
+
+
+@pytest.mark.parametrize("task", ["mnist1d", "digits", "default"])
+@pytest.mark.parametrize("base", ["adamw", "sgd"])
+def test_packaged_settings_cover_every_method(task, base):
+    section = config.packaged_settings()[task][base]
+    assert set(section) == {base, *METHODS}
+    assert all("lr" in values for values in section.values())
+
+
+def test_settings_of_methods_that_the_packaged_file_does_not_know():
+    base = config.packaged_settings()["digits"]["sgd"]["sgd"]
+    assert config.hyperparameters("digits", "sgd", "brand-new", True, {"rho": 1}) == {**base, "rho": 1.0}
+    assert config.hyperparameters("digits", "sgd", "brand-new", False, {}) == {}
+    other = config.packaged_settings()["digits"]["adamw"]["adamw"]
+    assert config.hyperparameters("digits", "sgd", "adamw", False, {}) == other
+    default = config.packaged_settings()["default"]["adamw"]["sam"]
+    assert config.hyperparameters("a.py:f", "adamw", "sam", True, {}) == default
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "pydantic", "yaml"])
+def test_a_missing_extra(monkeypatch, capsys, missing):
+    real = builtins.__import__
+
+    def refuse(name, *rest):
+        if name.partition(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    for name in [name for name in sys.modules if name.startswith("steppe.compare.co")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert cli.main(["compare", "--task", "no"]) == 2
+    expected = f'the module {missing!r} is not installed; install it with: pip install "steppe[compare]"\n'
+    assert capsys.readouterr().err == f"steppe: {expected}"
+
+
+def test_other_import_errors_are_not_taken_for_a_missing_extra():
+    assert missing_extra(ModuleNotFoundError("no", name="something_else")) is None
+    assert isinstance(missing_extra(ModuleNotFoundError("no", name="sklearn.datasets")), UserError)

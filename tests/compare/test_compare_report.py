@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from steppe.compare.comparison import Comparison, Plan
+from steppe.compare.errors import RunError
+from steppe.compare.report import html, write_report
+from steppe.compare.sources import TaskSource
+from steppe.compare.stats import summarize
+
+BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
+SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
+SAME = [65.2, 65.9, 64.1, 66.1, 66.9]
+
+
+@pytest.fixture
+def compared(record, tmp_path):
+    def make(methods, base="adamw", name="mnist1d", higher=True, metric="accuracy (%)"):
+        costs = {"adamw": 10}
+        records = [
+            record(method, seed, value, evaluations=costs.get(method, 20), seconds=costs.get(method, 20) / 10)
+            for method, values in methods.items()
+            for seed, value in enumerate(values)
+        ]
+        seeds = tuple(range(max(len(values) for values in methods.values())))
+        settings = {method: {"lr": 0.1} for method in methods}
+        plan = Plan(TaskSource(name), base, settings, seeds, 2, 5, 1, tmp_path / "out", metric, higher)
+        return Comparison(plan, records, summarize(records, base, higher))
+
+    return make
+
+
+def test_yes(compared):
+    first, second, cost = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
+    assert first == "Yes: sam takes the test accuracy (%) from 65.64 ± 0.47 to 70.28 ± 0.46."
+    assert second.startswith("The difference to adamw is +4.64 (95 % interval +3.")
+    assert "corrected for 2 methods" in second
+    assert cost.startswith(
+        "At equal epochs sam takes 2.0 times the gradient evaluations of adamw and 2.0 times its training time;"
+    )
+    assert "(epoch 1 of 2, its learning rate still high) its validation accuracy (%) was 50.00, against 65.64" in cost
+
+
+def test_a_method_that_costs_no_more(compared):
+    found = compared({"adamw": BASE, "sam": SAM})
+    cheap = [record.model_copy(update={"gradient_evaluations": 10}) for record in found.records]
+    again = Comparison(found.plan, cheap, summarize(cheap, "adamw", True))
+    assert again.verdict[2] == (
+        "At equal epochs sam takes as many gradient evaluations as adamw and 2.0 times its training time."
+    )
+
+
+def test_a_lower_metric_can_be_the_better_one(compared):
+    methods = {"adamw": SAM, "sam": BASE}
+    assert compared(methods, higher=False).verdict[0].startswith("Yes: sam takes")
+    assert compared(methods).verdict[:2][0] == "No: sam is not significantly better than adamw here."
+    assert "Significantly worse than adamw: sam." in compared(methods).verdict[1]
+
+
+def test_no_when_nothing_helps(compared):
+    first, second, _ = compared({"adamw": BASE, "sam": SAME, "gsam": BASE}).verdict
+    assert first == "No: none of the 2 methods tested is significantly better than adamw here."
+    assert second.startswith("The most favourable difference is that of ")
+
+
+def test_one_seed_gives_no_answer(compared):
+    found = compared({"adamw": [65.0], "sam": [70.0]})
+    assert found.verdict[0].startswith("No answer yet: ")
+    assert "--seeds 5" in found.verdict[0]
+    assert "| sam | 70.00 | n/a |" in str(found)
+
+
+def test_base_missing(compared):
+    found = compared({"sam": SAM, "gsam": SAME})
+    assert found.verdict == [
+        "No comparison: the base adamw is not among the methods, so no differences are stated.",
+        "The best mean test accuracy (%) is that of sam: 70.28 ± 0.46 (n=5).",
+    ]
+    assert re.search(r"\| sam \| 70.28 ± 0.46 \| n/a \|.* n/a \|", str(found))
+
+
+def test_only_the_base(compared):
+    assert compared({"adamw": BASE}).verdict[0] == "No comparison: adamw is the only method here."
+
+
+def test_all_diverged(compared):
+    found = compared({"adamw": [None] * 3, "sam": [None] * 3})
+    assert found.verdict[0].startswith("No answer: every trial diverged")
+    assert "| sam | n/a | n/a | n/a | n/a | n/a | n/a | 3 of 3 |" in str(found)
+    assert "3 of 3" in html(found)
+
+
+def test_base_diverged(compared):
+    verdict = compared({"adamw": [None] * 3, "sam": [70.0, 71.0, 72.0]}).verdict
+    assert verdict[0] == "No comparison: every trial of the base adamw diverged."
+    assert "adamw (3 of 3)" in verdict[2]
+    other = compared({"adamw": [70.0, 71.0, 72.0], "sam": [None] * 3}).verdict
+    assert other[0] == "No comparison: adamw is the only method that ever reached the end."
+
+
+def test_some_diverged(compared):
+    verdict = compared({"adamw": BASE, "sam": [*SAM[:4], None], "gsam": SAME}).verdict
+    assert "Some trials diverged and are left out of the means: sam (1 of 5)." in verdict
+
+
+def test_small_metrics_get_more_decimals(compared):
+    found = compared({"adamw": [0.0123, 0.0125, 0.0121], "sam": [0.0101, 0.0104, 0.0102]}, higher=False, metric="loss")
+    assert "| sam | 0.01023 ± 0.00009 | -0.00207 [-0.00" in str(found)
+    assert found.verdict[0] == "Yes: sam takes the test loss from 0.01230 ± 0.00012 to 0.01023 ± 0.00009."
+
+
+def test_files(compared):
+    found = compared({"adamw": BASE, "sam": SAM})
+    found.plan.out.mkdir()
+    write_report(found)
+    assert (found.plan.out / "table.md").read_text() == str(found)
+    assert (found.plan.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    numbers = json.loads((found.plan.out / "results.json").read_text())
+    assert [row["method"] for row in numbers["rows"]] == ["adamw", "sam"]
+    assert numbers["rows"][1]["difference"]["value"] == pytest.approx(4.64)
+    assert not list(found.plan.out.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_at_the_end(compared):
+    found = compared({"adamw": BASE})
+    (found.plan.out / "table.md").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"the report cannot be written to '.*out': "):
+        write_report(found)
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.addresses, self.text = set(), [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.addresses += [
+            value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset") and value
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(compared):
+    hostile = "<script>alert(1)</script>&\"'"
+    text = html(compared({"adamw": BASE, "sam": SAM}, name=hostile, metric="<img src=x onerror=alert(2)>"))
+    page = _Page()
+    page.feed(text)
+    assert not page.tags & {"script", "img", "link", "iframe", "object"}
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "@import" not in text
+    assert all(address.startswith("#") for address in re.findall(r"url\((.*?)\)", text))
+    assert hostile in page.text
+    assert "lr 0.1" in page.text
+    assert "torch 2, steppe 0, python 3" in page.text
+
+
+def test_a_hostile_method_name_is_escaped(compared):
+    text = html(compared({"adamw": BASE, "<b onclick=x>": SAM}))
+    assert "<b onclick" not in text
+
+
+def test_markdown_escapes_what_would_break_the_table(compared):
+    text = str(compared({"adamw": BASE}, metric="a|b"))
+    assert "test a\\|b" in text

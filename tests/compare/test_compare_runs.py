@@ -1,0 +1,268 @@
+"""Whole comparisons, in real processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from steppe.compare import RunError, UserError, compare, comparison
+from steppe.compare.config import Options, from_file
+from steppe.compare.runner import Interrupted, Silence
+
+WORDS = ("--methods", "adamw,sgd,sam", "--seeds", "3")
+
+SLOW = """
+import time
+import torch
+from torch import nn
+from steppe.compare import Task
+
+class Slow(nn.Linear):
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.004)
+        return super().forward(x)
+
+def task():
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    split = (x, (x[:, 0] > 0).long())
+    return Task(lambda: Slow(4, 2), split, split, split, batch_size=10, epochs=4)
+"""
+
+
+def read(folder: Path) -> dict[str, dict]:
+    """All records, without what is measured in seconds."""
+    found = {}
+    for path in sorted((folder / "trials").glob("*.json")):
+        content = json.loads(path.read_text())
+        del content["seconds"], content["curve"]["seconds"]
+        found[path.name] = content
+    return found
+
+
+def table(folder: Path) -> list[list[str]]:
+    """The cells of table.md, without the last column, the measured time."""
+    lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    return [line.split("|")[1:-2] for line in lines]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """All living processes of the group of `process`, apart from itself."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != process.pid:
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == process.pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def wait_until(condition, seconds=40.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slow(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    return f"{tmp_path / 'slow.py'}:task"
+
+
+def test_results_do_not_depend_on_the_number_of_jobs(command, tiny, tmp_path):
+    for jobs in (1, 2):
+        code, out, error = command("compare", "--task", tiny, *WORDS, "--jobs", jobs, "--out", tmp_path / str(jobs))
+        assert (code, error) == (0, "")
+    assert len(read(tmp_path / "1")) == 9
+    assert read(tmp_path / "1") == read(tmp_path / "2")
+    assert table(tmp_path / "1") == table(tmp_path / "2")
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert re.search(r"^9/9  \w+, seed \d: test accuracy \(%\) [\d.]+, [\d.]+ s$", out, re.M)
+    assert "difference to" in out
+    assert "difference to adamw" in (tmp_path / "2/table.md").read_text()
+
+
+def test_finished_trials_are_skipped_and_damaged_records_run_again(command, tiny, tmp_path):
+    words = ("compare", "--task", tiny, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
+    assert command(*words)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").iterdir()}
+    first, expected = table(tmp_path / "out"), read(tmp_path / "out")
+    damaged = sorted(before)[4]
+    damaged.write_text(damaged.read_text()[:200])
+    (tmp_path / "out/trials/.half.tmp").write_text("{")
+    (tmp_path / "out/trials/foreign.json").write_text("{")
+    code, out, error = command(*words)
+    assert (code, error) == (0, "")
+    assert f"warning: {damaged} is not a readable record; this trial is run again" in out
+    assert "8 of 9 trials were finished in an earlier run" in out
+    (tmp_path / "out/trials/foreign.json").unlink()
+    assert read(tmp_path / "out") == expected
+    assert table(tmp_path / "out") == first
+    assert [path for path in before if path.stat().st_mtime_ns != before[path]] == [damaged]
+    assert command(*words)[1].startswith("9 of 9 trials were finished in an earlier run")
+
+
+def test_killed_and_resumed_equals_uninterrupted(start, slow, tmp_path):
+    words = ("compare", "--task", slow, "--methods", "adamw,sam", "--seeds", "4", "--jobs", "2", "--out")
+    process = start([*words, tmp_path / "killed"])
+    trials = tmp_path / "killed/trials"
+    wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=20)
+    wait_until(lambda: not workers_of(process), seconds=5)
+    kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
+    assert 2 <= len(kept) < 8
+    again = [start([*words, tmp_path / folder]) for folder in ("killed", "whole")]
+    for one in again:
+        out, error = one.communicate(timeout=60)
+        assert (one.returncode, error) == (0, ""), out
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert read(tmp_path / "killed") == read(tmp_path / "whole")
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+
+
+def test_ctrl_c(start, slow, tmp_path):
+    process = start(
+        ["compare", "--task", slow, "--methods", "sgd,sam", "--seeds", "99", "--jobs", "2", "--out", tmp_path / "out"]
+    )
+    trials = tmp_path / "out/trials"
+    wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    kept = len(list(trials.glob("*.json")))
+    assert re.fullmatch(
+        rf"steppe: interrupted: {kept} of 198 trials are kept in \S+; the same command continues from there\n", error
+    )
+    wait_until(lambda: not workers_of(process), seconds=5)
+
+
+def test_ctrl_c_before_the_first_trial(start, tmp_path):
+    process = start(["compare", "--task", "mnist1d", "--out", tmp_path / "out"])
+    wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert re.fullmatch(r"steppe: interrupted.*\n", error)
+
+
+def test_a_trial_that_diverges_is_in_the_table(command, task_file, tmp_path):
+    name = task_file(
+        "def loss(o, t):\n    return nn.functional.cross_entropy(o, t) * float('nan')\n"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss, epochs=1)"
+    )
+    code, out, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
+    assert (code, error) == (0, "")
+    assert "adamw, seed 0: diverged in epoch 1" in out
+    assert "No answer: every trial diverged" in out
+    assert "3 of 3" in (tmp_path / "out/table.md").read_text()
+    assert {record["status"] for record in read(tmp_path / "out").values()} == {"diverged"}
+
+
+def test_an_error_in_the_users_model(command, task_file, tmp_path):
+    name = task_file(
+        "class Model(nn.Linear):\n    def forward(self, x):\n        if len(x) > 2 and self.weight.sum() > 0.4:\n"
+        "            raise ValueError('too\\nheavy')\n        return super().forward(x)\n"
+        "return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+    )
+    out = tmp_path / "out"
+    code, _, error = command("compare", "--task", name, "--methods", "sgd", "--seeds", 9, "--jobs", 1, "--out", out)
+    assert code == 1
+    assert re.fullmatch(
+        r"steppe: the trial sgd, seed (\d) failed with ValueError: too heavy \(mine.py, line 10\); "
+        r"\1 of 9 trials are kept in \S+; the same command continues from there\n",
+        error,
+    )
+
+
+def test_an_interrupt_between_trials_ends_the_workers(slow, tmp_path):
+    class Impatient(Silence):
+        def finished(self, record):
+            raise KeyboardInterrupt
+
+    before = set(multiprocessing.active_children())
+    with pytest.raises(Interrupted, match=r"^interrupted: [12] of 198 trials are kept in "):
+        compare(slow, methods=["sgd", "sam"], seeds=99, jobs=2, out=tmp_path / "o", observer=Impatient())
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_worker_that_dies(command, task_file, tmp_path):
+    name = task_file(
+        "import multiprocessing, os\nif multiprocessing.parent_process():\n    os._exit(9)\n"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+    )
+    code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 2, "--out", tmp_path / "out")
+    assert code == 1
+    assert error.startswith(
+        "steppe: a worker process died, perhaps for lack of memory (try fewer --jobs): 0 of 9 trials"
+    )
+    assert error.count("\n") == 1
+
+
+def test_a_record_that_cannot_be_written(command, task_file, tmp_path):
+    out = tmp_path / "out"
+    name = task_file(
+        f"import multiprocessing, shutil\nif multiprocessing.parent_process():\n    shutil.rmtree({str(out)!r})\n"
+        f"    open({str(out)!r}, 'w').close()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+    )
+    code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", out)
+    assert code == 1
+    assert error.startswith(f"steppe: the record of adamw, seed 0 cannot be written to {out}: Not a directory; 0 of 9")
+
+
+def test_from_python(tiny, tmp_path):
+    found = compare(
+        tiny, methods=["sgd", "sam"], base="sgd", seeds=2, jobs=1, out=tmp_path / "o", settings={"sam": {"rho": 0}}
+    )
+    sgd, sam = found.rows
+    assert (sgd.method, sam.method) == ("sgd", "sam")
+    assert sgd.test == sam.test  # rho = 0 is the base
+    assert found.plan.settings["sam"]["rho"] == 0.0
+    assert str(found) == (tmp_path / "o/table.md").read_text()
+    config = tmp_path / "o/config.yaml"
+    expected = f"steppe compare --task {tiny} --methods sgd,sam --base sgd --seeds 2 --epochs 3 --out {tmp_path / 'o'}"
+    assert found.plan.command == f"{expected} --config {config}"
+    again = comparison.plan(tiny, from_file(config), tmp_path / "o")
+    assert again.trials() == found.plan.trials()
+    packaged = comparison.plan(tiny, Options(base="sgd", methods=("sgd", "sam"), seeds=2), tmp_path / "o")
+    assert packaged.command == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": 0}, "seeds: must be greater than or equal to 1, got 0"),
+        (
+            {"settings": {"sam": {"rho": "x"}}},
+            "settings.sam.rho: must be a number, true or false, or a list of numbers",
+        ),
+        ({"methods": []}, "no method to compare"),
+    ],
+)
+def test_from_python_wrong_arguments_are_named(tiny, arguments, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        compare(tiny, **arguments)
+
+
+def test_from_python_a_failure_is_an_exception(task_file, tmp_path):
+    name = task_file(
+        "class Model(nn.Linear):\n    def forward(self, x):\n        assert len(x) <= 2, 'too many'\n"
+        "        return super().forward(x)\nreturn Task(lambda: Model(3, 2), (x, y), (x, y), (x, y))"
+    )
+    with pytest.raises(
+        RunError, match=r"^the trial sgd, seed 0 failed with AssertionError: too many \(mine.py, line 9\)"
+    ):
+        compare(name, methods=["sgd"], seeds=1, jobs=1, out=tmp_path / "o")

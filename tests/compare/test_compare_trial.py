@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from steppe.compare import records
+from steppe.compare.errors import UserError
+from steppe.compare.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
+from steppe.compare.records import Record, TrialConfig
+from steppe.compare.tasks import Task
+from steppe.compare.trial import run_trial
+from steppe.methods import METHODS
+
+X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+class Counting(Dataset):
+    """Counts how often every example is read."""
+
+    def __init__(self):
+        self.reads = [0] * len(X)
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return X[index], Y[index]
+
+
+def task(**changes):
+    given = {"model": lambda: nn.Linear(3, 2), "train": (X, Y), "validation": (X, Y), "test": (X, Y)}
+    return Task(**{**given, **changes})
+
+
+def config(method="adamw", seed=0, **changes):
+    given = {"hyperparameters": {"lr": 0.1}, "epochs": 3, "batch_size": 8, "versions": {"torch": "2"}}
+    base = "adamw" if is_wrapper(method) else None
+    return TrialConfig(task="t", method=method, base=base, seed=seed, **{**given, **changes})
+
+
+def without_times(record: Record) -> dict:
+    content = record.model_dump()
+    del content["seconds"], content["curve"]["seconds"]
+    return content
+
+
+@pytest.mark.parametrize("method", [*BASES, *METHODS])
+def test_every_method_trains_and_is_deterministic(method):
+    settings = {"lr": 0.1, "rho": 0.01} if "sam" in method else {"lr": 0.1}
+    first, second = (run_trial(config(method, hyperparameters=settings), task()) for _ in range(2))
+    assert without_times(first) == without_times(second)
+    assert first.status == "finished"
+    assert first.final.train_loss < first.curve.train_loss[0]
+    passes = 2 if "sam" in method else 1
+    assert first.curve.gradient_evaluations == [passes * 4 * epoch for epoch in (1, 2, 3)]
+    assert first.gradient_evaluations == passes * 12
+    assert first.curve.seconds == sorted(first.curve.seconds)
+
+
+def test_methods_of_one_seed_share_weights_and_batches():
+    seen = []
+
+    def spy(outputs, targets):
+        seen.append((outputs.detach().clone(), targets.clone()))
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def first_epoch(method, seed):
+        seen.clear()
+        run_trial(config(method, seed, hyperparameters={"lr": 1e-12}, epochs=1), task(loss=spy))
+        return list(seen)
+
+    plain, wrapped, other = first_epoch("sgd", 0), first_epoch("sam", 0), first_epoch("sgd", 1)
+    assert torch.equal(plain[0][0], wrapped[0][0])  # same initial weights on the same batch
+    assert [t.tolist() for _, t in plain[:4]] == [t.tolist() for _, t in wrapped[0:8:2]]
+    assert not torch.equal(plain[0][0], other[0][0])
+
+
+def test_the_learning_rate_falls_to_zero_along_a_cosine(monkeypatch):
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setitem(BASES, "sgd", Watched)
+    run_trial(config("sgd"), task())
+    assert seen == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(12)])
+
+
+def test_the_test_split_is_read_exactly_once():
+    counting = Counting()
+    record = run_trial(config("sam"), task(test=counting))
+    assert counting.reads == [1] * len(X)
+    assert record.final.test_metric is not None
+
+
+def test_tuning_does_not_read_the_test_split():
+    counting = Counting()
+    record = run_trial(config(test=False), task(test=counting))
+    assert counting.reads == [0] * len(X)
+    assert (record.final.test_loss, record.final.test_metric) == (None, None)
+
+
+def test_a_dataset_is_trained_on_like_tensors():
+    record = run_trial(config(), task(train=Counting()))
+    assert record.final.train_metric > 80
+
+
+def test_a_trial_leaves_the_process_as_it_was():
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    expected = torch.rand(1).item(), random.random(), np.random.rand()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    threads = torch.get_num_threads()
+    run_trial(config(), task())
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial():
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(1)
+        value = nn.functional.cross_entropy(outputs, targets)
+        return value * math.nan if len(calls) == 6 else value  # the second step of the second epoch, after evaluating
+
+    counting = Counting()
+    record = run_trial(config(), task(loss=loss, test=counting))
+    assert record.status == "diverged"
+    assert (record.diverged.epoch, record.diverged.step) == (2, 5)
+    assert record.final is None
+    assert len(record.curve.train_loss) == 1
+    assert counting.reads == [0] * len(X)
+    assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_too_large_a_learning_rate_diverges():
+    task_ = task(loss=lambda o, t: (o[:, 0] - t).pow(2).mean(), metric=lambda o, t: 0.0)
+    assert run_trial(config("sgd", hyperparameters={"lr": 1e30}), task_).status == "diverged"
+
+
+def test_weights_that_are_lost_in_the_last_step_count_as_diverged():
+    record = run_trial(config(), task(metric=lambda o, t: math.nan))
+    assert record.status == "diverged"
+    only_at_the_end = task(test=(X * math.inf, Y))
+    assert run_trial(config(), only_at_the_end).status == "diverged"
+
+
+def test_the_key_depends_on_what_changes_the_numbers():
+    base = config()
+    changes = [{"seed": 1}, {"hyperparameters": {"lr": 0.2}}, {"epochs": 4}, {"batch_size": 9}, {"test": False}]
+    changes += [{"method": "sgd"}, {"base": "sgd"}, {"task": "u"}, {"task_digest": "a"}, {"versions": {"torch": "3"}}]
+    keys = {base.model_copy(update=change).key for change in changes}
+    assert len(keys | {base.key}) == len(changes) + 1
+    assert config().key == base.key
+    assert len(base.key) == 16
+
+
+def test_the_key_does_not_depend_on_the_order_of_hyperparameters():
+    first = config(hyperparameters={"lr": 0.1, "weight_decay": 0.2})
+    assert first.key == config(hyperparameters={"weight_decay": 0.2, "lr": 0.1}).key
+
+
+def test_records_survive_a_round_trip(tmp_path):
+    record = run_trial(config(hyperparameters={"lr": 0.1, "betas": (0.9, 0.99), "amsgrad": True}), task())
+    records.write(tmp_path, record)
+    assert records.read(tmp_path, record.config) == (record, None)
+    (path,) = (tmp_path / "trials").iterdir()
+    assert path.name == f"adamw-0-{record.key}.json"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1}', "[]", "\x00\x01"])
+def test_damaged_records_are_not_read(tmp_path, text):
+    path = records.record_path(tmp_path, config())
+    path.parent.mkdir()
+    path.write_text(text)
+    record, warning = records.read(tmp_path, config())
+    assert record is None
+    assert warning == f"{path} is not a readable record; this trial is run again"
+
+
+def test_records_of_another_trial_are_not_read(tmp_path):
+    record = run_trial(config(), task())
+    path = records.record_path(tmp_path, config(seed=1))
+    path.parent.mkdir()
+    path.write_text(record.model_dump_json())
+    found, warning = records.read(tmp_path, config(seed=1))
+    assert found is None
+    assert warning.endswith("is the record of another trial; this trial is run again")
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        records.write_atomically(tmp_path / "a.json", json.dumps({}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hyperparameters_go_to_method_or_base():
+    parameters = [nn.Parameter(torch.zeros(2))]
+    optimizer = build("gsam", "sgd", parameters, {"lr": 0.3, "momentum": 0.8, "rho": 0.2, "alpha": 0.1})
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["rho"]) == (0.3, 0.8, 0.2)
+    assert isinstance(optimizer.base, torch.optim.SGD)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (
+            "sam",
+            {"lr": 0.1, "roh": 0.1},
+            "sam over adamw has no hyper-parameter 'roh'; did you mean 'rho'. known: rho,",
+        ),
+        ("adamw", {"lr": 0.1, "rho": 0.1}, "adamw has no hyper-parameter 'rho'"),
+        ("sam", {"lr": 0.1, "rho": -1.0}, "sam refuses rho=-1.0: "),
+        ("sam", {"lr": -0.1, "rho": 1.0}, "sam over adamw refuses lr=-0.1: Invalid learning rate"),
+        ("adamw", {"betas": 0.9}, "adamw refuses betas=0.9: "),
+        (
+            "lightsam-i",
+            {"rho": 0.1},
+            "lightsam-i needs a value for 'lr'; give it in a file for --config, under settings",
+        ),
+    ],
+)
+def test_wrong_hyperparameters(method, settings, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        check_hyperparameters(method, "adamw", settings)
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "message"),
+    [
+        (check_base, "adam", "unknown base 'adam'; did you mean 'adamw'. known: adamw, sgd"),
+        (check_methods, ["sma"], "unknown method 'sma'; did you mean 'sam'"),
+        (check_methods, ["sam", "sam"], "the method 'sam' is listed twice; list every method once"),
+        (check_methods, [], "no method to compare; list at least one of adamw, sgd, sam"),
+    ],
+)
+def test_wrong_names(check, given, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        check(given)

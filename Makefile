@@ -1,0 +1,44 @@
+# Two commands are all: `make compare` runs the main job, `make test` checks everything.
+# Each creates .venv and installs steppe first, if need be.
+
+PYTHON ?= python3
+OUT ?= runs/mnist1d-adamw
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: compare test lint types tests bench clean
+
+compare: $(STAMP)
+	$(BIN)/steppe compare --out $(OUT) $(ARGS)
+
+test: lint types tests
+
+# torch comes first and alone: a package that asks for "torch" could bring another build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "steppe needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses 2 --quiet
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only --quiet
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

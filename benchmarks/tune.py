@@ -44,13 +44,17 @@ class Grid:
 
 
 # Where the grids lie was found by coarse looks at the same validation split, so that few best values lie on an edge;
-# the script says which do. The same learning rates for everything that ends in an Adam-like step.
-ADAM_LR = {"mnist1d": (2e-3, 4e-3, 8e-3), "digits": (1e-3, 2e-3, 4e-3)}
+# the script says which do. Every method that wraps a base has the learning rates of that base.
+ADAM_LR = {"mnist1d": (4e-3, 8e-3, 1.6e-2), "digits": (2e-3, 4e-3, 8e-3)}
 ADAM_FIXED = {"weight_decay": 0.01}  # AdamW's default
 ADAM_DECAYS = (1e-2, 1e-1, 1.0)  # times the learning rate, AdamW's default hardly acts in short runs
-SGD_LR = (0.05, 0.1, 0.2)
+AMSGRAD_LR = (1e-3, 2e-3, 4e-3)  # without bias correction its first steps are three times as long
+SGD_LR = {"mnist1d": (0.1, 0.2, 0.4), "digits": (0.05, 0.1, 0.2)}
 SGD_FIXED = {"momentum": 0.9, "weight_decay": 5e-4}
 SGD_DECAYS = (1e-4, 5e-4, 2e-3)
+# AdaGrad-Norm divides both steps by the norm of all gradients so far, so both may be large.
+NORM_LR = {"mnist1d": (10.0, 20.0, 40.0), "digits": (0.3, 1.0, 3.0)}
+NORM_RHO = {"mnist1d": (0.5, 1.0, 2.0), "digits": (0.05, 0.1, 0.2)}
 # The climb of the normalised methods is rho long. The digits are learned almost perfectly: smaller climbs only.
 RHO = {"mnist1d": (0.2, 0.4, 0.8), "digits": (0.05, 0.1, 0.2)}
 # The part that GSAM subtracts is as long as the gradient: with SAM's largest rho and alpha 0.4 it does not learn.
@@ -64,8 +68,8 @@ ASAM_RHO = {"mnist1d": (1.0, 2.0, 4.0), "digits": (0.5, 1.0, 2.0)}
 def grids(task: str, base: str) -> dict[str, Grid]:
     """Return the grid of every method; other tasks use the grids of the digits."""
     key = task if task in RHO else "digits"
-    adam = ADAM_LR[key]
-    lr, fixed, decays = (adam, ADAM_FIXED, ADAM_DECAYS) if base == "adamw" else (SGD_LR, SGD_FIXED, SGD_DECAYS)
+    adam, sgd = (ADAM_LR[key], ADAM_FIXED, ADAM_DECAYS), (SGD_LR[key], SGD_FIXED, SGD_DECAYS)
+    lr, fixed, decays = adam if base == "adamw" else sgd
     plain = {name: value for name, value in fixed.items() if name != "weight_decay"}
     return {
         base: Grid(lr, "weight_decay", decays, plain),
@@ -73,10 +77,9 @@ def grids(task: str, base: str) -> dict[str, Grid]:
         "usam": Grid(lr, "rho", USAM_RHO[key], fixed),
         "asam": Grid(lr, "rho", ASAM_RHO[key], {**fixed, "eta": 0.01}),
         "gsam": Grid(lr, "rho", GSAM_RHO[key], {**fixed, "alpha": 0.4}),
-        "amsgrad": Grid(adam, "weight_decay", ADAM_DECAYS, {}),
-        "adasam": Grid(adam, "rho", RHO[key], ADAM_FIXED),
-        # AdaGrad-Norm divides both steps by the norm of all gradients so far, so both may be large.
-        "lightsam-i": Grid((5.0, 10.0, 20.0), "rho", (0.5, 1.0, 2.0), {}),
+        "amsgrad": Grid(AMSGRAD_LR, "weight_decay", ADAM_DECAYS, {}),
+        "adasam": Grid(AMSGRAD_LR, "rho", RHO[key], ADAM_FIXED),
+        "lightsam-i": Grid(NORM_LR[key], "rho", NORM_RHO[key], {}),
         # Element by element every weight moves by about rho / sqrt(steps) or by rho.
         "lightsam-ii": Grid((0.05, 0.1, 0.2), "rho", (3e-4, 1e-3, 3e-3), {}),
         "lightsam-iii": Grid((5e-4, 1e-3, 2e-3), "rho", (2e-4, 5e-4, 1e-3), {}),

@@ -397,6 +397,48 @@ def test_accumulators_of_half_parameters_survive_a_checkpoint():
         assert base.state[w]["exp_avg_sq"].dtype == torch.float32
 
 
+def test_the_copy_of_the_weights_follows_them_to_another_dtype_or_shape(on_host):
+    """Its memory is kept; a kept float32 copy of float64 weights would lose bits, and of other shapes would not fit."""
+    model = torch.nn.Linear(3, 2)
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+
+    def step():
+        before = weights(model)
+        model.zero_grad()
+        model(torch.ones(4, model.in_features, dtype=model.weight.dtype)).square().sum().backward()
+        with opt.ascended():
+            assert not same_bits(weights(model), before)
+            model.weight.grad = torch.ones_like(model.weight)
+        assert same_bits(weights(model), before)
+
+    step()
+    step()
+    model.double()
+    with torch.no_grad():
+        model.weight += 1e-12  # not a float32
+    step()
+    model.half()
+    step()
+    model.float()
+    model.in_features = 1
+    model.weight.data = torch.ones(2, 1)
+    step()
+    model.bias.requires_grad_(False)
+    model.bias.grad = None
+    step()
+
+
+def test_the_copy_of_the_weights_stays_where_it_is_and_out_of_checkpoints():
+    problem = Problem()
+    opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=0.5)
+    pointers = set()
+    for batch in problem.batches(4):
+        opt.step(problem.closure(opt, batch))
+        pointers.add(tuple(copy.data_ptr() for copy in opt._anchor._copies))
+    assert len(pointers) == 1
+    assert opt.state_dict()["state"] == {"engine": {"step": 4}}
+
+
 def test_tensor_radius_and_learning_rate():
     w = Parameter(torch.tensor([3.0, 4.0]))
     groups = [{"params": [w], "rho": torch.tensor(0.5)}]

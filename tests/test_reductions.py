@@ -8,7 +8,7 @@ import torch
 from problems import Problem, same_bits
 from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, AMSGrad, LightSAM, ProportionalToLR, SharpnessAware
 from steppe.ascents import L2, Adam, Adaptive
-from steppe.blends import KeepSharp, SurrogateGap
+from steppe.blends import SurrogateGap
 from steppe.descent import Descent
 from steppe.triggers import Always, Every
 
@@ -47,7 +47,7 @@ EXACTLY = {
     ),
     "SAM is the engine with L2": (
         lambda p, **f: SAM(sgd(p), rho=0.1, **f),
-        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=KeepSharp(), trigger=Always(), rho=0.1, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=None, trigger=Always(), rho=0.1, **f),
     ),
     "every single step is always": (
         lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), trigger=Every(1), rho=0.1, **f),

@@ -6,7 +6,7 @@ the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import final
 
 import torch
@@ -16,6 +16,8 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 Scalar = Tensor | float
 
 _HALF = (torch.float16, torch.bfloat16)
+_FULL = (torch.float32, torch.float64)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -43,42 +45,53 @@ def on_host(x: Scalar) -> Scalar:
     return x.item() if isinstance(x, Tensor) and free_to_read(x) else x
 
 
+def ratio(x: Scalar, y: Scalar) -> Scalar:
+    """Return ``x / y``, and 0 where ``y`` is 0."""
+    if isinstance(y, Tensor):
+        return torch.where(y == 0, 0.0, x / y)
+    return x / y if y != 0 else 0.0
+
+
 @final
-@dataclass(frozen=True)
 class Ops:
     """What the engine and its parts ask of lists of tensors. A trailing underscore means in place.
 
     With ``foreach``, torch's multi-tensor kernels do it. Without, one tensor follows the other: that is the truth, and
-    takes every kind of tensor (DTensors and other subclasses too). ``alike`` are tensors of one device and one dtype
-    that is neither complex nor half precision; it spares small models the looking.
+    takes every kind of tensor (DTensors and other subclasses too). ``kind`` is the device and dtype of tensors that are
+    all alike and neither complex nor half precision, else None; knowing it spares small models a lot of looking.
     """
 
-    foreach: bool
-    alike: bool = False
+    __slots__ = ("foreach", "kind")
+
+    def __init__(self, foreach: bool, kind: tuple[torch.device, torch.dtype] | None = None) -> None:
+        self.foreach, self.kind = foreach, kind
 
     @classmethod
     def choose(cls, params: list[Tensor], foreach: bool | None) -> Ops:
         """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it."""
-        kinds = {(p.device, p.dtype) for p in params}
-        alike = len(kinds) == 1 and params[0].dtype in (torch.float32, torch.float64)
-        return cls({Tensor, torch.nn.Parameter}.issuperset(map(type, params)) if foreach is None else foreach, alike)
+        first = params[0]
+        alike = first.dtype in _FULL and len({(p.dtype, p.get_device()) for p in params}) == 1
+        plain = _PLAIN.issuperset(map(type, params)) if foreach is None else foreach
+        return cls(plain, (first.device, first.dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
         """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""
-        return xs if self.alike else [torch.view_as_real(x) if x.is_complex() else x for x in xs]
+        return xs if self.kind else [torch.view_as_real(x.detach()) if x.is_complex() else x for x in xs]
 
-    def norm(self, xs: Tensors) -> Tensor:
+    def norm(self, xs: Tensors) -> Scalar:
         """Return the l2 norm over all elements of all ``xs``, at least in float32, on an accelerator if one has any."""
-        if self.foreach and self.alike:
+        if self.foreach and self.kind:
             norms = list(torch._foreach_norm(xs))
         else:
             norms = _together([torch.linalg.vector_norm(wide(x)) for x in xs])
-        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return total
+        together = torch.stack(norms)
+        # On the CPU a handful of numbers adds up faster, and in double precision, outside of torch.
+        return math.hypot(*together.tolist()) if free_to_read(together) else torch.linalg.vector_norm(together)
 
-    def dot(self, xs: Tensors, ys: Tensors) -> Tensor:
+    def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         """Return the inner product over all elements of all tensors, likewise."""
-        return torch.stack(_together([(wide(x) * wide(y)).sum() for x, y in zip(xs, ys, strict=True)])).sum()
+        products = [(wide(x) * wide(y)).sum() for x, y in zip(xs, ys, strict=True)]
+        return on_host(torch.stack(_together(products)).sum())
 
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""
@@ -137,7 +150,7 @@ class Ops:
     def move_(self, xs: Tensors, ds: Tensors, step: Scalar, go: Tensor | None = None) -> None:
         """Set ``x <- x + step d``, but leave ``x`` bit for bit where the 0-dim boolean ``go`` is False."""
         if not isinstance(step, Tensor) and go is None:
-            self.add_(xs, ds if self.alike else [wide(d) for d in ds], step)
+            self.add_(xs, ds if self.kind else [wide(d) for d in ds], step)
             return
         for x, d in zip(xs, ds, strict=True):
             delta = wide(d) * (on(step, x.device) if isinstance(step, Tensor) else step)

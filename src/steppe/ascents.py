@@ -14,13 +14,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from ._tensors import Ops, Scalar, Tensors, filled, on, on_host, wide
+from ._tensors import Ops, Scalar, Tensors, filled, on, ratio, wide
 
 State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]
@@ -43,16 +42,19 @@ class Slope:
     def __init__(self, owners: list[Tensor], state: State, ops: Ops, *, guarded: bool) -> None:
         self.owners, self.state, self.ops, self.guarded = owners, state, ops, guarded
         self.params = ops.real(owners)
-        self.grads = ops.real([_dense_gradient(p) for p in owners])
+        self.grads = ops.real(_dense_gradients(owners))
+        self._norm: Scalar | None = None
 
-    @cached_property
-    def norm(self) -> Tensor:
-        """The l2 norm over all gradients, a 0-dim tensor."""
-        return self.ops.norm(self.grads)
+    @property
+    def norm(self) -> Scalar:
+        """The l2 norm over all gradients: a number on the CPU, a 0-dim tensor on an accelerator."""
+        if self._norm is None:
+            self._norm = self.ops.norm(self.grads)
+        return self._norm
 
     def or_else(self, new: Tensors, old: Tensors) -> Tensors:
         """Return ``new`` if the gradient is finite and ``old`` if it is not."""
-        finite = not self.guarded or on_host(self.norm) < math.inf
+        finite = not self.guarded or self.norm < math.inf
         if isinstance(finite, Tensor):
             return [torch.where(on(finite, n.device), n, o) for n, o in zip(new, old, strict=True)]
         return new if finite else old
@@ -76,14 +78,15 @@ class Slope:
         return self.state["shared"]
 
 
-def _dense_gradient(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    if p.grad.layout is not torch.strided:
+def _dense_gradients(owners: list[Tensor]) -> list[Tensor]:
+    grads = [p.grad for p in owners if p.grad is not None]
+    if {g.layout for g in grads} != {torch.strided}:
+        shape = next(tuple(g.shape) for g in grads if g.layout is not torch.strided)
         raise TypeError(
-            f"A parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot be climbed. Use "
-            "sparse=False in its embedding, or give its group rho=0 and a base that takes sparse gradients."
+            f"A parameter of shape {shape} has a sparse gradient, which cannot be climbed. Use sparse=False in its "
+            "embedding, or give its group rho=0 and a base that takes sparse gradients."
         )
-    return p.grad
+    return grads
 
 
 class Ascent(ABC):
@@ -106,7 +109,7 @@ class L2(Ascent):
     """``d = g``, ``c = 1 / ||g||``: the steepest climb in an l2 ball."""
 
     def directions(self, slope: Slope) -> Directions:
-        return slope.grads, slope.norm.reciprocal()
+        return slope.grads, ratio(1.0, slope.norm)
 
 
 @final
@@ -132,7 +135,7 @@ class Adaptive(Ascent):
     def directions(self, slope: Slope) -> Directions:
         scales = slope.ops.abs_plus(slope.params, self.eta)
         scaled = slope.ops.mul(scales, slope.grads)
-        return slope.ops.mul(scales, scaled), slope.ops.norm(scaled).reciprocal()
+        return slope.ops.mul(scales, scaled), ratio(1.0, slope.ops.norm(scaled))
 
 
 def _check_eps(eps: float) -> None:
@@ -151,14 +154,11 @@ class AdaGradNorm(Ascent):
         _check_eps(self.eps)
 
     def directions(self, slope: Slope) -> Directions:
-        memory = slope.shared
-        square = slope.norm.square()
-        if "sum" not in memory:
-            # 0-dim, at least float32 as the norm is: eps^2 is far below the smallest half.
-            memory["sum"] = torch.full_like(square, self.eps**2)
-        old = memory["sum"].to(square)
-        (memory["sum"],) = slope.or_else([old + square], [old])
-        return slope.grads, memory["sum"].rsqrt()
+        old = slope.shared.get("sum", self.eps**2)
+        new = old + slope.norm * slope.norm
+        finite = not slope.guarded or slope.norm < math.inf
+        slope.shared["sum"] = torch.where(finite, new, old) if isinstance(finite, Tensor) else new if finite else old
+        return slope.grads, slope.shared["sum"] ** -0.5
 
 
 @final

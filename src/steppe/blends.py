@@ -1,4 +1,4 @@
-"""Blends: which gradient to hand on to the base, out of the clean and the sharp one."""
+"""Blends: which gradient to hand on to the base, out of the clean and the sharp one; without a blend, the sharp one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-
-from ._tensors import Ops, Tensors
+from ._tensors import Ops, Tensors, ratio
 
 
 class Blend(ABC):
@@ -28,17 +26,6 @@ class Blend(ABC):
 
 @final
 @dataclass(frozen=True)
-class KeepSharp(Blend):
-    """Hand on the sharp gradient as it is."""
-
-    needs_clean: ClassVar[bool] = False
-
-    def blend_(self, sharp: Tensors, clean: Tensors, ops: Ops) -> None:
-        pass
-
-
-@final
-@dataclass(frozen=True)
 class SurrogateGap(Blend):
     """Hand on ``s - alpha (g - (<g, s> / ||s||^2) s)``: sharp less ``alpha`` times clean's part orthogonal to sharp."""
 
@@ -51,8 +38,7 @@ class SurrogateGap(Blend):
             raise ValueError(f"alpha must be a finite number, got {self.alpha}.")
 
     def blend_(self, sharp: Tensors, clean: Tensors, ops: Ops) -> None:
-        square = ops.norm(sharp).square()
         # Nothing is parallel to a zero gradient.
-        parallel = torch.where(square > 0, ops.dot(clean, sharp) / square, 0.0)
+        parallel = ratio(ops.dot(clean, sharp), ops.dot(sharp, sharp))
         ops.scale_(sharp, 1 + self.alpha * parallel)
         ops.add_(sharp, clean, -self.alpha)

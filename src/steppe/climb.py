@@ -5,54 +5,111 @@ from __future__ import annotations
 import math
 from typing import final
 
+import torch
 from torch import Tensor
 
-from ._tensors import Scalar, Tensors, on, on_host
+from ._tensors import Ops, Scalar, on, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
 
 
 @final
+class Anchor:
+    """A copy of the weights to come back to.
+
+    Its memory is kept from step to step. That costs nothing at the peak, which is the sharp pass, and fresh memory for
+    every step is slow.
+    """
+
+    def __init__(self) -> None:
+        self._copies: list[Tensor] = []
+        self._fits: object = None
+
+    def save(self, params: list[Tensor], ops: Ops) -> None:
+        """Copy ``params``."""
+        fits = (ops.kind, [p.shape for p in params])
+        if ops.kind is not None and fits == self._fits:
+            ops.copy_(self._copies, params)
+        else:
+            self._copies = [p.clone() for p in params]
+            self._fits = fits
+
+    def restore(self, params: list[Tensor], ops: Ops) -> None:
+        """Make ``params`` what they were when they were saved, bit for bit, in place."""
+        ops.copy_(params, self._copies)
+
+
+@final
 class Climb:
-    """A climb that is decided, with everything that leads back."""
+    """A climb that is decided: ``with climb:`` runs its body at ``w + delta``.
 
-    def __init__(self, slope: Slope, radii: list[tuple[int, Scalar]], ascent: Ascent, blend: Blend) -> None:
-        """``radii`` says from which parameter on which radius holds, as in ``[(0, 0.1), (4, 0.2)]``."""
+    Leaving restores ``w`` bit for bit, also if the body raises. If it does not, the sharp gradients in ``.grad`` become
+    those that the base should see.
+    """
+
+    def __init__(
+        self, slope: Slope, spans: list[tuple[int, int, Scalar]], ascent: Ascent, blend: Blend | None, anchor: Anchor
+    ) -> None:
+        """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, 0.2)]``."""
         self.owners, self.params, self.ops = slope.owners, slope.params, slope.ops
-        self.blend = blend
-        self.norm = on_host(slope.norm)
-        self.directions, factor = ascent.directions(slope)
-        self.moves = [(start, on_host(rho) * on_host(factor)) for start, rho in radii]
-        self.clean = [g.clone() for g in slope.grads] if blend.needs_clean else []
-        self.anchor = [p.clone() for p in self.params]
+        self.slope: Slope | None = slope
+        self.spans, self.ascent, self.blend, self.anchor = spans, ascent, blend, anchor
 
-    def up_(self) -> None:
-        """Go to ``w + delta``, and let go of the clean gradients before the sharp pass needs the memory."""
-        directions: Tensors
-        directions, self.directions = self.directions, []
-        stops = [start for start, _ in self.moves[1:]] + [len(self.params)]
-        for (start, step), stop in zip(self.moves, stops, strict=True):
+    def __enter__(self) -> None:
+        with torch.no_grad():
+            self.anchor.save(self.params, self.ops)
+            try:
+                self._go_up()
+            except BaseException:
+                self.anchor.restore(self.params, self.ops)
+                raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        with torch.no_grad():
+            self.anchor.restore(self.params, self.ops)
+            if kind is None:
+                self._hand_on()
+
+    def _go_up(self) -> None:
+        # The clean gradients are let go of before the sharp pass needs the memory.
+        slope, self.slope = self.slope, None
+        assert slope is not None
+        self.norm = slope.norm
+        self.clean = [g.clone() for g in slope.grads] if self.blend and self.blend.needs_clean else []
+        directions, factor = self.ascent.directions(slope)
+        for start, stop, rho in self.spans:
+            step = on_host(rho) * factor
             # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to climb.
             go = self.norm + step < math.inf
             if start < stop and go is not False:
-                self.ops.move_(
-                    self.params[start:stop], directions[start:stop], step, go if isinstance(go, Tensor) else None
-                )
+                guard = go if isinstance(go, Tensor) else None
+                self.ops.move_(self.params[start:stop], directions[start:stop], step, guard)
 
-    def back_(self) -> None:
-        """Come back to ``w``."""
-        self.ops.copy_(self.params, self.anchor)
-
-    def hand_on_(self) -> None:
-        """Turn the sharp gradients in ``.grad`` into those that the base should see."""
-        owners = [(i, p.grad) for i, p in enumerate(self.owners) if p.grad is not None]
-        sharp = self.ops.real([g for _, g in owners])
-        if sharp:
-            self.blend.blend_(sharp, [self.clean[i] for i, _ in owners] if self.clean else [], self.ops)
-        if not isinstance(self.norm, Tensor) and self.norm < math.inf:
+    def _hand_on(self) -> None:
+        finite = not isinstance(self.norm, Tensor) and self.norm < math.inf
+        if self.blend is None and finite:
             return
+        sharp = [(i, p.grad) for i, p in enumerate(self.owners) if p.grad is not None]
+        grads = self.ops.real([g for _, g in sharp])
+        if self.blend is not None and grads:
+            self.blend.blend_(grads, [self.clean[i] for i, _ in sharp] if self.clean else [], self.ops)
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
-        smallest = min((g for g in sharp if g.numel() > 0), key=Tensor.numel, default=None)
-        if smallest is not None:
+        smallest = min((g for g in grads if g.numel() > 0), key=Tensor.numel, default=None)
+        if smallest is not None and not finite:
             smallest.add_(on(0 * self.norm, smallest.device) if isinstance(self.norm, Tensor) else math.nan)
+
+
+@final
+class Stay:
+    """A step that does not climb: whatever the body does, the clean gradients come back."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.params = params
+
+    def __enter__(self) -> None:
+        self.clean = [p.grad for p in self.params]
+
+    def __exit__(self, *error: object) -> None:
+        for p, g in zip(self.params, self.clean, strict=True):
+            p.grad = g

@@ -25,11 +25,13 @@ from torch.optim import Optimizer
 
 from ._tensors import Ops, Scalar
 from .ascents import Ascent, Slope
-from .blends import Blend, KeepSharp
-from .climb import Climb
+from .blends import Blend
+from .climb import Anchor, Climb, Stay
 from .descent import load_uncast
 from .schedules import ProportionalToLR, Radius, check_radius
 from .triggers import Always, Trigger
+
+_AFTER_SHARP = "after the sharp pass. Did it call loss.backward()?"
 
 
 class SharpnessAware(Optimizer):
@@ -38,16 +40,16 @@ class SharpnessAware(Optimizer):
     Every method of this library is a `SharpnessAware` with its parts chosen; use it directly to combine parts that
     no paper has combined yet.
 
-    A climbing step costs two gradients, and between the passes one copy of the parameters that climb (two if the blend
-    needs the clean gradient). Where it does not climb (every ``rho`` is 0, or the trigger says no), a step is exactly
-    the base's own, at the price of one gradient.
+    A climbing step costs two gradients and one copy of the parameters that climb, whose memory is kept for the next
+    step (another copy, not kept, if the blend needs the clean gradient). Where it does not climb (every ``rho`` is 0,
+    or the trigger says no), a step is exactly the base's own, at the price of one gradient.
 
     Args:
         base: the optimizer *instance* that takes the step; any torch optimizer whose ``step`` works without a closure.
             Its parameter groups become this optimizer's own (the same dicts), so schedulers attach to either.
         ascent: where to climb.
-        blend: which gradient to hand on to the base.
-        trigger: whether to climb at this step.
+        blend: which gradient to hand on to the base; None hands on the sharp one.
+        trigger: whether to climb at this step; None climbs always.
         rho: radius of the climb, >= 0, or a `ProportionalToLR`. A group with its own ``"rho"`` keeps it; groups with
             ``rho=0`` do not climb and do not count in any norm.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
@@ -98,18 +100,19 @@ class SharpnessAware(Optimizer):
         foreach: bool | None = None,
     ) -> None:
         _check_base(base)
-        check_radius(rho, "")
+        check_radius(rho)
         self.base = base
         self.ascent = ascent
-        self.blend = KeepSharp() if blend is None else blend
+        self.blend = blend
         self.trigger = Always() if trigger is None else trigger
         self.foreach = foreach
         self._rho = rho
         self._schedules: list[ProportionalToLR | None] = []
         self._inside = False
+        self._anchor = Anchor()
         groups, defaults = base.param_groups, base.defaults
         for i, group in enumerate(groups):
-            check_radius(group.get("rho", rho), f" (param group {i})")
+            check_radius(group.get("rho", rho), i)
         # Groups that are added to the base behind our back get a rho as well.
         base.defaults = {**defaults, "rho": 0.0 if isinstance(rho, ProportionalToLR) else rho}
         try:
@@ -130,7 +133,7 @@ class SharpnessAware(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; without its own ``"rho"`` it gets the one given at construction."""
         rho = param_group.get("rho", self._rho)
-        check_radius(rho, f" (param group {len(self.param_groups)})")
+        check_radius(rho, len(self.param_groups))
         self.base.add_param_group(param_group)
         self._adopt(self.param_groups[-1], rho)
 
@@ -163,12 +166,17 @@ class SharpnessAware(Optimizer):
                 'optimizer and use "with opt.ascended():" around a second backward pass.'
             )
         self._refuse_nesting()
-        with torch.enable_grad():
-            loss = closure()
-        with self._ascent("after the closure. Did it call loss.backward()?") as climbing:
-            if climbing:
-                with torch.enable_grad():
-                    closure()
+        loss = _evaluate(closure)
+        climb = self._decide("after the closure. Did it call loss.backward()?")
+        if climb is not None:
+            self._inside = True
+            try:
+                with climb:
+                    _evaluate(closure)
+                    self._need_gradient(_AFTER_SHARP)
+            finally:
+                self._inside = False
+        self._count()
         self.base.step()
         return loss
 
@@ -192,73 +200,56 @@ class SharpnessAware(Optimizer):
             RuntimeError: if no parameter has a gradient before or after the body; inside itself or `step`.
         """
         self._refuse_nesting()
+        climb = self._decide("to climb along. Call loss.backward() before ascended().")
         params = [p for group in self.param_groups for p in group["params"]]
-        clean = None
-        with self._ascent("to climb along. Call loss.backward() before ascended().") as climbing:
-            if not climbing:
-                clean = [p.grad for p in params]
-            for p in params:
-                p.grad = None
-            try:
-                yield climbing
-            finally:
-                if clean is not None:
-                    for p, g in zip(params, clean, strict=True):
-                        p.grad = g
+        self._inside = True
+        try:
+            with climb or Stay(params):
+                for p in params:
+                    p.grad = None
+                yield climb is not None
+                if climb is not None:
+                    self._need_gradient(_AFTER_SHARP)
+        finally:
+            self._inside = False
+        self._count()
         # A scheduler that is attached here, not to the base, asks whether a step came before its own.
         self._opt_called = True
 
-    @contextmanager
-    def _ascent(self, when: str) -> Iterator[bool]:
-        """Both doors lead here: from clean gradients in ``.grad`` to the gradients to hand on."""
-        with torch.no_grad():
-            climb = self._decide()
-        if climb is None:
-            self._need_gradient(when)
-            yield False
-        else:
-            self._inside = True
-            try:
-                with torch.no_grad():
-                    climb.up_()
-                yield True
-            finally:
-                with torch.no_grad():
-                    climb.back_()
-                self._inside = False
-            self._need_gradient("after the sharp pass. Did it call loss.backward()?")
-            with torch.no_grad():
-                climb.hand_on_()
-        self.state["engine"]["step"] = self.state["engine"].get("step", 0) + 1
-
-    def _decide(self) -> Climb | None:
+    def _decide(self, when: str) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         owners: list[Tensor] = []
-        radii: list[tuple[int, Scalar]] = []
-        for group, rho in zip(self.param_groups, self._radii(), strict=True):
+        spans: list[tuple[int, int, Scalar]] = []
+        for i, group in enumerate(self.param_groups):
+            rho = self._radius(i, group)
             if isinstance(rho, Tensor) or rho > 0:
-                radii.append((len(owners), rho))
+                start = len(owners)
                 owners += [p for p in group["params"] if p.grad is not None]
+                spans.append((start, len(owners), rho))
         if not owners:
+            self._need_gradient(when)
             return None
         slope = Slope(owners, self.state, Ops.choose(owners, self.foreach), guarded=True)
         if not self.trigger.fires(self.state["engine"].get("step", 0), slope):
             return None
-        return Climb(slope, radii, self.ascent, self.blend)
+        return Climb(slope, spans, self.ascent, self.blend, self._anchor)
 
-    def _radii(self) -> Iterator[Scalar]:
-        """Bring every group's ``"rho"`` up to date and yield it."""
-        for i, group in enumerate(self.param_groups):
-            if i == len(self._schedules):  # added to the base directly
-                added = group["rho"]
-                self._adopt(group, self._rho if added == self.base.defaults["rho"] else added)
-            if isinstance(group["rho"], ProportionalToLR):
-                self._schedules[i] = group["rho"]
-            schedule = self._schedules[i]
-            if schedule is not None:
-                group["rho"] = schedule(group["lr"])
-            check_radius(group["rho"], f" (param group {i})")
-            yield group["rho"]
+    def _count(self) -> None:
+        self.state["engine"]["step"] = self.state["engine"].get("step", 0) + 1
+
+    def _radius(self, i: int, group: dict[str, Any]) -> Scalar:
+        """Bring the group's ``"rho"`` up to date and return it."""
+        if i == len(self._schedules):  # added to the base directly
+            added = group["rho"]
+            self._adopt(group, self._rho if added == self.base.defaults["rho"] else added)
+        if isinstance(group["rho"], ProportionalToLR):
+            self._schedules[i] = group["rho"]
+        schedule = self._schedules[i]
+        if schedule is not None:
+            group["rho"] = schedule(group["lr"])
+        rho: Scalar = group["rho"]
+        check_radius(rho, i)
+        return rho
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming bit for bit needs: our state, and the base's under ``"base"``.
@@ -296,6 +287,7 @@ class SharpnessAware(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.
+        self._anchor = Anchor()
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
 
     def _refuse_grad_scaler(self) -> None:
@@ -318,6 +310,13 @@ class SharpnessAware(Optimizer):
     def _need_gradient(self, when: str) -> None:
         if not any(p.grad is not None for group in self.param_groups for p in group["params"]):
             raise RuntimeError(f"No parameter has a gradient {when}")
+
+
+def _evaluate(closure: Callable[[], Any]) -> Any:
+    if torch.is_grad_enabled():
+        return closure()
+    with torch.enable_grad():
+        return closure()
 
 
 def _check_base(base: object) -> None:

@@ -61,15 +61,15 @@ class ProportionalToLR:
 Radius = float | Tensor | ProportionalToLR
 
 
-def check_radius(rho: object, where: str) -> None:
-    """Raise unless ``rho`` is a radius; ``where`` ends the message. The value of a tensor is not looked at."""
-    if isinstance(rho, ProportionalToLR):
+def check_radius(rho: object, group: int | None = None) -> None:
+    """Raise unless ``rho`` is a radius, naming the parameter group. The value of a tensor is not looked at."""
+    if (isinstance(rho, float) and 0.0 <= rho < math.inf) or isinstance(rho, ProportionalToLR):
         return
+    where = "" if group is None else f" (param group {group})"
     if isinstance(rho, Tensor):
         if rho.numel() != 1:
             raise ValueError(f"rho must be one number, got a tensor of shape {tuple(rho.shape)}{where}.")
-        return
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)):
+    elif isinstance(rho, bool) or not isinstance(rho, (int, float)):
         raise TypeError(f"rho must be a number or a ProportionalToLR, got {rho!r}{where}.")
-    if not 0.0 <= rho < math.inf:
+    elif not 0 <= rho < math.inf:
         raise ValueError(f"rho must be a finite number >= 0, got {rho}{where}.")

@@ -39,7 +39,7 @@ class AdaSAM(SharpnessAware):
         ValueError: if an argument is out of its range.
 
     Cost:
-        2 gradients per step; 3 copies of the parameters between steps (AMSGrad's), 1 more during a step.
+        2 gradients per step; 4 copies of the parameters, 3 of them AMSGrad's.
 
     Reference:
         Sun et al., AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate and Momentum for Training

@@ -33,7 +33,7 @@ class AMSGrad(Descent):
         ValueError: if an argument is out of its range.
 
     Cost:
-        1 gradient per step; 3 copies of the parameters between steps, and briefly 2 more.
+        1 gradient per step; 3 copies of the parameters, and briefly 2 more.
 
     Reference:
         Sun et al., AdaSAM, Neural Networks 2024 (https://arxiv.org/abs/2303.00565), the base of its algorithm; after

@@ -32,7 +32,7 @@ class ASAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`; ValueError if ``eta`` is negative or not finite.
 
     Cost:
-        2 gradients per step; 1 copy of the parameters during a step, and briefly 3 while it climbs.
+        2 gradients per step; 1 copy of the parameters, kept from step to step, and briefly 3 more while it climbs.
 
     Reference:
         Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks,

@@ -34,7 +34,7 @@ class GSAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`; ValueError if ``alpha`` is not finite.
 
     Cost:
-        2 gradients per step; 2 copies of the parameters during a step (weights and clean gradient).
+        2 gradients per step; 2 copies of the parameters during a step, one of them kept from step to step.
 
     Reference:
         Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022

@@ -40,8 +40,7 @@ class LightSAM(SharpnessAware):
         ValueError: if an argument is out of its range or the variant is unknown.
 
     Cost:
-        2 gradients per step and 1 copy of the parameters during a step. Between steps 2 numbers ("adagrad-norm"), 2
-        copies of the parameters ("adagrad") or 4 ("adam").
+        2 gradients per step; 1 copy of the parameters ("adagrad-norm"), 3 ("adagrad") or 5 ("adam").
 
     Reference:
         Cheng et al., LightSAM: Parameter-Agnostic Sharpness-Aware Minimization (https://arxiv.org/abs/2505.24399),

@@ -32,7 +32,7 @@ class SAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`.
 
     Cost:
-        2 gradients per step; 1 copy of the parameters during a step, nothing between steps.
+        2 gradients per step; 1 copy of the parameters, kept from step to step.
 
     Reference:
         Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021

@@ -29,7 +29,7 @@ class USAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`.
 
     Cost:
-        2 gradients per step; 1 copy of the parameters during a step.
+        2 gradients per step; 1 copy of the parameters, kept from step to step.
 
     Reference:
         Andriushchenko and Flammarion, Towards Understanding Sharpness-Aware Minimization, ICML 2022

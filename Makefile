@@ -35,7 +35,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 tests: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2 --quiet
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only --quiet

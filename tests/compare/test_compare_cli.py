@@ -181,6 +181,15 @@ def test_a_missing_extra(monkeypatch, capsys, missing):
     assert capsys.readouterr().err == f"steppe: {expected}"
 
 
+def test_a_missing_extra_from_python():
+    code = "import sys; sys.modules['yaml'] = None; import steppe.compare; steppe.compare.compare"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "UserError: the module 'yaml' is not installed; install it with: pip install \"steppe[compare]\"\n"
+    )
+
+
 def test_other_import_errors_are_not_taken_for_a_missing_extra():
     assert missing_extra(ModuleNotFoundError("no", name="something_else")) is None
     assert isinstance(missing_extra(ModuleNotFoundError("no", name="sklearn.datasets")), UserError)

@@ -28,7 +28,15 @@ __all__ = ["Comparison", "RunError", "Task", "UserError", "compare"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name], __name__), name)
+        from .errors import missing_extra
+
+        try:
+            return getattr(import_module(_HOME[name], __name__), name)
+        except ImportError as error:
+            known = missing_extra(error)
+            if known is None:
+                raise
+            raise known from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,7 +16,7 @@ def compare(
         str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
     ] = None,
     base: Annotated[str | None, typer.Option(help="adamw or sgd: what the methods wrap.", show_default="adamw")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="5")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core")

@@ -47,8 +47,8 @@ class LightSAM(SharpnessAware):
         algorithms LightSAM-I, LightSAM-II and LightSAM-III.
 
     Note:
-        ``rho=0`` is the descent alone, bit for bit. The radii of "adagrad-norm" and "adagrad" shrink as gradients add
-        up, so they converge where `SAM` cannot; with "adam" and a fixed ``beta2 < 1`` the climb does not shrink.
+        ``rho=0`` is the descent alone, bit for bit. The climbs of "adagrad-norm" and "adagrad" shrink as gradients add
+        up, unlike those of `SAM`; with "adam" and a fixed ``beta2 < 1`` they do not.
 
     Example:
         >>> import torch

@@ -36,8 +36,8 @@ class USAM(SharpnessAware):
         (https://arxiv.org/abs/2206.06232), the form its analysis uses.
 
     Note:
-        ``rho=0`` is the base, bit for bit. Unlike SAM it has the same stationary points as the loss, and its climb
-        does scale with the loss: gradients that carry a GradScaler's factor must be unscaled before they are climbed.
+        ``rho=0`` is the base, bit for bit. A stationary point of the loss is one of USAM, which is not so for SAM. The
+        climb does scale with the loss: gradients that carry a GradScaler's factor must be unscaled before it.
 
     Example:
         >>> import torch

@@ -150,6 +150,22 @@ def test_a_failed_construction_leaves_the_base_as_it_was():
     SAM(base)
 
 
+def test_a_base_that_refuses_its_own_groups_is_left_as_it_was():
+    class Proud(SGD):
+        def add_param_group(self, param_group):
+            if hasattr(self, "param_groups") and param_group.get("seen"):
+                raise ArithmeticError("not again")
+            param_group["seen"] = True
+            super().add_param_group(param_group)
+
+    base = Proud([param()], lr=0.1)
+    groups, defaults = base.param_groups, dict(base.defaults)
+    with pytest.raises(ArithmeticError, match="not again"):
+        SAM(base)
+    assert base.param_groups is groups
+    assert base.defaults == defaults
+
+
 def test_a_base_is_wrapped_once():
     base = sgd()
     SAM(base, rho=0.1)

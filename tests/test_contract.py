@@ -270,9 +270,11 @@ def test_a_plain_base_checkpoint_loads_with_a_warning(case, base):
 
     resumed = Problem()
     opt = case.build(resumed.model.parameters(), base)
+    train(opt, resumed, resumed.batches(2))
     resumed.model.load_state_dict(model)
     with pytest.warns(UserWarning, match="state of a plain optimizer"):
         opt.load_state_dict(saved)
+    assert opt.state_dict()["state"] == {}
     assert [group["rho"] for group in opt.param_groups] == [case.kwargs["rho"]]
     opt.param_groups[0]["rho"] = 0.0
     train(opt, resumed, batches[3:])

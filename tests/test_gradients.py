@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -130,6 +131,19 @@ def test_a_tiny_gradient_is_not_taken_for_zero_nor_overflows(foreach, dtype, on_
         w.grad = torch.ones_like(w)
 
 
+@over_paths
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-42), (torch.float64, 1e-310)], ids=str)
+def test_a_gradient_below_all_normal_numbers_counts_as_zero(foreach, dtype, tiny, on_host):
+    """rho / ||g|| is infinite for it, and infinity times it is not rho."""
+    w = Parameter(torch.tensor([3.0], dtype=dtype))
+    opt = SAM(torch.optim.SGD([w], lr=0.1), rho=0.5, foreach=foreach)
+    w.grad = torch.tensor([tiny], dtype=dtype)
+    with opt.ascended():
+        assert w.item() == 3.0
+        w.grad = torch.ones_like(w)
+    assert w.grad.item() == 1.0
+
+
 @over_climbing
 @over_paths
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
@@ -140,7 +154,7 @@ def test_a_clean_gradient_that_is_not_finite_leaves_no_trace_but_is_handed_on(ca
     for batch in problem.batches(case.every * 2):
         opt.step(problem.closure(opt, batch))
     before = weights(problem.model)
-    remembered = [{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in opt.state.values()]
+    remembered = copy.deepcopy([memory for key, memory in opt.state.items() if key != "engine"])
     (batch,) = problem.batches(1)
     problem.model.zero_grad()
     problem.loss(batch).backward()
@@ -151,7 +165,8 @@ def test_a_clean_gradient_that_is_not_finite_leaves_no_trace_but_is_handed_on(ca
         problem.loss(batch).backward()
     assert same_bits(weights(problem.model), before)
     assert not all(p.grad.isfinite().all() for p in problem.model.parameters())
-    after = [{k: v for k, v in s.items() if torch.is_tensor(v)} for s in opt.state.values()]
+    after = [memory for key, memory in opt.state.items() if key != "engine"]
+    assert bool(after) == case.remembers
     torch.testing.assert_close(after, remembered, rtol=0, atol=0)
 
 
@@ -434,7 +449,7 @@ def test_the_copy_of_the_weights_stays_where_it_is_and_out_of_checkpoints():
     pointers = set()
     for batch in problem.batches(4):
         opt.step(problem.closure(opt, batch))
-        pointers.add(tuple(copy.data_ptr() for copy in opt._anchor._copies))
+        pointers.add(tuple(kept.data_ptr() for kept in opt._anchor._copies))
     assert len(pointers) == 1
     assert opt.state_dict()["state"] == {"engine": {"step": 4}}
 

@@ -12,6 +12,8 @@ from ._tensors import Ops, Scalar, on, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @final
 class Anchor:
@@ -80,7 +82,7 @@ class Climb:
         for start, stop, rho in self.spans:
             step = on_host(rho) * factor
             # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to climb.
-            go = self.norm + step < math.inf
+            go = (self.norm < math.inf) & (step < _LARGEST)
             if start < stop and go is not False:
                 guard = go if isinstance(go, Tensor) else None
                 self.ops.move_(self.params[start:stop], directions[start:stop], step, guard)

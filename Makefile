@@ -38,7 +38,7 @@ tests: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks/bench_step.py --benchmark-only --quiet
+	$(BIN)/python -m pytest benchmarks/bench_step.py --quiet
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -70,7 +70,8 @@ class Ops:
     def choose(cls, params: list[Tensor], foreach: bool | None) -> Ops:
         """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it."""
         first = params[0]
-        alike = first.dtype in _FULL and len({(p.dtype, p.get_device()) for p in params}) == 1
+        dtypes, devices = {p.dtype for p in params}, set(map(Tensor.get_device, params))
+        alike = first.dtype in _FULL and len(dtypes) == len(devices) == 1
         plain = _PLAIN.issuperset(map(type, params)) if foreach is None else foreach
         return cls(plain, (first.device, first.dtype) if alike else None)
 

@@ -158,7 +158,8 @@ class SharpnessAware(Optimizer):
             RuntimeError: without a closure; if no parameter has a gradient after either pass; if a GradScaler passes
                 the closure; inside `ascended`. In every case, and if the closure raises, the weights are ``w``.
         """
-        self._refuse_grad_scaler()
+        if self.found_inf is not None:
+            self._refuse_grad_scaler()
         if closure is None:
             raise RuntimeError(
                 f"{type(self).__name__}.step() needs a closure that zeroes the gradients, computes the loss, calls "
@@ -291,14 +292,13 @@ class SharpnessAware(Optimizer):
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
 
     def _refuse_grad_scaler(self) -> None:
-        if self.found_inf is not None:
-            # GradScaler takes its marks back only after a step that returns.
-            vars(self).pop("grad_scale", None)
-            vars(self).pop("found_inf", None)
-            raise RuntimeError(
-                "The gradients are multiplied by a GradScaler, which torch does not combine with closures. Use "
-                '"with opt.ascended():" around a second scaler.scale(loss).backward(), then scaler.step(opt.base).'
-            )
+        # GradScaler takes its marks back only after a step that returns.
+        vars(self).pop("grad_scale", None)
+        vars(self).pop("found_inf", None)
+        raise RuntimeError(
+            "The gradients are multiplied by a GradScaler, which torch does not combine with closures. Use "
+            '"with opt.ascended():" around a second scaler.scale(loss).backward(), then scaler.step(opt.base).'
+        )
 
     def _refuse_nesting(self) -> None:
         if self._inside:
@@ -308,8 +308,11 @@ class SharpnessAware(Optimizer):
             )
 
     def _need_gradient(self, when: str) -> None:
-        if not any(p.grad is not None for group in self.param_groups for p in group["params"]):
-            raise RuntimeError(f"No parameter has a gradient {when}")
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    return
+        raise RuntimeError(f"No parameter has a gradient {when}")
 
 
 def _evaluate(closure: Callable[[], Any]) -> Any:

@@ -19,4 +19,4 @@ def spirals() -> Task:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
 
-    return Task(model=model, train=train, validation=validation, test=test, batch_size=50, epochs=60)
+    return Task(model=model, train=train, validation=validation, test=test, batch_size=20, epochs=100)

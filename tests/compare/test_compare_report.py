@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from steppe.compare import verdict
 from steppe.compare.comparison import Comparison, Plan
 from steppe.compare.errors import RunError
 from steppe.compare.report import html, write_report
@@ -70,7 +71,7 @@ def test_no_when_nothing_helps(compared):
 def test_one_seed_gives_no_answer(compared):
     found = compared({"adamw": [65.0], "sam": [70.0]})
     assert found.verdict[0].startswith("No answer yet: ")
-    assert "--seeds 5" in found.verdict[0]
+    assert "--seeds 10" in found.verdict[0]
     assert "| sam | 70.00 | n/a |" in str(found)
 
 
@@ -169,3 +170,8 @@ def test_a_hostile_method_name_is_escaped(compared):
 def test_markdown_escapes_what_would_break_the_table(compared):
     text = str(compared({"adamw": BASE}, metric="a|b"))
     assert "test a\\|b" in text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0004, "p<0.001"), (0.0123, "p=0.012"), (1.0, "p=1.000")])
+def test_p_values_are_written_as_people_write_them(value, text):
+    assert verdict._p(value) == text

@@ -73,7 +73,7 @@ def _answer(plan: Plan, rows: Sequence[Row], usable: Sequence[Row]) -> list[str]
         return [f"No comparison: {plan.base} {reason}.", highest]
     tested = [row for row in others if row.difference is not None]
     if not tested:
-        few = f"fewer than {MINIMUM_PAIRS} seeds are shared with the base; run it with --seeds 5"
+        few = f"fewer than {MINIMUM_PAIRS} seeds are shared with the base; run it with --seeds 10"
         return [f"No answer yet: a difference cannot be told from chance when {few}.", highest]
     return _tested_answer(plan, base, tested, decimals(usable))
 
@@ -109,13 +109,13 @@ def _difference(row: Row, tested: int, digits: int) -> str:
     return (
         f"{signed(difference.value, digits)} (95 % interval {signed(difference.low, digits)} to "
         f"{signed(difference.high, digits)}, "
-        f"n={difference.n}, paired by seed, p={_p(difference.p_holm)} corrected for "
+        f"n={difference.n}, paired by seed, {_p(difference.p_holm)} corrected for "
         f"{tested} {'method' if tested == 1 else 'methods'})"
     )
 
 
 def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
 
 
 def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import steppe
@@ -36,3 +38,40 @@ def test_the_table_names_every_method_and_its_defaults():
             key, value = option.split("=")
             if value != "...":
                 assert parameters[key].default == float(value)
+
+
+MEMORY = {
+    "SAM": lambda p: steppe.SAM(torch.optim.SGD(p, lr=0.1)),
+    "USAM": lambda p: steppe.USAM(torch.optim.SGD(p, lr=0.1)),
+    "ASAM": lambda p: steppe.ASAM(torch.optim.SGD(p, lr=0.1)),
+    "GSAM": lambda p: steppe.GSAM(torch.optim.SGD(p, lr=0.1)),
+    "AMSGrad": lambda p: steppe.AMSGrad(p),
+    "AdaSAM": lambda p: steppe.AdaSAM(p),
+    "LightSAM": lambda p: steppe.LightSAM(p, 0.1, rho=0.1),
+    'variant="adagrad"': lambda p: steppe.LightSAM(p, 0.1, rho=0.1, variant="adagrad"),
+    'variant="adam"': lambda p: steppe.LightSAM(p, 0.1, rho=0.1, variant="adam"),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_the_table_counts_the_copies_that_are_held(name):
+    """Count the tensors as large as the model that are alive at the start of the last pass of the second step."""
+    (row,) = [line for line in README.splitlines() if re.match(rf"\| (`{name}\(|... `{name}`)", line)]
+    cost, memory = (int(cell) for cell in row.strip("|").rsplit("|", 3)[1:3])
+    w = torch.nn.Parameter(torch.ones(12345))
+    opt = MEMORY[name]([w])
+    passes = []
+
+    def closure():
+        opt.zero_grad()
+        passes.append(
+            {t.data_ptr() for t in gc.get_objects() if issubclass(type(t), torch.Tensor) and t.numel() == 12345}
+        )
+        loss = (w**2).sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    opt.step(closure)
+    assert len(passes) == 2 * cost
+    assert len(passes[-1] - {w.data_ptr()}) == memory

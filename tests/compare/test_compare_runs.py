@@ -266,3 +266,10 @@ def test_from_python_a_failure_is_an_exception(task_file, tmp_path):
         RunError, match=r"^the trial sgd, seed 0 failed with AssertionError: too many \(mine.py, line 9\)"
     ):
         compare(name, methods=["sgd"], seeds=1, jobs=1, out=tmp_path / "o")
+
+
+@pytest.mark.parametrize(("cores", "jobs"), [(2, 2), (64, 8)])
+def test_a_large_machine_is_not_filled_unasked(monkeypatch, tiny, tmp_path, cores, jobs):
+    monkeypatch.setattr(comparison, "cores", lambda: cores)
+    assert comparison.plan(tiny, Options(), tmp_path / "o").jobs == jobs
+    assert comparison.plan(tiny, Options(jobs=33), tmp_path / "o").jobs == 33

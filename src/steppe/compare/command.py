@@ -19,7 +19,7 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core")
+        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")

@@ -18,6 +18,8 @@ from .sources import TaskSource, find_task
 from .stats import Row, summarize
 from .tasks import Task, check_fit
 
+_MOST_JOBS = 8  # unless asked for: every worker needs about 400 MB for torch
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -157,7 +159,7 @@ def compare(
         base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
-        jobs: Worker processes, at least 1, one thread each; by default one a core. No result depends on it.
+        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
         out: Where to write; by default ``runs/TASK-BASE``.
         settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``.
         observer: Is told how the comparison proceeds.
@@ -221,7 +223,7 @@ def plan(task: str | Callable[[], Task], options: config.Options, out: Path | No
         seeds=tuple(range(options.seeds or 10)),
         epochs=options.epochs or loaded.epochs,
         batch_size=loaded.batch_size,
-        jobs=options.jobs or cores(),
+        jobs=options.jobs or min(cores(), _MOST_JOBS),
         out=folder,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,

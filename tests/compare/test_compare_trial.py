@@ -78,10 +78,27 @@ def test_methods_of_one_seed_share_weights_and_batches():
         run_trial(config(method, seed, hyperparameters={"lr": 1e-12}, epochs=1), task(loss=spy))
         return list(seen)
 
-    plain, wrapped, other = first_epoch("sgd", 0), first_epoch("sam", 0), first_epoch("sgd", 1)
+    plain, wrapped, other = first_epoch("sgd", 0), first_epoch("gsam", 0), first_epoch("sgd", 1)
     assert torch.equal(plain[0][0], wrapped[0][0])  # same initial weights on the same batch
     assert [t.tolist() for _, t in plain[:4]] == [t.tolist() for _, t in wrapped[0:8:2]]
     assert not torch.equal(plain[0][0], other[0][0])
+
+
+def test_a_trial_has_one_thread_and_leaves_the_number_as_it_was():
+    seen = set()
+
+    def spy(outputs, targets):
+        seen.add((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+        return nn.functional.cross_entropy(outputs, targets)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_trial(config("sgd", epochs=1), task(loss=spy))
+        assert seen == {(1, True)}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_learning_rate_falls_to_zero_along_a_cosine(monkeypatch):

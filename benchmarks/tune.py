@@ -150,6 +150,8 @@ def tune(task: str, base: str, methods: Sequence[str], seeds: int, epochs: int |
     name = plan.source.name if plan.source.path is None else "default"
     (out / "fragment.yaml").write_text("\n".join([f"{name}:", f"  {base}:", *fragment, ""]), encoding="utf-8")
     command = f"python benchmarks/tune.py --task {task} --base {base} --seeds {seeds} --epochs {plan.epochs}"
+    if list(methods) != [base, *METHODS]:
+        command += f" --methods {','.join(methods)}"
     head = (
         f"Mean ± standard error over {seeds} seeds, {plan.metric_name} on the validation split, from\n\n    {command}\n"
     )

@@ -46,7 +46,7 @@ def test_tuning_uses_other_seeds_and_leaves_the_test_split_alone(tune, tiny, tmp
     setting = {name: float(value) for name, value in chosen["sam"].items()}
     assert scores[json.dumps(setting, sort_keys=True)] == best["final"]["validation_metric"]
     assert (tmp_path / "tuning.md").read_text().count("**chosen**") == 2
-    assert "python benchmarks/tune.py --task" in (tmp_path / "tuning.md").read_text()
+    assert "--base sgd --seeds 1 --epochs 1 --methods sgd,sam\n" in (tmp_path / "tuning.md").read_text()
     assert "18 trials, 0 of them finished earlier" in capsys.readouterr().out
 
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batches import ScheduledBatchSampler as ScheduledBatchSampler
     from .methods import ASAM as ASAM
     from .methods import GSAM as GSAM
     from .methods import SAM as SAM
@@ -17,17 +18,32 @@ if TYPE_CHECKING:
     from .methods import AMSGrad as AMSGrad
     from .methods import LightSAM as LightSAM
     from .optimizer import SharpnessAware as SharpnessAware
+    from .schedules import ParamGroupSchedule as ParamGroupSchedule
     from .schedules import ProportionalToLR as ProportionalToLR
 
 __version__ = "0.1.0"
 
 _HOME = {
     "SharpnessAware": ".optimizer",
+    "ParamGroupSchedule": ".schedules",
     "ProportionalToLR": ".schedules",
+    "ScheduledBatchSampler": ".batches",
     **dict.fromkeys(("SAM", "USAM", "ASAM", "GSAM", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
 }
 
-__all__ = ["ASAM", "GSAM", "SAM", "USAM", "AMSGrad", "AdaSAM", "LightSAM", "ProportionalToLR", "SharpnessAware"]
+__all__ = [
+    "ASAM",
+    "GSAM",
+    "SAM",
+    "USAM",
+    "AMSGrad",
+    "AdaSAM",
+    "LightSAM",
+    "ParamGroupSchedule",
+    "ProportionalToLR",
+    "ScheduledBatchSampler",
+    "SharpnessAware",
+]
 
 
 def __getattr__(name: str) -> Any:

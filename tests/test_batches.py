@@ -1,0 +1,575 @@
+"""Batch sizes that change, batches in parts, and learning rates that go with batch sizes."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import pickle
+import re
+import sys
+from collections import namedtuple
+from functools import partial
+from itertools import chain, pairwise
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from problems import Problem
+from steppe import SAM, ScheduledBatchSampler
+from steppe.batches import capped, constant, geometric, linear, microbatches, multiply, scale_lr
+
+sizes = st.integers(1, 9)
+schedules = st.one_of(
+    st.builds(constant, sizes),
+    st.builds(multiply, sizes, st.sampled_from([0.5, 1.5, 2]), st.integers(1, 4)),
+    st.builds(linear, sizes, sizes, st.integers(1, 12)),
+    st.builds(geometric, sizes, sizes, st.integers(1, 12)),
+)
+pers = st.sampled_from(["epoch", "update"])
+over_pers = pytest.mark.parametrize("per", ["epoch", "update"])
+few = settings(deadline=None, max_examples=60)
+
+
+def epochs(sampler, n):
+    return [list(sampler) for _ in range(n)]
+
+
+def flat(batches):
+    return list(chain.from_iterable(batches))
+
+
+# Schedules
+
+
+@few
+@given(sizes, sizes, st.integers(1, 12), st.integers(0, 40))
+def test_closed_forms(start, end, over, t):
+    share = min(t, over) / over
+    assert constant(start)(t) == start
+    assert linear(start, end, over)(t) == round(start + (end - start) * share)
+    assert geometric(start, end, over)(t) == pytest.approx(start * (end / start) ** share, abs=0.5 + 1e-9)
+    assert multiply(start, 2, over)(t) == start * 2 ** (t // over)
+    assert multiply(start, 0.5, over)(t) == max(1, round(start / 2 ** (t // over)))
+    assert capped(multiply(start, 2, over), end)(t) == min(start * 2 ** (t // over), end)
+
+
+@few
+@given(sizes, sizes, st.integers(1, 12))
+def test_ramps_begin_and_end_where_they_should(start, end, over):
+    for ramp in (linear(start, end, over), geometric(start, end, over)):
+        run = [ramp(t) for t in range(over + 3)]
+        assert (run[0], run[over:]) == (start, [end] * 3)
+        assert all((b - a) * (end - start) >= 0 for a, b in pairwise(run))
+
+
+def test_growth_without_bound_can_be_capped():
+    assert multiply(16, 1.5, 1)(10**6) == sys.maxsize
+    assert capped(multiply(16, 1.5, 1), 512)(10**6) == 512
+
+
+@few
+@given(schedules)
+def test_schedules_are_values(schedule):
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    assert [again(t) for t in range(20)] == [schedule(t) for t in range(20)]
+
+
+# The sampler
+
+
+@few
+@given(st.integers(1, 40), schedules, pers, st.integers(0, 3), st.booleans())
+def test_every_index_once_per_epoch(n, schedule, per, seed, shuffle):
+    sampler = ScheduledBatchSampler(n, schedule, per=per, seed=seed, shuffle=shuffle)
+    update = 0
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert sorted(flat(batches)) == list(range(n))
+        for batch in batches[:-1]:
+            assert len(batch) == schedule(epoch if per == "epoch" else update)
+            update += 1
+        assert 0 < len(batches[-1]) <= schedule(epoch if per == "epoch" else update)
+        update += 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_order_is_that_of_torch(shuffle):
+    sampler = ScheduledBatchSampler(range(23), constant(4), shuffle=shuffle, seed=3)
+    theirs = DistributedSampler(range(23), 1, 0, shuffle=shuffle, seed=3)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert flat(sampler) == list(theirs)
+
+
+@over_pers
+def test_drop_last_leaves_out_the_smaller_batch(per):
+    kept = ScheduledBatchSampler(23, constant(4), per=per)
+    dropped = ScheduledBatchSampler(23, constant(4), per=per, drop_last=True)
+    for ours, theirs in zip(epochs(dropped, 3), epochs(kept, 3), strict=True):
+        assert ours == theirs[:5]
+    assert (len(dropped), len(kept)) == (5, 6)
+    assert list(ScheduledBatchSampler(8, constant(4), drop_last=True, shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_drop_last_with_updates_counts_no_update_for_what_it_drops():
+    sampler = ScheduledBatchSampler(10, linear(2, 9, 7), per="update", drop_last=True, shuffle=False)
+    assert [[len(batch) for batch in epoch] for epoch in epochs(sampler, 3)] == [[2, 3, 4], [5], [6]]
+
+
+@few
+@given(st.integers(1, 40), schedules, pers, st.sampled_from([2, 3]), st.booleans())
+def test_ranks_share_the_batches_of_one_process(n, schedule, per, replicas, shuffle):
+    def even(t):
+        return replicas * schedule(t)
+
+    alone = epochs(ScheduledBatchSampler(n, even, per=per, shuffle=shuffle), 4)
+    ranks = [
+        epochs(ScheduledBatchSampler(n, even, per=per, shuffle=shuffle, num_replicas=replicas, rank=rank), 4)
+        for rank in range(replicas)
+    ]
+    for epoch, parts in zip(alone, zip(*ranks, strict=True), strict=True):
+        order = flat(epoch)
+        shares = list(zip(*parts, strict=True))
+        for k, (batch, share) in enumerate(zip(epoch, shares, strict=True)):
+            assert len({len(part) for part in share}) == 1
+            if k < len(epoch) - 1 or len(batch) % replicas == 0:
+                assert sorted(flat(share)) == sorted(batch)
+        padding = -len(epoch[-1]) % replicas
+        filled = epoch[-1] + [order[i % n] for i in range(padding)]
+        assert sorted(flat(shares[-1])) == sorted(filled)
+
+
+@few
+@given(st.integers(1, 30), schedules, pers, st.booleans())
+def test_set_epoch_on_a_fresh_sampler_is_iterating_through(n, schedule, per, shuffle):
+    through = epochs(ScheduledBatchSampler(n, schedule, per=per, shuffle=shuffle), 5)
+    for epoch in (4, 2, 3):
+        fresh = ScheduledBatchSampler(n, schedule, per=per, shuffle=shuffle)
+        fresh.set_epoch(epoch)
+        assert list(fresh) == through[epoch]
+        fresh.set_epoch(1)
+        assert list(fresh) == through[1]
+        assert list(fresh) == through[2]
+
+
+def test_set_epoch_repeats_and_a_broken_off_iteration_begins_again():
+    sampler = ScheduledBatchSampler(10, constant(3))
+    first, second = epochs(ScheduledBatchSampler(10, constant(3)), 2)
+    assert next(iter(sampler)) == first[0]
+    assert sampler.state_dict()["batches"] == 1
+    iter(sampler)
+    assert sampler.state_dict()["batches"] == 0
+    assert list(sampler) == first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    iterator = iter(sampler)
+    assert [next(iterator), next(iterator)] == second[:2]
+    sampler.set_epoch(1)
+    assert sampler.state_dict()["batches"] == 0
+    assert list(sampler) == second
+
+
+def test_batch_size_follows():
+    sampler = ScheduledBatchSampler(12, linear(2, 8, 3), per="update", shuffle=False)
+    assert sampler.batch_size == 2
+    assert [(len(batch), sampler.batch_size) for batch in sampler] == [(2, 2), (4, 4), (6, 6)]
+    sampler.set_epoch(1)
+    assert sampler.batch_size == 8
+    by_epoch = ScheduledBatchSampler(12, multiply(3, 2, 1))
+    sizes = []
+    for epoch in range(3):
+        by_epoch.set_epoch(epoch)
+        sizes.append((by_epoch.batch_size, len(by_epoch)))
+    assert sizes == [(3, 4), (6, 2), (12, 1)]
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("drop_last", [True, False])
+@over_pers
+def test_resuming_at_every_point_is_the_uninterrupted_run(per, drop_last, replicas):
+    def even(t):
+        return 2 * linear(1, 5, 4)(t)
+
+    build = partial(ScheduledBatchSampler, 21, even, per=per, drop_last=drop_last, seed=5)
+    saving = build()
+    whole = epochs(build(num_replicas=replicas, rank=replicas - 1), 4)
+    for epoch in range(3):
+        saving.set_epoch(epoch)
+        iterator = iter(saving)
+        for done in range(len(saving) + 1):
+            for state in (saving.state_dict(), saving.state_dict(batches=done)):
+                resumed = build(num_replicas=replicas, rank=replicas - 1)
+                resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
+                rest = [whole[epoch][done:], *whole[epoch + 1 :]]
+                rest = rest if rest[0] else rest[1:]
+                assert resumed.first == (done if done < len(saving) else 0)
+                assert resumed.epoch == (epoch if done < len(saving) else epoch + 1)
+                if done < len(saving):
+                    assert resumed.batch_size == saving.batch_size
+                for expected in rest:
+                    assert list(resumed) == expected
+            if done < len(saving):
+                next(iterator)
+
+
+def test_a_loop_that_calls_set_epoch_resumes_too():
+    build = partial(ScheduledBatchSampler, 10, constant(3))
+    whole = epochs(build(), 3)
+    sampler = build()
+    sampler.set_epoch(1)
+    iterator = iter(sampler)
+    next(iterator)
+    resumed = build()
+    resumed.load_state_dict(sampler.state_dict())
+    seen = []
+    for epoch in range(resumed.epoch, 3):
+        resumed.set_epoch(epoch)
+        for k, batch in enumerate(resumed, start=resumed.first):
+            seen.append(batch)
+            assert batch == whole[epoch][k]
+            assert resumed.state_dict() == resumed.state_dict(batches=k + 1)
+    assert seen == whole[1][1:] + whole[2]
+    resumed.load_state_dict(sampler.state_dict())
+    resumed.set_epoch(2)  # another epoch than the loaded one
+    assert list(resumed) == whole[2]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork, by Python 3.12 and later
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+def test_in_a_loader(workers):
+    data = TensorDataset(torch.arange(20))
+
+    def build():
+        sampler = ScheduledBatchSampler(data, multiply(2, 2, 1), seed=1)
+        return sampler, DataLoader(data, batch_sampler=sampler, **workers)
+
+    whole = epochs(ScheduledBatchSampler(data, multiply(2, 2, 1), seed=1), 3)
+    sampler, loader = build()
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        assert len(loader) == len(whole[epoch])
+        for k, (batch,) in enumerate(loader, start=sampler.first):
+            assert batch.tolist() == whole[epoch][k]
+            if (epoch, k) == (1, 1):
+                state = sampler.state_dict(batches=k + 1)
+    again, loader = build()
+    again.load_state_dict(state)
+    assert [batch.tolist() for (batch,) in loader] == whole[1][2:]
+    assert [batch.tolist() for (batch,) in loader] == whole[2]
+
+
+# Two processes
+
+
+def make_problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    return model, torch.randn(44, 4, dtype=torch.float64), torch.randint(3, (44,))
+
+
+def train(model, x, y, sampler):
+    """Train for three epochs and return the sizes and the numbers of batches."""
+    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1)
+    seen = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+
+            def closure(batch=batch):
+                opt.zero_grad()
+                loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+            seen.append((epoch, len(sampler), sampler.batch_size))
+    return seen
+
+
+def replica(rank, folder, per):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        model, x, y = make_problem()
+        sampler = ScheduledBatchSampler(x, multiply(4, 2, 1 if per == "epoch" else 5), per=per)
+        seen = train(DistributedDataParallel(model), x, y, sampler)
+        torch.save((sampler.rank, sampler.num_replicas, seen, model.state_dict()), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.timeout(180)
+@over_pers
+def test_two_processes_train_as_one(per, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if sys.platform == "linux":
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=replica, args=(rank, str(tmp_path), per)) for rank in range(2)]
+    try:
+        for process in processes:
+            process.start()
+        model, x, y = make_problem()
+        alone = train(model, x, y, ScheduledBatchSampler(x, multiply(4, 2, 1 if per == "epoch" else 5), per=per))
+        for process in processes:
+            process.join(timeout=120)
+        assert [process.exitcode for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+    assert len({size for _, _, size in alone}) >= 3
+    for rank in range(2):
+        its_rank, replicas, seen, state = torch.load(tmp_path / f"{rank}.pt")
+        assert (its_rank, replicas) == (rank, 2)
+        assert seen == alone
+        torch.testing.assert_close(state, model.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+# Batches in parts
+
+
+@few
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_parts_are_equal_and_cover_the_batch(n, at_most):
+    parts = list(microbatches(torch.arange(n), at_most))
+    lengths = [len(part) for part, _ in parts]
+    assert torch.equal(torch.cat([part for part, _ in parts]), torch.arange(n))
+    assert len(parts) == math.ceil(n / at_most)
+    assert max(lengths) <= at_most
+    assert max(lengths) - min(lengths) <= 1
+    assert [weight for _, weight in parts] == [length / n for length in lengths]
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 45))
+def test_a_step_in_parts_is_the_step(n, at_most):
+    flats = []
+    for parts in (False, True):
+        problem = Problem()
+        opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=0.2)
+
+        def closure(problem=problem, opt=opt, parts=parts):
+            opt.zero_grad()
+            if not parts:
+                loss = problem.loss(torch.arange(n))
+                loss.backward()
+                return loss
+            total = 0.0
+            for part, weight in microbatches(torch.arange(n), at_most):
+                loss = weight * problem.loss(part)
+                loss.backward()
+                total += loss.detach()
+            return total
+
+        loss = opt.step(closure)
+        flats.append(torch.cat([problem.flat(), loss.detach()[None]]))
+    torch.testing.assert_close(flats[0], flats[1], rtol=1e-12, atol=1e-12)
+
+
+def test_nested_batches():
+    Pair = namedtuple("Pair", ["x", "y"])
+    x = torch.arange(10).view(5, 2)
+    batch = {
+        "pair": Pair(x, [x, (x[:, 0],)]),
+        "texts": list("abcde"),
+        "ids": tuple("abcde"),
+        "scale": torch.tensor(2.0),
+        "names": ["cat", "dog"],
+        "train": True,
+        "none": None,
+    }
+    (first, three), (second, two) = microbatches(batch, at_most=3)
+    assert (three, two) == (3 / 5, 2 / 5)
+    assert (first["texts"], second["texts"]) == (list("abc"), list("de"))
+    assert (first["ids"], second["ids"]) == (tuple("abc"), tuple("de"))
+    for part, rows in ((first, slice(0, 3)), (second, slice(3, 5))):
+        assert isinstance(part["pair"], Pair)
+        assert torch.equal(part["pair"].x, x[rows])
+        assert torch.equal(part["pair"].y[0], x[rows])
+        assert torch.equal(part["pair"].y[1][0], x[rows, 0])
+        assert part["scale"] is batch["scale"]
+        assert (part["names"], part["train"], part["none"]) == (["cat", "dog"], True, None)
+    assert first["pair"].x.data_ptr() == x.data_ptr()
+
+
+def test_a_list_of_tensors_is_a_batch():
+    x, y = torch.rand(4, 2), torch.arange(4)
+    parts = [part for part, _ in microbatches([x, y], at_most=2)]
+    assert [type(part) for part in parts] == [list, list]
+    assert torch.equal(parts[1][0], x[2:])
+
+
+# Learning rates
+
+
+@few
+@given(st.floats(0, 10), st.integers(1, 4096), st.integers(1, 4096))
+def test_learning_rates(lr, b, reference):
+    assert scale_lr(lr, b, reference) == pytest.approx(lr * math.sqrt(b / reference))
+    assert scale_lr(lr, b, reference, rule="linear") == pytest.approx(lr * b / reference)
+    assert scale_lr(lr, b, b) == lr
+
+
+# Errors
+
+
+def state(**changes):
+    saving = ScheduledBatchSampler(10, constant(2))
+    iterator = iter(saving)
+    next(iterator)
+    return {**saving.state_dict(), **changes}
+
+
+def load(sampler=None, **changes):
+    (sampler or ScheduledBatchSampler(10, constant(2))).load_state_dict(state(**changes))
+
+
+def rewound():
+    sampler = ScheduledBatchSampler(10, constant(2))
+    sampler.load_state_dict(state())
+    next(iter(sampler))
+    sampler.state_dict(batches=0)
+
+
+sampler = partial(ScheduledBatchSampler, 10, constant(2))
+two = partial(ScheduledBatchSampler, 10, num_replicas=2, rank=0)
+
+BAD = {
+    "b": (lambda: constant(0), ValueError, "b must be an int >= 1, got 0."),
+    "b of multiply": (lambda: multiply(1.5, 2, 1), ValueError, "b must be an int >= 1, got 1.5."),
+    "every": (lambda: multiply(1, 2, 0), ValueError, "every must be an int >= 1, got 0."),
+    "factor": (lambda: multiply(1, 0.0, 1), ValueError, "factor must be a finite number > 0, got 0.0."),
+    "start": (lambda: linear(0, 2, 3), ValueError, "start must be an int >= 1, got 0."),
+    "end": (lambda: geometric(1, -2, 3), ValueError, "end must be an int >= 1, got -2."),
+    "over": (lambda: linear(1, 2, True), ValueError, "over must be an int >= 1, got True."),
+    "at": (lambda: capped(constant(2), 0), ValueError, "at must be an int >= 1, got 0."),
+    "a number to cap": (
+        lambda: capped(2, 4),
+        TypeError,
+        "schedule must be a function of a count, got 2. For one size write constant(32).",
+    ),
+    "a number for a schedule": (
+        lambda: ScheduledBatchSampler(10, 2),
+        TypeError,
+        "schedule must be a function of a count, got 2. For one size write constant(32).",
+    ),
+    "per": (lambda: sampler(per="step"), ValueError, "per must be 'epoch' or 'update', got 'step'."),
+    "no data": (
+        lambda: ScheduledBatchSampler([], constant(2)),
+        ValueError,
+        "The length of data must be an int >= 1, got 0.",
+    ),
+    "seed": (lambda: sampler(seed=-1), ValueError, "seed must be an int >= 0, got -1."),
+    "replicas": (lambda: sampler(num_replicas=0), ValueError, "num_replicas must be an int >= 1, got 0."),
+    "rank": (
+        lambda: sampler(num_replicas=2, rank=2),
+        ValueError,
+        "rank must be < num_replicas, got rank=2 of 2.",
+    ),
+    "negative rank": (lambda: sampler(rank=-1), ValueError, "rank must be an int >= 0, got -1."),
+    "epoch": (lambda: sampler().set_epoch(-1), ValueError, "epoch must be an int >= 0, got -1."),
+    "no size": (
+        lambda: ScheduledBatchSampler(10, lambda t: 2.0),
+        ValueError,
+        "The batch size of epoch 0 must be an int >= 1, got 2.0.",
+    ),
+    "no size later": (
+        lambda: ScheduledBatchSampler(10, lambda t: 2 - t).set_epoch(2),
+        ValueError,
+        "The batch size of epoch 2 must be an int >= 1, got 0.",
+    ),
+    "no equal shares": (
+        lambda: two(multiply(2, 1.5, 1)).set_epoch(1),
+        ValueError,
+        "The batch size of epoch 1 is 3, of which 2 replicas cannot have equal shares. Make every size a multiple of 2.",
+    ),
+    "no equal shares at an update": (
+        lambda: two(linear(2, 4, 2), per="update"),
+        ValueError,
+        "The batch size of update 1 is 3, of which 2 replicas cannot have equal shares.",
+    ),
+    "no batch": (
+        lambda: ScheduledBatchSampler(10, multiply(8, 2, 1), drop_last=True).set_epoch(1),
+        ValueError,
+        "Epoch 1 has no batch: its batch size 16 is larger than the data (10), and drop_last=True. Use "
+        "drop_last=False, or capped(schedule, at) with a smaller size.",
+    ),
+    "more than handed out": (
+        lambda: sampler().state_dict(batches=1),
+        ValueError,
+        "batches must lie between 0 and 0, the batches of epoch 0 at which the iteration began and now is, got 1. "
+        "Count from the epoch's beginning.",
+    ),
+    "before it began": (rewound, ValueError, "batches must lie between 1 and 2"),
+    "other data": (
+        lambda: load(length=11),
+        ValueError,
+        "The state was saved with length=11, and this sampler has length=10. Its batches would be others: build the "
+        "sampler as it was built when the state was saved.",
+    ),
+    "other seed": (lambda: load(sampler(seed=1)), ValueError, "saved with seed=0, and this sampler has seed=1."),
+    "other order": (lambda: load(shuffle=False), ValueError, "saved with shuffle=False,"),
+    "other counts": (lambda: load(per="update"), ValueError, "saved with per='update',"),
+    "other end": (lambda: load(drop_last=True), ValueError, "saved with drop_last=True,"),
+    "other schedule": (
+        lambda: load(ScheduledBatchSampler(10, constant(3))),
+        ValueError,
+        "The state was saved after 1 batches and 2 examples of epoch 0; by this sampler's schedule they are 3 "
+        "examples. Use the same schedule.",
+    ),
+    "at_most": (
+        lambda: microbatches(torch.ones(3), 0),
+        ValueError,
+        "at_most must be an int >= 1, got 0.",
+    ),
+    "unequal lengths": (
+        lambda: microbatches((torch.ones(3), [torch.ones(4)]), 2),
+        ValueError,
+        "The tensors of a batch must have one first dimension, got [3, 4]. Split them alike.",
+    ),
+    "nothing to split": (
+        lambda: microbatches({"texts": ["a"], "scale": torch.tensor(1.0)}, 2),
+        ValueError,
+        "There is nothing to split: the batch, a dict, has no tensor with at least one example.",
+    ),
+    "no example": (
+        lambda: microbatches(torch.ones(0, 2), 2),
+        ValueError,
+        "There is nothing to split: the batch, a Tensor",
+    ),
+    "lr": (lambda: scale_lr(-0.1, 1, 1), ValueError, "lr must be a finite number >= 0, got -0.1."),
+    "batch_size": (lambda: scale_lr(0.1, 0, 1), ValueError, "batch_size must be an int >= 1, got 0."),
+    "reference": (lambda: scale_lr(0.1, 1, 0), ValueError, "reference must be an int >= 1, got 0."),
+    "rule": (lambda: scale_lr(0.1, 1, 1, rule="root"), ValueError, "rule must be 'sqrt' or 'linear', got 'root'."),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors(name):
+    make, error, message = BAD[name]
+    with pytest.raises(error, match=re.escape(message)):
+        make()
+
+
+def test_a_refused_state_or_epoch_changes_nothing():
+    sampler = ScheduledBatchSampler(10, multiply(8, 2, 1), drop_last=True)
+    for change in (lambda: sampler.load_state_dict(state()), lambda: sampler.set_epoch(1)):
+        with pytest.raises(ValueError, match=r"saved with|has no batch"):
+            change()
+        assert (sampler.epoch, len(sampler), sampler.state_dict()["batches"]) == (0, 1, 0)

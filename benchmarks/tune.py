@@ -114,7 +114,7 @@ def trials_of(plan: comparison.Plan, setting: dict[str, float], method: str) -> 
     return [
         trial.model_copy(update={"hyperparameters": setting})
         for trial in plan.trials(test=False)
-        if trial.method == method
+        if trial.row == method
     ]
 
 

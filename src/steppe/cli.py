@@ -48,6 +48,8 @@ def build() -> typer.Typer:
     import typer
 
     from .compare.command import compare
+    from .compare.measure_command import measure
+    from .studies.command import study
 
     app = typer.Typer(
         name="steppe",
@@ -57,12 +59,9 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    # A callback keeps `compare` a sub-command even while there is no other.
-    @app.callback()
-    def steppe() -> None:
-        """Sharpness-aware training for PyTorch."""
-
     app.command()(compare)
+    app.command()(measure)
+    app.add_typer(study, name="study")
     return app
 
 

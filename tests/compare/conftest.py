@@ -90,10 +90,18 @@ def record() -> Callable[..., Record]:
     """Make a record of two epochs from a few numbers."""
 
     def make(
-        method: str, seed: int, test: float | None, *, train: float = 90.0, seconds: float = 1.0, evaluations: int = 10
+        method: str,
+        seed: int,
+        test: float | None,
+        *,
+        train: float = 90.0,
+        seconds: float = 1.0,
+        evaluations: int = 10,
+        sharpness: dict[str, float | None] | None = None,
+        **more: Any,
     ) -> Record:
         config = TrialConfig(
-            task="mnist1d", method=method, hyperparameters={}, seed=seed, epochs=2, batch_size=5, versions={}
+            task="mnist1d", method=method, hyperparameters={}, seed=seed, epochs=2, batch_size=5, versions={}, **more
         )
         final = (
             None
@@ -105,6 +113,7 @@ def record() -> Callable[..., Record]:
                 validation_metric=test,
                 test_loss=0.7,
                 test_metric=test,
+                sharpness=sharpness,
             )
         )
         curve = Curve(
@@ -112,6 +121,7 @@ def record() -> Callable[..., Record]:
             validation_loss=[1.0, 0.6],
             validation_metric=[50.0, test or 0.0],
             gradient_evaluations=[evaluations // 2, evaluations],
+            examples=[5 * (evaluations // 2), 5 * evaluations],
             seconds=[seconds / 2, seconds],
         )
         return Record(
@@ -122,6 +132,8 @@ def record() -> Callable[..., Record]:
             curve=Curve() if final is None else curve,
             final=final,
             gradient_evaluations=evaluations,
+            examples=5 * evaluations,
+            updates=10,
             seconds=seconds,
             versions={"torch": "2", "steppe": "0", "python": "3"},
         )

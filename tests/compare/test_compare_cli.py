@@ -30,7 +30,8 @@ def test_the_real_command_line(start):
     out, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert out == ""
-    assert error.startswith("steppe: unknown task 'mnits1d'; did you mean 'mnist1d'? known: mnist1d, digits")
+    assert error.startswith("steppe: unknown task 'mnits1d'; did you mean 'mnist1d'")
+    assert error.endswith("digits, or FILE.py:FUNCTION\n")
     assert error.count("\n") == 1
 
 
@@ -39,7 +40,7 @@ def test_the_real_command_line(start):
     [
         (
             ["--task", "digit"],
-            "unknown task 'digit'; did you mean 'digits'? known: mnist1d, digits, or FILE.py:FUNCTION",
+            "unknown task 'digit'; did you mean 'digits'? known: mnist1d, ",
         ),
         (["--base", "adam"], "unknown base 'adam'; did you mean 'adamw'? known: adamw, sgd"),
         (["--methods", "adamw,smm"], "unknown method 'smm'; did you mean 'sam'"),
@@ -141,7 +142,7 @@ def test_flags_win_over_the_file(tmp_path):
     (tmp_path / "c.yaml").write_text("methods: [sam]\nseeds: 7\nsettings: {sam: {rho: 1e-1, betas: [0.9, 1]}}\n")
     asked = config.merge(config.from_flags({"seeds": 2, "task": None}), config.from_file(tmp_path / "c.yaml"))
     assert (asked.seeds, asked.methods, asked.task) == (2, ("sam",), None)
-    assert asked.settings == {"sam": {"rho": 0.1, "betas": (0.9, 1.0)}}
+    assert asked.settings["sam"].hyperparameters == {"rho": 0.1, "betas": (0.9, 1.0)}
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert config.from_file(tmp_path / "c.yaml") == config.Options()
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from steppe.compare import verdict
+from steppe.compare.arms import Arm
 from steppe.compare.comparison import Comparison, Plan
 from steppe.compare.errors import RunError
 from steppe.compare.report import html, write_report
@@ -28,8 +29,8 @@ def compared(record, tmp_path):
             for seed, value in enumerate(values)
         ]
         seeds = tuple(range(max(len(values) for values in methods.values())))
-        settings = {method: {"lr": 0.1} for method in methods}
-        plan = Plan(TaskSource(name), base, settings, seeds, 2, 5, 1, tmp_path / "out", metric, higher)
+        arms = tuple(Arm(method, method, {"lr": 0.1}) for method in methods)
+        plan = Plan(TaskSource(name), base, arms, seeds, 2, 5, 1, tmp_path / "out", metric, higher)
         return Comparison(plan, records, summarize(records, base, higher))
 
     return make

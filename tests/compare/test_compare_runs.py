@@ -230,7 +230,7 @@ def test_from_python(tiny, tmp_path):
     sgd, sam = found.rows
     assert (sgd.method, sam.method) == ("sgd", "sam")
     assert sgd.test == sam.test  # rho = 0 is the base
-    assert found.plan.settings["sam"]["rho"] == 0.0
+    assert found.plan.arms[1].hyperparameters["rho"] == 0.0
     assert str(found) == (tmp_path / "o/table.md").read_text()
     config = tmp_path / "o/config.yaml"
     expected = f"steppe compare --task {tiny} --methods sgd,sam --base sgd --seeds 2 --epochs 3 --out {tmp_path / 'o'}"

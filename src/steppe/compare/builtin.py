@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,15 @@ def mnist1d() -> Task:
     )
 
 
+def mnist1d_conv() -> Task:
+    """Make the MNIST-1D task with a convnet, of three strided layers and 8,010 weights, in place of the MLP.
+
+    Returns:
+        The task.
+    """
+    return replace(mnist1d(), model=_convnet_1d)
+
+
 def digits() -> Task:
     """Make the digits task: scanned 8x8 digits, 1000 for training, 297 for validation, 500 for test; a convnet.
 
@@ -59,7 +69,7 @@ def digits() -> Task:
     )
 
 
-BUILTIN: dict[str, Callable[[], Task]] = {"mnist1d": mnist1d, "digits": digits}
+BUILTIN: dict[str, Callable[[], Task]] = {"mnist1d": mnist1d, "mnist1d-conv": mnist1d_conv, "digits": digits}
 
 
 def _draw(seed: int | None) -> dict[str, Any]:
@@ -90,6 +100,13 @@ def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(40, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def _convnet_1d() -> nn.Module:
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 40))]
+    for channels, kernel in ((1, 5), (32, 3), (32, 3)):
+        layers += [nn.Conv1d(channels, 32, kernel, stride=2, padding=kernel // 2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 5, 10))
 
 
 def _convnet() -> nn.Module:

@@ -10,7 +10,8 @@ import typer
 
 def compare(
     task: Annotated[
-        str | None, typer.Option(help="mnist1d, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d")
+        str | None,
+        typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
@@ -21,11 +22,18 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
     ] = None,
+    keep_weights: Annotated[
+        bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
+    ] = None,
+    measure: Annotated[
+        bool | None, typer.Option("--measure", help="Measure sharpness after training.", show_default=False)
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with any of these, and settings: {METHOD: {NAME: VALUE}}.")
+        Path | None,
+        typer.Option(help="YAML file with any of these, settings: {METHOD: {NAME: VALUE}}, schedules and updates."),
     ] = None,
 ) -> None:
     """Train several methods on one task: does sharpness-aware training help, which method, at what cost?
@@ -41,6 +49,8 @@ def compare(
         "seeds": seeds,
         "epochs": epochs,
         "jobs": jobs,
+        "keep_weights": keep_weights,
+        "measure": measure,
         "out": out,
     }
     asked = options.from_flags(flags)

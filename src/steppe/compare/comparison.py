@@ -6,17 +6,19 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..methods import METHODS
 from . import config, optimizers, records, runner
-from .errors import UserError, nearest
+from .arms import Arm, check_arms, find_arms, packaged
+from .errors import UserError, missing_extra
+from .host import Host
 from .records import Record, TrialConfig
 from .runner import Observer
 from .sources import TaskSource, find_task
 from .stats import Row, summarize
-from .tasks import Task, check_fit
+from .tasks import Task, check_fit, size
 
 _MOST_JOBS = 8  # unless asked for: every worker needs about 400 MB for torch
 
@@ -28,19 +30,22 @@ class Plan:
     Attributes:
         source: Where the task comes from.
         base: The base optimizer's name.
-        settings: Hyper-parameters by method; its keys are the methods, in order.
+        arms: The rows of the table, in the order asked for.
         seeds: The seeds.
-        epochs: Of every trial.
-        batch_size: Of every trial.
+        epochs: Of every trial, unless its arm counts updates.
+        batch_size: Of every trial, unless its arm schedules it.
         jobs: Worker processes.
         out: The folder for everything that is written.
         metric_name: What the task's metric is called.
         higher_is_better: Whether a larger metric is better.
+        keep_weights: Whether the final weights of every trial are written.
+        measure: Whether sharpness is measured after training.
+        host: Where trials run, one after the other, if not in worker processes on the CPU.
     """
 
     source: TaskSource
     base: str
-    settings: dict[str, dict[str, Any]]
+    arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     epochs: int
     batch_size: int
@@ -48,13 +53,33 @@ class Plan:
     out: Path
     metric_name: str
     higher_is_better: bool
+    keep_weights: bool = False
+    measure: bool = False
+    host: Host | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the arms, in order."""
+        return [arm.name for arm in self.arms]
+
+    @property
+    def length(self) -> str:
+        """How long a trial is, in words."""
+        return " or ".join(dict.fromkeys(arm.length(self.epochs) for arm in self.arms))
+
+    @property
+    def cost(self) -> Literal["gradient_evaluations", "examples"]:
+        """The field that tells what a trial costs: gradient evaluations, unless batches differ between arms."""
+        alike = all(arm.schedules.batch_size == self.arms[0].schedules.batch_size for arm in self.arms)
+        return "gradient_evaluations" if alike else "examples"
 
     @property
     def command(self) -> str:
-        """The command line of this comparison; with a file only where hyper-parameters are not the packaged ones."""
-        words = ["steppe", "compare", "--task", self._task, "--methods", ",".join(self.settings), "--base", self.base]
+        """The command line of this comparison; with a file only where the arms are not the packaged ones."""
+        words = ["steppe", "compare", "--task", self._task, "--methods", ",".join(self.names), "--base", self.base]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
-        if self.settings != _settings(self.source.name, self.base, tuple(self.settings), {}, check=False):
+        words += [f"--{name.replace('_', '-')}" for name in self._flags]
+        if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
             words += ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
@@ -63,16 +88,18 @@ class Plan:
         """All of this as the content of a file for ``--config``."""
         return {
             "task": self._task,
-            "methods": list(self.settings),
+            "methods": self.names,
             "base": self.base,
             "seeds": len(self.seeds),
             "epochs": self.epochs,
             "out": str(self.out),
-            "settings": {
-                method: {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-                for method, values in self.settings.items()
-            },
+            **dict.fromkeys(self._flags, True),
+            "settings": {arm.name: arm.entry for arm in self.arms},
         }
+
+    @property
+    def _flags(self) -> list[str]:
+        return [name for name in ("keep_weights", "measure") if getattr(self, name)]
 
     @property
     def _task(self) -> str:
@@ -85,24 +112,28 @@ class Plan:
             test: Whether the test split is read at the end.
 
         Returns:
-            One configuration a seed and method.
+            One configuration a seed and arm.
         """
-        versions = records.library_versions()
+        versions = {**records.library_versions(), **(self.host.versions if self.host else {})}
         return [
             TrialConfig(
                 task=self.source.name,
                 task_digest=self.source.digest,
-                method=method,
-                base=self.base if optimizers.is_wrapper(method) else None,
-                hyperparameters=settings,
+                method=arm.method,
+                arm=None if arm.name == arm.method else arm.name,
+                base=self.base if optimizers.is_wrapper(arm.method) else None,
+                hyperparameters=arm.hyperparameters,
                 seed=seed,
                 epochs=self.epochs,
                 batch_size=self.batch_size,
+                schedules=arm.schedules,
+                updates=arm.updates,
                 test=test,
+                measure=self.measure,
                 versions=versions,
             )
             for seed in self.seeds
-            for method, settings in self.settings.items()
+            for arm in self.arms
         ]
 
 
@@ -144,6 +175,10 @@ def compare(
     jobs: int | None = None,
     out: str | Path | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    schedules: Mapping[str, Any] | None = None,
+    updates: int | None = None,
+    keep_weights: bool = False,
+    measure: bool = False,
     observer: Observer | None = None,
 ) -> Comparison:
     """Train several methods on one task from several seeds and say which of them helps, and at what cost.
@@ -155,13 +190,22 @@ def compare(
     Args:
         task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file that returns a
             `Task`.
-        methods: Names from ``steppe.methods.METHODS``, ``adamw`` and ``sgd``; by default the base and all methods.
+        methods: Names from ``steppe.methods.METHODS``, ``adamw``, ``sgd``, and arms of `settings`; by default the base,
+            all methods and all arms.
         base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
         jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
         out: Where to write; by default ``runs/TASK-BASE``.
-        settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``.
+        settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``. A name that is
+            no method makes an arm, another row of the table: ``{"sam+": {"method": "sam", "rho": 0.2}}``. ``schedules``
+            and ``updates`` in an entry hold for its row alone.
+        schedules: How ``lr``, ``batch_size`` and ``rho`` change during a trial, such as ``{"lr": "constant"}`` or
+            ``{"batch_size": {"kind": "multiply", "start": 16, "factor": 2, "every": 8}}``; by default the learning rate
+            falls to zero along a cosine and the others are constant. See ``steppe.compare.schedules``.
+        updates: Parameter updates of every trial, at least 1, in place of `epochs`.
+        keep_weights: Whether to write the final weights of every trial to ``out/weights``.
+        measure: Whether to measure sharpness on up to 1024 training examples after training.
         observer: Is told how the comparison proceeds.
 
     Returns:
@@ -185,6 +229,10 @@ def compare(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "schedules": None if schedules is None else dict(schedules),
+            "updates": updates,
+            "keep_weights": keep_weights,
+            "measure": measure,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         },
         prefix="",
@@ -193,13 +241,16 @@ def compare(
     return run(comparison_plan, observer)
 
 
-def plan(task: str | Callable[[], Task], options: config.Options, out: Path | None = None) -> Plan:
+def plan(
+    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, host: Host | None = None
+) -> Plan:
     """Fill in all defaults and check everything that can be checked before training.
 
     Args:
         task: See `compare`.
         options: Checked field by field already; its ``task`` and ``out`` are not looked at.
         out: The folder, or None for the default.
+        host: Where trials run, if not in worker processes on the CPU.
 
     Returns:
         The plan.
@@ -209,24 +260,29 @@ def plan(task: str | Callable[[], Task], options: config.Options, out: Path | No
     """
     base = options.base or "adamw"
     optimizers.check_base(base)
-    methods = (base, *METHODS) if options.methods is None else options.methods
-    optimizers.check_methods(methods)
     source = find_task(task)
-    settings = _settings(source.name, base, methods, options.settings)
+    arms = find_arms(source.name, base, options)
     loaded = load(source)
+    epochs = options.epochs or loaded.epochs
+    if options.measure:
+        _check_measures()
+    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train))
     folder = out or Path("runs") / f"{source.name.replace('.py:', '-')}-{base}"
     records.check_writable(folder)
     return Plan(
         source=source,
         base=base,
-        settings=settings,
+        arms=arms,
         seeds=tuple(range(options.seeds or 10)),
-        epochs=options.epochs or loaded.epochs,
+        epochs=epochs,
         batch_size=loaded.batch_size,
         jobs=options.jobs or min(cores(), _MOST_JOBS),
         out=folder,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
+        keep_weights=bool(options.keep_weights),
+        measure=bool(options.measure),
+        host=host,
     )
 
 
@@ -246,11 +302,18 @@ def run(comparison_plan: Plan, observer: Observer | None = None) -> Comparison:
     from .report import write_report
 
     found = runner.run_trials(
-        comparison_plan.trials(), comparison_plan.source, comparison_plan.out, comparison_plan.jobs, observer
+        comparison_plan.trials(),
+        comparison_plan.source,
+        comparison_plan.out,
+        comparison_plan.jobs,
+        observer,
+        keep_weights=comparison_plan.keep_weights,
+        host=comparison_plan.host,
     )
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
-    write_report(comparison)
+    if comparison_plan.host is None or comparison_plan.host.rank == 0:
+        write_report(comparison)
     return comparison
 
 
@@ -276,17 +339,13 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def _settings(
-    task: str, base: str, methods: Sequence[str], own: Mapping[str, Mapping[str, Any]], check: bool = True
-) -> dict[str, dict[str, Any]]:
-    known = [*optimizers.BASES, *METHODS]
-    for name in own:
-        if name not in known:
-            raise UserError(f"settings: unknown method {name!r}{nearest(name, known)}")
-    found = {}
-    for method in methods:
-        wraps = optimizers.is_wrapper(method)
-        found[method] = config.hyperparameters(task, base, method, wraps, own.get(method, {}))
-        if check:
-            optimizers.check_hyperparameters(method, base, found[method])
-    return found
+def _check_measures() -> None:
+    """Import what measures sharpness now, not after the first training."""
+    try:
+        for name in ("hessian_eigenthings", "steppe.measure.quick"):
+            import_module(name)
+    except ImportError as error:
+        known = missing_extra(error)
+        if known is None:
+            raise
+        raise known from error

@@ -2,51 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationError, model_validator
 
 from .errors import UserError, nearest, one_line
+from .fields import Count, Model, as_number
+from .schedules import DEFAULTS, Schedules, known_fields
 
+_RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
+_ARM = re.compile(r"[A-Za-z0-9+_.@-]{1,40}")  # it becomes part of file names
 
-def _number(value: object) -> object:
-    # YAML 1.1 reads 1e-3 (without a point) as a text.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+_AnyModel = TypeVar("_AnyModel", bound=Model)
 
 
 def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
-Value: TypeAlias = Annotated[bool | float | tuple[float, ...], BeforeValidator(_number)]
-Count: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
+def _arm_name(name: str) -> str:
+    if not _ARM.fullmatch(name):
+        raise ValueError(f"the name of an arm must be 1 to 40 letters, digits and -+_.@, got {_shown(name)}")
+    return name
 
 
-class Options(BaseModel):
+def _method_name(name: str) -> str:
+    from .optimizers import names
+
+    if name not in names():
+        raise ValueError(f"unknown method {name!r}{nearest(name, names())}")
+    return name
+
+
+def _entries(value: object) -> object:
+    """Tell every entry its name, and put its hyper-parameters together."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _entry(name, entry) if isinstance(entry, dict) else entry for name, entry in value.items()}
+
+
+def _entry(name: object, entry: dict[Any, Any]) -> dict[str, Any]:
+    known = {key: value for key, value in entry.items() if key in _RESERVED}
+    return {"name": name, **known, "hyperparameters": {k: v for k, v in entry.items() if k not in _RESERVED}}
+
+
+Value: TypeAlias = Annotated[bool | float | tuple[float, ...], BeforeValidator(as_number)]
+
+
+class Entry(Model):
+    """What a user may say about one row of the table.
+
+    Attributes:
+        name: Of the row.
+        method: The method's name, if that is not the row's.
+        schedules: Over those of the whole comparison, kind by kind.
+        updates: Parameter updates of a trial, over those of the whole comparison; None goes by epochs.
+        hyperparameters: Over the packaged ones.
+    """
+
+    name: str
+    method: Annotated[str, AfterValidator(_method_name)] | None = None
+    schedules: Schedules = DEFAULTS
+    updates: Count | None = None
+    hyperparameters: dict[str, Value] = {}
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Entry:
+        from .optimizers import names
+
+        if self.method not in (None, self.name) and self.name in names():
+            raise ValueError(f"is a method itself and cannot be {self.method}; give the arm another name")
+        return self
+
+
+class Options(Model):
     """What a user may ask for, on the command line or in a YAML file; what is None has a default.
 
     Attributes:
         task: ``mnist1d``, ``digits`` or ``FILE.py:FUNCTION``.
-        methods: Names of methods; the base is one of them if it is to be compared with.
+        methods: Names of methods and arms; the base is one of them if it is to be compared with.
         base: ``adamw`` or ``sgd``.
         seeds: How many seeds, at least 1.
         epochs: At least 1.
         jobs: Worker processes, at least 1.
         out: The folder for everything that is written.
-        settings: Hyper-parameters by method, over the packaged ones.
+        schedules: Of all methods.
+        updates: Parameter updates of every trial, in place of epochs.
+        keep_weights: Whether the final weights of every trial are written.
+        measure: Whether sharpness is measured after training.
+        settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str | None = None
     methods: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
@@ -55,7 +106,11 @@ class Options(BaseModel):
     epochs: Count | None = None
     jobs: Count | None = None
     out: str | None = None
-    settings: dict[str, dict[str, Value]] = {}
+    schedules: Schedules = DEFAULTS
+    updates: Count | None = None
+    keep_weights: StrictBool | None = None
+    measure: StrictBool | None = None
+    settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
 
 
 def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
@@ -71,11 +126,12 @@ def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
     Raises:
         UserError: A value is not allowed; names the flag.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Options.model_validate({name: value for name, value in flags.items() if value is not None})
+        return Options.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in _path(problem["loc"]))
+        name = ".".join(str(part) for part in _path(problem["loc"], given))
         raise UserError(f"{prefix}{name}: {_reason(problem)}") from error
 
 
@@ -111,20 +167,20 @@ def from_file(path: Path) -> Options:
         return Options.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
-        line = _line(tree, problem["loc"])
-        name = ".".join(str(part) for part in _path(problem["loc"]))
-        raise UserError(f"{path}:{line}: {name}: {_reason(problem)}") from error
+        place = _path(problem["loc"], content)
+        name = ".".join(str(part) for part in place)
+        raise UserError(f"{path}:{_line(tree, place)}: {name}: {_reason(problem)}") from error
 
 
-def merge(over: Options, under: Options) -> Options:
-    """Lay the given options over others.
+def merge(over: _AnyModel, under: _AnyModel) -> _AnyModel:
+    """Lay the given options or schedules over others.
 
     Args:
         over: What it sets wins.
         under: The rest.
 
     Returns:
-        The options of both.
+        Both.
     """
     return under.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
 
@@ -167,13 +223,31 @@ def _plain(value: Any) -> Any:
 
 
 def _reason(problem: Any) -> str:
-    loc, kind = problem["loc"], problem["type"]
+    loc, kind, context = problem["loc"], problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
     if kind == "extra_forbidden":
-        return f"unknown field {loc[-1]!r}{nearest(str(loc[-1]), Options.model_fields)}"
+        return f"unknown field {loc[-1]!r}{nearest(str(loc[-1]), _fields(loc))}"
+    if kind == "missing":
+        return f"needs a value for {loc[-1]!r}"
+    if kind == "union_tag_not_found":
+        return f"needs a value for 'kind', got {_shown(problem['input'])}"
+    if kind == "union_tag_invalid":
+        kinds = re.findall(r"'(.+?)'", context["expected_tags"])
+        return f"unknown kind {context['tag']!r}{nearest(str(context['tag']), kinds)}"
     message = one_line(problem["msg"]).removeprefix("Input should be ")
-    if len(loc) > 2 and loc[0] == "settings":
+    if kind.startswith("model_"):
+        message = "a valid dictionary"
+    if "hyperparameters" in loc:
         message = "a number, true or false, or a list of numbers"
     return f"must be {message}, got {_shown(problem['input'])}"
+
+
+def _fields(loc: tuple[int | str, ...]) -> Iterable[str]:
+    """Return the names that would have been right in place of the last of the path."""
+    if "schedules" not in loc[:-1]:
+        return Options.model_fields
+    return known_fields(*(str(part) for part in loc[loc.index("schedules") + 1 : -1]))
 
 
 def _shown(value: object) -> str:
@@ -181,15 +255,22 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    # Beyond settings.METHOD.NAME pydantic appends which member of a union it tried.
-    return loc[:3] if loc[0] == "settings" else loc
+def _path(loc: tuple[int | str, ...], content: Any) -> tuple[int | str, ...]:
+    """Keep of a path what the user wrote: pydantic also names the members of unions that it tried."""
+    kept: list[int | str] = []
+    for part in loc:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        kept.append(part)
+    return tuple(kept)
 
 
-def _line(tree: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+def _line(tree: yaml.Node | None, path: tuple[int | str, ...]) -> int:
     """Return the line, from 1, of the deepest node on the path."""
     node, line = tree, 1
-    for part in _path(loc):
+    for part in path:
         if isinstance(node, yaml.MappingNode):
             found = [(key, value) for key, value in node.value if key.value == str(part)]
             if not found:

@@ -17,6 +17,7 @@ from .comparison import Comparison
 from .records import Record, TrialConfig
 
 _WIDE = 160
+_ANY_WIDTH = 10_000
 
 
 class ConsoleObserver:
@@ -109,24 +110,51 @@ def show(comparison: Comparison, console: Console) -> None:
         console: Where to print.
     """
     plan = comparison.plan
-    grid = Table(
-        title=f"{escape(plan.source.name)}, base {plan.base}, {plan.epochs} epochs, n={len(plan.seeds)}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    for index, title in enumerate(table.headers(comparison)):
-        # Broken before the last word, so that the whole table fits into 80 columns.
-        head = "\n".join(escape(title).rsplit(" ", 1))
-        grid.add_column(head, justify="left" if index == 0 else "right", no_wrap=True)
-    for row, texts in zip(comparison.rows, table.cells(comparison), strict=True):
-        significant = row.difference is not None and row.difference.significant
-        grid.add_row(*(escape(text) for text in texts), style="bold" if row.is_base or significant else None)
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console.width = _WIDE
-    console.print("", grid, "", sep="\n")
+    title = f"{plan.source.name}, base {plan.base}, {plan.length}, n={len(plan.seeds)}"
+    console.print("", f"[italic]{escape(title)}[/]", sep="\n", highlight=False)
+    for grid in _grids(comparison, console):
+        console.print(grid, "", sep="\n")
     for sentence in comparison.verdict:
         console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
     console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
     console.print(f"report: {escape(str(plan.out / 'report.html'))}", highlight=False, soft_wrap=True)
+
+
+def _grids(comparison: Comparison, console: Console) -> list[Table]:
+    """Make the table, or several that fit: the measures of sharpness then follow on their own."""
+
+    def fits(grid: Table) -> bool:
+        return console.measure(grid, options=console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width
+
+    titles, columns = table.headers(comparison), _columns(table.cells(comparison))
+    measures, values = table.measures(comparison), _columns(table.sharpness_cells(comparison))
+    whole = _grid(comparison, [*titles, *measures], [*columns, *values])
+    if not measures or fits(whole):
+        return [whole]
+    found, start = [_grid(comparison, titles, columns)], 0
+    for end in range(1, len(measures) + 1):
+        more = _grid(comparison, [titles[0], *measures[start:end]], [columns[0], *values[start:end]])
+        if end == start + 1 or not fits(more):
+            start = end - 1
+            found.append(_grid(comparison, [titles[0], measures[start]], [columns[0], values[start]]))
+        else:
+            found[-1] = more
+    return found
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    return list(zip(*cells, strict=True))
+
+
+def _grid(comparison: Comparison, titles: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for index, title in enumerate(titles):
+        # Broken before the last word, so that the whole table fits into 80 columns.
+        head = "\n".join(escape(title).rsplit(" ", 1))
+        grid.add_column(head, justify="left" if index == 0 else "right", no_wrap=True)
+    for row, *texts in zip(comparison.rows, *columns, strict=True):
+        significant = row.difference is not None and row.difference.significant
+        grid.add_row(*(escape(text) for text in texts), style="bold" if row.is_base or significant else None)
+    return grid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,39 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from . import drawing
+from .drawing import INK, STYLE, looks
+from .stats import COSTS
+
 if TYPE_CHECKING:
     from .comparison import Plan
     from .records import Record
-
-# Paul Tol's "bright" scheme: distinguishable with every common kind of colour vision, on white and on black.
-_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
-_INK = "#010203"  # stands for the text colour until the SVG is inlined
-_STYLE: Any = {
-    "font.size": 9,
-    "font.family": ["DejaVu Sans"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "steppe",
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How the lines of a method are drawn: a colour (None is that of the text) and a dash pattern."""
-
-    colour: str | None
-    dashes: Any
-
-    @property
-    def css(self) -> str:
-        """The dash pattern for an SVG line of width 2."""
-        return "none" if self.dashes == "-" else " ".join(str(2 * length) for length in self.dashes[1])
 
 
 @dataclass(frozen=True)
@@ -54,19 +27,9 @@ class _Line:
     """Mean and standard error over seeds, after every epoch."""
 
     epochs: np.ndarray[Any, Any]
-    evaluations: np.ndarray[Any, Any]
+    cost: np.ndarray[Any, Any]
     train_loss: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
     metric: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-def looks(methods: Sequence[str], base: str) -> dict[str, Look]:
-    """Choose how every method is drawn: the base in the colour of the text, the others in colours, then dashed."""
-    others = [method for method in methods if method != base]
-    chosen = {base: Look(None, "-")} if base in methods else {}
-    for index, method in enumerate(others):
-        dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-        chosen[method] = Look(_COLOURS[index % len(_COLOURS)], dashes)
-    return chosen
 
 
 def png(plan: Plan, records: Sequence[Record]) -> bytes:
@@ -79,20 +42,18 @@ def png(plan: Plan, records: Sequence[Record]) -> bytes:
     Returns:
         The file's bytes.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(9.6, 6.4), layout="constrained")
         lines = _lines(plan, records)
         axes = figure.subplots(2, 2, squeeze=False)
         for row in range(2):
             for column in range(2):
-                _draw(axes[row][column], plan, lines, metric=row == 1, evaluations=column == 1)
+                _draw(axes[row][column], plan, lines, metric=row == 1, against_cost=column == 1)
         handles, labels = axes[0][0].get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=2.6)
-        figure.suptitle(f"mean over seeds, band: standard error; {plan.epochs} epochs", fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        return buffer.getvalue()
+        figure.suptitle(f"mean over seeds, band: standard error; {plan.length}", fontsize=9)
+        return drawing.png(figure)
 
 
 def panels(plan: Plan, records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -108,52 +69,40 @@ def panels(plan: Plan, records: Sequence[Record]) -> list[tuple[str, str]]:
     lines = _lines(plan, records)
     drawn = []
     for metric in (False, True):
-        for evaluations in (False, True):
-            with rc_context(_STYLE):
+        for against_cost in (False, True):
+            with rc_context(STYLE):
                 figure = Figure(figsize=(4.6, 3.1), layout="constrained")
-                title = _draw(figure.subplots(), plan, lines, metric=metric, evaluations=evaluations)
-                drawn.append((title, _svg(figure)))
+                title = _draw(figure.subplots(), plan, lines, metric=metric, against_cost=against_cost)
+                drawn.append((title, drawing.svg(figure)))
     return drawn
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    # Without the XML header, and without the metadata, whose name spaces look like outside addresses.
-    text = text[text.index("<svg") :]
-    start, end = text.find("<metadata>"), text.find("</metadata>")
-    if start >= 0:
-        text = text[:start] + text[end + len("</metadata>") :]
-    return text.replace(_INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
-
-
-def _draw(axes: Axes, plan: Plan, lines: Mapping[str, _Line], *, metric: bool, evaluations: bool) -> str:
-    styles = looks(list(plan.settings), plan.base)
+def _draw(axes: Axes, plan: Plan, lines: Mapping[str, _Line], *, metric: bool, against_cost: bool) -> str:
+    styles = looks(plan.names, plan.base)
     logarithmic = not metric and _spans_decades(lines)
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-    for method, line in lines.items():
-        x = line.evaluations if evaluations else line.epochs
+    for name, line in lines.items():
+        x = line.cost if against_cost else line.epochs
         middle, error = line.metric if metric else line.train_loss
-        look = styles[method]
-        colour, width = look.colour or _INK, 1.8 if look.colour is None else 1.3
+        look = styles[name]
+        colour, width = look.colour or INK, 1.8 if look.colour is None else 1.3
         marker = "o" if len(x) == 1 else None
-        axes.plot(x, middle, color=colour, linestyle=look.dashes, linewidth=width, label=method, marker=marker)
+        axes.plot(x, middle, color=colour, linestyle=look.dashes, linewidth=width, label=name, marker=marker)
         low = middle - error
         if logarithmic:
             low = np.maximum(low, middle * 0.1)  # a logarithmic axis has no room below zero
         axes.fill_between(x, low, middle + error, color=colour, alpha=0.12, linewidth=0)
     if metric:
         _zoom(axes, lines, plan.higher_is_better)
-    name = f"validation {plan.metric_name}" if metric else "train loss"
-    across = "gradient evaluations" if evaluations else "epochs"
+    up = f"validation {plan.metric_name}" if metric else "train loss"
+    across = COSTS[plan.cost] if against_cost else "epochs"
     axes.set_xlabel(across)
-    axes.set_ylabel(name)
+    axes.set_ylabel(up)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=_INK)
-    return f"{name} against {across}"
+    axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=INK)
+    return f"{up} against {across}"
 
 
 def _spans_decades(lines: Mapping[str, _Line]) -> bool:
@@ -177,13 +126,13 @@ def _zoom(axes: Axes, lines: Mapping[str, _Line], higher: bool) -> None:
 
 def _lines(plan: Plan, records: Sequence[Record]) -> dict[str, _Line]:
     found = {}
-    for method in plan.settings:
-        curves = [record.curve for record in records if record.config.method == method and record.final is not None]
+    for name in plan.names:
+        curves = [record.curve for record in records if record.config.row == name and record.final is not None]
         if curves:
-            evaluations = np.mean([curve.gradient_evaluations for curve in curves], axis=0)
-            found[method] = _Line(
-                epochs=np.arange(1, len(evaluations) + 1),
-                evaluations=evaluations,
+            cost = np.mean([getattr(curve, plan.cost) for curve in curves], axis=0)
+            found[name] = _Line(
+                epochs=np.arange(1, len(cost) + 1),
+                cost=cost,
                 train_loss=_mean_and_error([curve.train_loss for curve in curves]),
                 metric=_mean_and_error([curve.validation_metric for curve in curves]),
             )

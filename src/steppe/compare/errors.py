@@ -7,22 +7,21 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-_EXTRA_MODULES = frozenset(
-    [
-        "jinja2",
-        "markupsafe",
-        "matplotlib",
-        "mnist1d",
-        "numpy",
-        "pydantic",
-        "pydantic_core",
-        "rich",
-        "scipy",
-        "sklearn",
-        "typer",
-        "yaml",
-    ]
-)
+_EXTRA_OF = {
+    "jinja2": "compare",
+    "markupsafe": "compare",
+    "matplotlib": "compare",
+    "mnist1d": "compare",
+    "numpy": "compare",
+    "pydantic": "compare",
+    "pydantic_core": "compare",
+    "rich": "compare",
+    "scipy": "compare",
+    "sklearn": "compare",
+    "typer": "compare",
+    "yaml": "compare",
+    "hessian_eigenthings": "compare,measure",
+}
 
 
 class UserError(Exception):
@@ -90,9 +89,9 @@ def missing_extra(error: ImportError) -> UserError | None:
         error: What an import statement raised.
 
     Returns:
-        The error to show, or None if the module is not one that the extra installs.
+        The error to show, or None if the module is not one that an extra installs.
     """
     name = (error.name or "").partition(".")[0]
-    if name not in _EXTRA_MODULES:
+    if name not in _EXTRA_OF:
         return None
-    return UserError(f'the module {name!r} is not installed; install it with: pip install "steppe[compare]"')
+    return UserError(f'the module {name!r} is not installed; install it with: pip install "steppe[{_EXTRA_OF[name]}]"')

@@ -29,26 +29,41 @@ def check_base(base: str) -> None:
         raise UserError(f"unknown base {base!r}{nearest(base, BASES)}")
 
 
-def check_methods(methods: Iterable[str]) -> None:
+def names() -> list[str]:
+    """Return the names of all methods, the bases first."""
+    return [*BASES, *METHODS]
+
+
+def check_methods(methods: Iterable[str], arms: Iterable[str] = ()) -> None:
     """Refuse an empty list of methods, unknown names and repetitions.
+
+    Args:
+        methods: The list.
+        arms: Names that are known besides those of methods.
 
     Raises:
         UserError: With the nearest names.
     """
     seen: set[str] = set()
+    known = [*names(), *arms]
     for method in methods:
-        if method not in BASES and method not in METHODS:
-            raise UserError(f"unknown method {method!r}{nearest(method, [*BASES, *METHODS])}")
+        if method not in known:
+            raise UserError(f"unknown method {method!r}{nearest(method, known)}")
         if method in seen:
             raise UserError(f"the method {method!r} is listed twice; list every method once")
         seen.add(method)
     if not seen:
-        raise UserError(f"no method to compare; list at least one of {', '.join([*BASES, *METHODS])}")
+        raise UserError(f"no method to compare; list at least one of {', '.join(known)}")
 
 
 def is_wrapper(method: str) -> bool:
     """Return whether a method wraps a base optimizer instance (its first parameter is called ``base``)."""
     return method in METHODS and next(iter(_keywords(METHODS[method]))) == "base"
+
+
+def has_radius(method: str) -> bool:
+    """Return whether a method has a ``rho``."""
+    return method in METHODS and "rho" in _keywords(METHODS[method])
 
 
 def build(method: str, base: str, parameters: Iterable[nn.Parameter], hyperparameters: Hyperparameters) -> Optimizer:

@@ -1,53 +1,60 @@
-"""What a trial is and what it found: configuration, record, and one JSON file per finished trial."""
+"""What a trial is and what it found: configuration, record, one JSON file per finished trial, and its weights."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from .errors import UserError
+from .fields import Model
+from .schedules import DEFAULTS, Schedules
 
-SCHEMA = 1
+SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TrialConfig(_Model):
+class TrialConfig(Model):
     """Everything that changes the numbers of a trial, and nothing else.
 
     Attributes:
         task: The task's name.
         task_digest: For a user's task, the hash of its file.
         method: The method's name.
+        arm: What the row of the table is called, unless that is the method's name.
         base: The base optimizer's name if the method wraps one.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
-        epochs: At least 1.
-        batch_size: At least 1.
+        epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
+        batch_size: At least 1: that of the task. It has no effect if there is a schedule of batch sizes.
+        schedules: Of learning rate, batch size and radius.
+        updates: The budget: parameter updates in all, however many epochs they take; None goes by epochs.
         test: Whether the test split is read at the end.
+        measure: Whether sharpness is measured at the end.
         versions: Of the libraries that compute the numbers.
     """
 
     task: str
     task_digest: str | None = None
     method: str
+    arm: str | None = None
     base: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
     epochs: int
     batch_size: int
+    schedules: Schedules = DEFAULTS
+    updates: int | None = None
     test: bool = True
+    measure: bool = False
     versions: dict[str, str]
 
     @property
@@ -58,23 +65,29 @@ class TrialConfig(_Model):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def row(self) -> str:
+        """The row of the table that the trial belongs to."""
+        return self.arm or self.method
+
+    @property
     def label(self) -> str:
         """How a trial is called in messages."""
-        return f"{self.method}, seed {self.seed}"
+        return f"{self.row}, seed {self.seed}"
 
 
-class Curve(_Model):
-    """One number per finished epoch in every list."""
+class Curve(Model):
+    """One number per epoch in every list; the last epoch may be cut short by a budget of updates."""
 
     train_loss: list[float] = []
     validation_loss: list[float] = []
     validation_metric: list[float] = []
     gradient_evaluations: list[int] = []
+    examples: list[int] = []
     seconds: list[float] = []
 
 
-class Final(_Model):
-    """Loss and metric over whole splits after the last epoch."""
+class Final(Model):
+    """Loss and metric over whole splits after the last epoch, and measures of sharpness, None where not finite."""
 
     train_loss: float
     train_metric: float
@@ -82,16 +95,17 @@ class Final(_Model):
     validation_metric: float
     test_loss: float | None = None
     test_metric: float | None = None
+    sharpness: dict[str, float | None] | None = None
 
 
-class Diverged(_Model):
+class Diverged(Model):
     """Where the loss stopped being finite; both counts begin at 1."""
 
     epoch: int
     step: int
 
 
-class Record(_Model):
+class Record(Model):
     """The result of one trial.
 
     Attributes:
@@ -103,11 +117,13 @@ class Record(_Model):
         curve: What was measured after every epoch.
         final: What was measured at the end, unless the trial diverged.
         gradient_evaluations: How often the closure was called in all.
+        examples: Of how many examples a gradient was computed in all, every pass counted.
+        updates: Parameter updates in all.
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     key: str
     config: TrialConfig
     status: Literal["finished", "diverged"]
@@ -115,6 +131,8 @@ class Record(_Model):
     curve: Curve
     final: Final | None = None
     gradient_evaluations: int
+    examples: int
+    updates: int
     seconds: float
     versions: dict[str, str]
 
@@ -135,7 +153,12 @@ def all_versions() -> dict[str, str]:
 
 def record_path(folder: Path, config: TrialConfig) -> Path:
     """Return the file of a trial's record in the folder of a comparison."""
-    return folder / "trials" / f"{config.method}-{config.seed}-{config.key}.json"
+    return folder / "trials" / f"{_stem(config)}.json"
+
+
+def weights_path(folder: Path, config: TrialConfig) -> Path:
+    """Return the file of a trial's final weights in the folder of a comparison."""
+    return folder / "weights" / f"{_stem(config)}.pt"
 
 
 def write(folder: Path, record: Record) -> None:
@@ -149,6 +172,24 @@ def write(folder: Path, record: Record) -> None:
         OSError: The folder cannot be written.
     """
     write_atomically(record_path(folder, record.config), record.model_dump_json(indent=1) + "\n")
+
+
+def write_weights(folder: Path, config: TrialConfig, weights: dict[str, Any]) -> None:
+    """Write final weights, to be read with ``torch.load(path, weights_only=True)``.
+
+    Args:
+        folder: The folder of the comparison.
+        config: The trial.
+        weights: The model's ``state_dict``.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    write_atomically(weights_path(folder, config), buffer.getvalue())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -208,6 +249,10 @@ def check_writable(folder: Path) -> None:
         raise UserError(
             f"the output folder {str(folder)!r} cannot be written: {error.strerror}; choose another with --out"
         ) from error
+
+
+def _stem(config: TrialConfig) -> str:
+    return f"{config.row}-{config.seed}-{config.key}"
 
 
 def _umask() -> int:

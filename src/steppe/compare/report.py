@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: table.md, results.json, config.yaml, curves.png and report.html."""
+"""What a comparison leaves behind: table.md, results.json, config.yaml, pictures and report.html."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from matplotlib.ticker import MaxNLocator
 
-from .curves import Look, looks, panels, png
+from . import curves, sharpness, table
+from .arms import Arm, each
+from .drawing import Look, looks
 from .errors import RunError
 from .records import Record, all_versions, write_atomically
-from .stats import Row
-from .table import NOTE, headers, markdown
-from .table import cells as table_cells
+from .schedules import Constant
+from .stats import Row, rank_correlation
 from .verdict import decimals, with_error
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ def write_report(comparison: Comparison) -> None:
     """
     folder = comparison.plan.out
     try:
-        write_atomically(folder / "table.md", markdown(comparison))
+        write_atomically(folder / "table.md", table.markdown(comparison))
         write_atomically(folder / "config.yaml", yaml.safe_dump(comparison.plan.options, sort_keys=False))
         write_atomically(folder / "results.json", json.dumps(results(comparison), indent=1) + "\n")
-        write_atomically(folder / "curves.png", png(comparison.plan, comparison.records))
+        write_atomically(folder / "curves.png", curves.png(comparison.plan, comparison.records))
+        if table.measures(comparison):
+            write_atomically(folder / "sharpness.png", sharpness.png(comparison))
         write_atomically(folder / "report.html", html(comparison))
     except OSError as error:
         raise RunError(f"the report cannot be written to {str(folder)!r}: {error.strerror}") from error
@@ -54,10 +57,11 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
-        "settings": plan.settings,
+        "settings": {arm.name: arm.entry for arm in plan.arms},
         "command": plan.command,
         "verdict": comparison.verdict,
         "rows": [asdict(row) for row in comparison.rows],
+        "rank_correlations": {name: rank_correlation(comparison.rows, name) for name in table.measures(comparison)},
         "versions": all_versions(),
     }
 
@@ -76,23 +80,25 @@ def html(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html")
-    chosen = looks(list(plan.settings), plan.base)
+    chosen = looks(plan.names, plan.base)
     scale = _Scale.of(comparison.rows)
     return page.render(
         plan=plan,
         headline=comparison.verdict[0],
         sentences=comparison.verdict[1:],
-        headers=headers(comparison),
+        headers=[*table.headers(comparison), *table.measures(comparison)],
         rows=[
             _line(row, cells, chosen[row.method], scale, decimals(comparison.rows))
             for row, cells in _with_cells(comparison)
         ],
         scale=scale,
         # Drawn by matplotlib from numbers and registered names, which it escapes: safe to inline.
-        panels=[(title, Markup(svg)) for title, svg in panels(plan, comparison.records)],
-        looks=[(method, look) for method, look in chosen.items()],
-        note=NOTE,
-        settings=[(method, _settings(values)) for method, values in plan.settings.items()],
+        panels=[(title, Markup(svg)) for title, svg in curves.panels(plan, comparison.records)],
+        sharpness=[(title, Markup(svg)) for title, svg in sharpness.panels(comparison)],
+        correlation=sharpness.sentence(comparison),
+        looks=list(chosen.items()),
+        note=table.NOTE,
+        settings=[(arm.name, _settings(arm)) for arm in plan.arms],
         versions=_versions(comparison.records),
         facts=_facts(plan),
     )
@@ -123,7 +129,8 @@ class _Scale:
 
 
 def _with_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
-    return list(zip(comparison.rows, table_cells(comparison), strict=True))
+    texts = zip(table.cells(comparison), table.sharpness_cells(comparison), strict=True)
+    return [(row, left + right) for row, (left, right) in zip(comparison.rows, texts, strict=True)]
 
 
 def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) -> dict[str, Any]:
@@ -142,8 +149,9 @@ def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) ->
     return line
 
 
-def _settings(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
+def _settings(arm: Arm) -> str:
+    values = ", ".join(f"{name} {_number(value)}" for name, value in arm.hyperparameters.items())
+    return values if arm.name == arm.method else f"{arm.method} with {values or 'its own defaults'}"
 
 
 def _number(value: Any) -> str:
@@ -153,13 +161,17 @@ def _number(value: Any) -> str:
 
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
+    task_size = str(plan.batch_size)
+    sizes = {arm.name: size.words if (size := arm.schedules.batch_size) else task_size for arm in plan.arms}
+    radii = [arm for arm in plan.arms if arm.schedules.rho != Constant()]
     return [
         ("task", plan.source.name),
         ("base", plan.base),
         ("seeds", ", ".join(str(seed) for seed in plan.seeds)),
-        ("epochs", str(plan.epochs)),
-        ("batch size", str(plan.batch_size)),
-        ("learning rate", "falls to zero along a cosine over all steps"),
+        ("length", each(plan.arms, {arm.name: arm.length(plan.epochs) for arm in plan.arms})),
+        ("batch size", each(plan.arms, sizes)),
+        ("learning rate", each(plan.arms, {arm.name: arm.schedules.lr.words for arm in plan.arms})),
+        *([("rho", each(plan.arms, {arm.name: arm.schedules.rho.words for arm in plan.arms}))] if radii else []),
         ("metric", f"{plan.metric_name}, {'higher' if plan.higher_is_better else 'lower'} is better"),
     ]
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from . import records, workers
 from .errors import RunError
+from .host import Host
 from .records import Record, TrialConfig
 from .sources import TaskSource
 
@@ -57,9 +58,16 @@ class Silence:
 
 
 def run_trials(
-    trials: Sequence[TrialConfig], source: TaskSource, folder: Path, jobs: int, observer: Observer | None = None
+    trials: Sequence[TrialConfig],
+    source: TaskSource,
+    folder: Path,
+    jobs: int,
+    observer: Observer | None = None,
+    *,
+    keep_weights: bool = False,
+    host: Host | None = None,
 ) -> list[Record]:
-    """Run all trials that have no record yet.
+    """Run all trials that have no record yet, or no weights where they are to be kept.
 
     Args:
         trials: What to run; they start in this order.
@@ -67,6 +75,9 @@ def run_trials(
         folder: Records are read from and written to ``trials`` in here.
         jobs: Worker processes, at least 1. The results do not depend on it.
         observer: Is told what happens.
+        keep_weights: Whether the final weights are written to ``weights`` in the folder.
+        host: If given, all trials run in this process, one after the other, together with the host's other processes;
+            the first of those writes.
 
     Returns:
         The records in the order of `trials`.
@@ -81,13 +92,19 @@ def run_trials(
         record, warning = records.read(folder, config)
         if warning:
             observer.warn(warning)
-        if record is not None:
+        if record is not None and not (keep_weights and _lacks_weights(folder, record)):
             done[config.key] = record
     observer.begin(len(trials), len(done))
     missing = [config for config in trials if config.key not in done]
+    if host is not None:  # the first process may see files that the others do not
+        keys = host.agree([config.key for config in missing])
+        missing = [config for config in trials if config.key in keys]
+        running = _run_here(missing, source, folder, observer, keep_weights, host)
+    else:
+        running = _run(missing, source, folder, jobs, observer, keep_weights)
     try:
         # Closed at once also when the observer is what raises, so that no worker goes on.
-        with closing(_run(missing, source, folder, jobs, observer)) as found:
+        with closing(running) as found:
             for record in found:
                 done[record.key] = record
                 observer.finished(record)
@@ -99,7 +116,7 @@ def run_trials(
         ) from None
     except _Failed as failed:
         raise RunError(f"{failed}; {_kept(trials, folder)}") from None
-    return [done[config.key] for config in trials]
+    return [done[config.key] for config in trials if config.key in done]  # all of them, in the process that writes
 
 
 class _Failed(Exception):
@@ -111,8 +128,12 @@ def _kept(trials: Sequence[TrialConfig], folder: Path) -> str:
     return f"{kept} of {len(trials)} trials are kept in {folder}; the same command continues from there"
 
 
+def _lacks_weights(folder: Path, record: Record) -> bool:
+    return record.final is not None and not records.weights_path(folder, record.config).is_file()
+
+
 def _run(
-    missing: Sequence[TrialConfig], source: TaskSource, folder: Path, jobs: int, observer: Observer
+    missing: Sequence[TrialConfig], source: TaskSource, folder: Path, jobs: int, observer: Observer, keep_weights: bool
 ) -> Generator[Record]:
     if not missing:
         return
@@ -124,7 +145,7 @@ def _run(
             while waiting and len(running) < jobs:
                 config = waiting.pop()
                 with _no_interrupt():
-                    running[executor.submit(workers.run, source, config, folder)] = config
+                    running[executor.submit(workers.run, source, config, folder, keep_weights)] = config
             observer.running(list(running.values()))
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -133,6 +154,22 @@ def _run(
                 if isinstance(result, workers.Failure):
                     raise _Failed(result.message)
                 yield result
+
+
+def _run_here(
+    missing: Sequence[TrialConfig],
+    source: TaskSource,
+    folder: Path,
+    observer: Observer,
+    keep_weights: bool,
+    host: Host,
+) -> Generator[Record]:
+    for config in missing:
+        observer.running([config])
+        result = workers.run(source, config, folder if host.rank == 0 else None, keep_weights, host)
+        if isinstance(result, workers.Failure):
+            raise _Failed(result.message)
+        yield result
 
 
 @contextmanager

@@ -36,6 +36,18 @@ class TaskSource:
         """Make the task.
 
         Raises:
+            UserError: The user's file or function is at fault, or does not return a task.
+            RunError: The file is no longer what it was when the comparison started.
+        """
+        made = self.make()
+        if not isinstance(made, Task):
+            raise UserError(f"{self.name} must return a steppe.compare.Task, got {type(made).__name__}")
+        return made
+
+    def make(self) -> object:
+        """Make whatever the function makes.
+
+        Raises:
             UserError: The user's file or function is at fault.
             RunError: The file is no longer what it was when the comparison started.
         """
@@ -144,14 +156,11 @@ def _function(module: ModuleType, name: str, path: str) -> Callable[[], object]:
     return found
 
 
-def _call(function: Callable[[], object], path: str) -> Task:
+def _call(function: Callable[[], object], path: str) -> object:
     where = f"{Path(path).name}:{getattr(function, '__name__', 'function')}"
     try:
-        task = function()
+        return function()
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{where} failed with {describe(error, path)}") from error
-    if not isinstance(task, Task):
-        raise UserError(f"{where} must return a steppe.compare.Task, got {type(task).__name__}")
-    return task

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from .records import Final, Record
 
 MINIMUM_PAIRS = 3
 LEVEL = 0.05
+
+COSTS = {"gradient_evaluations": "gradient evaluations", "examples": "example gradients"}
+"""What trials may be charged for: a field of curves, records and rows, and its words."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method in the table.
+    """One row of the table.
 
     Attributes:
-        method: Its name.
+        method: The method's name, or that of the arm.
         is_base: Whether it is what the others are compared with.
         trials: How many were run.
         diverged: How many of them diverged.
@@ -69,8 +72,11 @@ class Row:
         train_loss: Mean loss over the training split at the end.
         gap: Mean of how much worse the metric is on test than on training data.
         gradient_evaluations: Mean per trial.
+        examples: Mean number of examples whose gradient was computed, per trial.
+        updates: Mean number of parameter updates per trial.
         seconds: Mean training time per trial.
         relative_time: Mean over seeds of training time divided by that of the base.
+        sharpness: Mean of every measure of sharpness over the seeds where it is finite; None where it nowhere is.
     """
 
     method: str
@@ -83,8 +89,11 @@ class Row:
     train_loss: float | None = None
     gap: float | None = None
     gradient_evaluations: float | None = None
+    examples: float | None = None
+    updates: float | None = None
     seconds: float | None = None
     relative_time: float | None = None
+    sharpness: dict[str, Mean | None] = field(default_factory=dict)
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -149,22 +158,49 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def sharpness_and_metric(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
+    """Return the means of a measure of sharpness and of the test metric, of every row that has both."""
+    return [
+        (sharpness.value, row.metric.value)
+        for row in rows
+        if row.metric is not None and (sharpness := row.sharpness.get(measure)) is not None
+    ]
+
+
+def rank_correlation(rows: Sequence[Row], measure: str) -> float | None:
+    """Return Spearman's rank correlation between a measure of sharpness and the test metric, over rows' means.
+
+    Args:
+        rows: Of the table.
+        measure: The measure's name.
+
+    Returns:
+        From -1 to 1; None with fewer than 3 rows, or if all have the same value.
+    """
+    pairs = sharpness_and_metric(rows, measure)
+    if len(pairs) < MINIMUM_PAIRS or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
 def summarize(records: Sequence[Record], base: str, higher_is_better: bool) -> list[Row]:
-    """Make the rows of the table: the base first, then the methods from best to worst, those without numbers last.
+    """Make the rows of the table: the base first, then the others from best to worst, those without numbers last.
 
     Args:
         records: All trials of one comparison.
-        base: The method to compare with; it need not be among the records.
+        base: The row to compare with; it need not be among the records.
         higher_is_better: Whether a larger metric is better.
 
     Returns:
-        One row a method.
+        One row a method or arm.
     """
-    by_method: dict[str, dict[int, Record]] = {}
+    by_row: dict[str, dict[int, Record]] = {}
     for record in records:
-        by_method.setdefault(record.config.method, {})[record.config.seed] = record
-    reference = by_method.get(base, {})
-    rows = [_row(name, trials, reference, name == base, higher_is_better) for name, trials in by_method.items()]
+        by_row.setdefault(record.config.row, {})[record.config.seed] = record
+    reference = by_row.get(base, {})
+    rows = [_row(name, trials, reference, name == base, higher_is_better) for name, trials in by_row.items()]
     return sorted(_correct(rows), key=lambda row: _rank(row, higher_is_better))
 
 
@@ -186,13 +222,24 @@ def _row(
         train_loss=fmean(final.train_loss for final in finals.values()),
         gap=fmean(sign * (final.train_metric - row.test[seed]) for seed, final in finals.items()),
         gradient_evaluations=fmean(trials[seed].gradient_evaluations for seed in finals),
+        examples=fmean(trials[seed].examples for seed in finals),
+        updates=fmean(trials[seed].updates for seed in finals),
         seconds=fmean(trials[seed].seconds for seed in finals),
         relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
+        sharpness=_sharpness(list(finals.values())),
     )
 
 
 def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:
     return {seed: record.final for seed, record in sorted(trials.items()) if record.final is not None}
+
+
+def _sharpness(finals: Sequence[Final]) -> dict[str, Mean | None]:
+    values: dict[str, list[float]] = {}
+    for final in finals:
+        for name, value in (final.sharpness or {}).items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    return {name: mean(found) if found else None for name, found in values.items()}
 
 
 def _tests(finals: Mapping[int, Final]) -> dict[int, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .stats import Row
+from .stats import Mean, Row
 from .verdict import decimals, signed, with_error
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def headers(comparison: Comparison) -> list[str]:
         f"difference to {plan.base}",
         "train loss",
         "gap",
-        "gradient evals",
+        "gradient evals" if plan.cost == "gradient_evaluations" else "example grads",
         f"time / {plan.base}",
     ]
     return [*titles, "diverged"] if _any_diverged(comparison.rows) else titles
@@ -35,16 +35,28 @@ def headers(comparison: Comparison) -> list[str]:
 
 def cells(comparison: Comparison) -> list[list[str]]:
     """Return the texts of the table, row by row."""
-    rows = comparison.rows
-    return [_cells(row, decimals(rows), _any_diverged(rows)) for row in rows]
+    rows, cost = comparison.rows, comparison.plan.cost
+    return [_cells(row, decimals(rows), cost, _any_diverged(rows)) for row in rows]
+
+
+def measures(comparison: Comparison) -> list[str]:
+    """Return the names of the measures of sharpness, the titles of further columns."""
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.sharpness))
+
+
+def sharpness_cells(comparison: Comparison) -> list[list[str]]:
+    """Return the texts of the further columns, row by row."""
+    return [[_sharpness(row.sharpness.get(name)) for name in measures(comparison)] for row in comparison.rows]
 
 
 def markdown(comparison: Comparison) -> str:
     """Return table, verdict and note as Markdown."""
     plan = comparison.plan
-    rows = [headers(comparison), ["---"] + ["---:"] * (len(headers(comparison)) - 1), *cells(comparison)]
+    titles = [*headers(comparison), *measures(comparison)]
+    texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
+    rows = [titles, ["---"] + ["---:"] * (len(titles) - 1), *texts]
     lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
-    title = f"# {_escaped(plan.source.name)}, base {plan.base}, {plan.epochs} epochs, {_seeds(len(plan.seeds))}"
+    title = f"# {_escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
     return "\n".join([title, "", *lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
 
 
@@ -58,17 +70,29 @@ def _difference(row: Row, digits: int) -> str:
     return f"{signed(value.value, digits)} {interval}{'*' if value.significant else ''}"
 
 
-def _cells(row: Row, digits: int, with_diverged: bool) -> list[str]:
+def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
+    spent = getattr(row, cost)
     texts = [
         row.method,
         "n/a" if row.metric is None else with_error(row.metric, digits),
         _difference(row, digits),
         "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
         "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
-        "n/a" if row.gradient_evaluations is None else f"{row.gradient_evaluations:.0f}",
+        "n/a" if spent is None else f"{spent:.0f}",
         "n/a" if row.relative_time is None else f"{row.relative_time:.2f}",
     ]
     return [*texts, f"{row.diverged} of {row.trials}" if row.diverged else "-"] if with_diverged else texts
+
+
+def _sharpness(mean: Mean | None) -> str:
+    if mean is None:
+        return "n/a"
+    return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")
+
+
+def _three(value: float) -> str:
+    """Format a number with three significant digits."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _any_diverged(rows: Sequence[Row]) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .errors import UserError, describe
 
@@ -119,6 +119,24 @@ def batches(split: Split, batch_size: int, shuffle: torch.Generator | None = Non
     # A DataLoader draws a seed even when it does not shuffle: keep the global generator out of that.
     generator = torch.Generator().manual_seed(0) if shuffle is None else shuffle
     yield from DataLoader(split, batch_size, shuffle=shuffle is not None, generator=generator)
+
+
+def take(split: Split, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return some examples of a split as one batch.
+
+    Args:
+        split: Tensors or a dataset.
+        indices: At least one.
+
+    Returns:
+        The pair (x, y).
+    """
+    if isinstance(split, tuple):
+        x, y = split
+        chosen = torch.tensor(indices)
+        return x[chosen], y[chosen]
+    x, y = default_collate([split[index] for index in indices])
+    return x, y
 
 
 def check_fit(task: Task, file: str | None = None) -> None:

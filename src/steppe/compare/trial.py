@@ -5,31 +5,44 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..batches import microbatches
+from .feeds import epochs, total_updates
+from .host import Host
 from .optimizers import build
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
+from .schedules import ConstantSize, attach
 from .tasks import Split, Task, batches, size
 
 _EVALUATION_BATCH = 1000
+_MEASURED_EXAMPLES = 1024
 
 
-def run_trial(config: TrialConfig, task: Task) -> Record:
+def run_trial(
+    config: TrialConfig,
+    task: Task,
+    host: Host | None = None,
+    keep: Callable[[dict[str, Any]], object] | None = None,
+) -> Record:
     """Train one model with one method from one seed.
 
-    All methods start from the same weights and see the same batches in the same order for the same seed. The learning
-    rate falls to zero along a cosine over all steps. The test split is read once, after the last epoch.
+    All methods start from the same weights for the same seed; those with the same batch sizes see the same batches in
+    the same order. The test split is read once, after the last epoch.
 
     Args:
         config: What to run.
         task: The task that ``config.task`` names.
+        host: Where it runs; batches are moved to its device, the data stays where it is. By default the CPU, in one
+            thread.
+        keep: Is given the model's final ``state_dict``, on the CPU, unless the trial diverged.
 
     Returns:
         The record; its status is ``diverged`` if a loss was not finite.
@@ -37,11 +50,13 @@ def run_trial(config: TrialConfig, task: Task) -> Record:
     Raises:
         UserError: The hyper-parameters do not fit the method.
     """
-    with reproducible(config.seed):
-        training = _Training(config, task)
-        while training.epoch < config.epochs and training.diverged is None:
+    with reproducible(config.seed, threads=1 if host is None else None):
+        training = _Training(config, task, host or Host())
+        while training.step < training.total and training.diverged is None:
             training.run_epoch()
         final = training.finish() if training.diverged is None else None
+        if final is not None and keep is not None:
+            keep(training.model.cpu().state_dict())
         return Record(
             key=config.key,
             config=config,
@@ -50,6 +65,8 @@ def run_trial(config: TrialConfig, task: Task) -> Record:
             curve=training.curve,
             final=final,
             gradient_evaluations=training.evaluations,
+            examples=training.examples,
+            updates=training.step,
             seconds=training.seconds,
             versions=all_versions(),
         )
@@ -58,22 +75,29 @@ def run_trial(config: TrialConfig, task: Task) -> Record:
 class _Training:
     """The state of a trial between epochs."""
 
-    def __init__(self, config: TrialConfig, task: Task) -> None:
-        self.config, self.task = config, task
-        self.model = task.model()
+    def __init__(self, config: TrialConfig, task: Task, host: Host) -> None:
+        self.config, self.task, self.host = config, task, host
+        self.model = task.model().to(host.device)
+        self.wrapped = host.wrap(self.model)
         self.optimizer: Optimizer = build(
             config.method, config.base or "", self.model.parameters(), config.hyperparameters
         )
-        steps = config.epochs * math.ceil(size(task.train) / config.batch_size)
-        self.schedule = CosineAnnealingLR(self.optimizer, T_max=steps)
-        self.order = torch.Generator().manual_seed(config.seed)
+        sizes = config.schedules.batch_size
+        if sizes is None and host.processes > 1:  # only the sampler gives every process its share
+            sizes = ConstantSize(size=config.batch_size)
+        self.total = total_updates(
+            sizes, config.updates, config.epochs, config.batch_size, size(task.train), host.processes
+        )
+        self.schedules = attach(config.schedules, self.optimizer, self.total)
+        self.epochs = epochs(task.train, config.batch_size, sizes, config.seed, host.processes, host.rank)
+        self.micro = sizes.micro if sizes is not None else None
         self.curve = Curve()
-        self.epoch = self.step = self.evaluations = 0
+        self.epoch = self.step = self.evaluations = self.examples = 0
         self.seconds = 0.0
         self.diverged: Diverged | None = None
 
     def run_epoch(self) -> None:
-        """Train for one epoch, then look at the validation split."""
+        """Train for one epoch, or what the budget leaves of it, then look at the validation split."""
         self.epoch += 1
         self.model.train()
         start = time.perf_counter()
@@ -89,6 +113,7 @@ class _Training:
         self.curve.validation_loss.append(loss)
         self.curve.validation_metric.append(metric)
         self.curve.gradient_evaluations.append(self.evaluations)
+        self.curve.examples.append(self.examples)
         self.curve.seconds.append(self.seconds)
 
     def finish(self) -> Final | None:
@@ -105,75 +130,101 @@ class _Training:
             validation_metric=validation[1],
             test_loss=test[0],
             test_metric=test[1],
+            sharpness=self._measure() if self.config.measure else None,
         )
 
     def _train(self) -> float:
         total, count = 0.0, 0
-        for x, y in batches(self.task.train, self.config.batch_size, self.order):
+        for x, y in _on(self.host.device, next(self.epochs)):
             self.step += 1
             loss = self._update(x, y)
             if not math.isfinite(loss):
                 self._mark_diverged()
                 break
-            self.schedule.step()
+            for schedule in self.schedules:
+                schedule.step()
             total, count = total + loss * len(x), count + len(x)
+            if self.step == self.total:
+                break
         return total / max(count, 1)
 
     def _update(self, x: Tensor, y: Tensor) -> float:
+        parts = list(microbatches((x, y), self.micro or len(x)))
+
         def closure() -> Tensor:
             self.evaluations += 1
+            self.examples += len(x) * self.host.processes
             self.optimizer.zero_grad()
-            loss = self.task.loss(self.model(x), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+            losses = []
+            for k, ((inputs, targets), weight) in enumerate(parts):
+                more = k < len(parts) - 1
+                with self.host.unsynced(self.wrapped) if more else nullcontext():
+                    loss = weight * self.task.loss(self.wrapped(inputs), targets)
+                    self.host.backward(loss)
+                losses.append(loss.detach())
+            return torch.stack(losses).sum()
 
         clean_loss: Tensor = self.optimizer.step(closure)  # type: ignore[arg-type, assignment]
-        return float(clean_loss.detach())
+        return self.host.mean(clean_loss.detach())
 
     def _mark_diverged(self) -> None:
         self.diverged = Diverged(epoch=self.epoch, step=self.step)
 
     def _evaluate(self, split: Split) -> tuple[float, float]:
-        return evaluate(self.model, self.task, split)
+        return evaluate(self.model, self.task, split, self.host.device)
+
+    def _measure(self) -> dict[str, float | None]:
+        from ..measure.quick import quick
+
+        train = next(_on(self.host.device, batches(self.task.train, _MEASURED_EXAMPLES)))
+        found = {name: float(value) for name, value in quick(self.model.eval(), self.task.loss, train).items()}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _on(device: torch.device | str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in pairs:
+        yield x.to(device), y.to(device)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split) -> tuple[float, float]:
+def evaluate(model: nn.Module, task: Task, split: Split, device: torch.device | str = "cpu") -> tuple[float, float]:
     """Return loss and metric over a whole split, read once, with the model in evaluation mode.
 
     Args:
         model: The model.
         task: Gives loss and metric.
         split: The data.
+        device: Where the model is.
 
     Returns:
         Loss and metric.
     """
     model.eval()
-    read = [(model(x), y) for x, y in batches(split, _EVALUATION_BATCH)]
+    read = [(model(x), y) for x, y in _on(device, batches(split, _EVALUATION_BATCH))]
     outputs, targets = torch.cat([part for part, _ in read]), torch.cat([part for _, part in read])
     return float(task.loss(outputs, targets)), float(task.metric(outputs, targets))
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Seed every random generator, compute deterministically in one thread, and undo all of it at the end.
+def reproducible(seed: int, threads: int | None = 1) -> Iterator[None]:
+    """Seed every random generator, compute deterministically, and undo all of it at the end.
 
     Args:
         seed: At least 0.
+        threads: Of torch on the CPU; None leaves them as they are.
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads_before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads or threads_before)
             torch.use_deterministic_algorithms(True)
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads_before)
             torch.use_deterministic_algorithms(deterministic)
             random.setstate(python_state)
             np.random.set_state(numpy_state)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .stats import MINIMUM_PAIRS, Difference, Mean, Row
+from .stats import COSTS, MINIMUM_PAIRS, Difference, Mean, Row
 
 if TYPE_CHECKING:
     from .comparison import Plan
@@ -119,38 +119,40 @@ def _p(value: float) -> str:
 
 
 def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: int) -> str:
-    assert base.gradient_evaluations is not None
-    assert best.gradient_evaluations is not None
-    ratio = best.gradient_evaluations / base.gradient_evaluations
-    times = (
-        "as many gradient evaluations as" if abs(ratio - 1) < 0.05 else f"{ratio:.1f} times the gradient evaluations of"
-    )
-    text = f"At equal epochs {best.method} takes {times} {base.method}"
+    arms = {arm.name: arm for arm in plan.arms}
+    units = COSTS[plan.cost]
+    ratio = getattr(best, plan.cost) / getattr(base, plan.cost)
+    times = f"as many {units} as" if abs(ratio - 1) < 0.05 else f"{ratio:.1f} times the {units} of"
+    length, reference_length = (arms[row.method].length(plan.epochs) for row in (best, base))
+    unit = length.rpartition(" ")[2]
+    frame = f"At equal {unit}" if length == reference_length else f"In {length}, against {reference_length},"
+    text = f"{frame} {best.method} takes {times} {base.method}"
     if best.relative_time is not None:
         text += f" and {best.relative_time:.1f} times its training time"
-    equal_cost = _at_equal_evaluations(base, best, records)
+    equal_cost = _at_equal_cost(plan.cost, base, best, records)
     if ratio < 1.05 or equal_cost is None:
         return text + "."
-    epoch, value, reference = equal_cost
+    epoch, epochs, value, reference = equal_cost
+    high = ", its learning rate still high" if arms[best.method].schedules.lr.floor < 1 else ""
     return (
-        f"{text}; after as many evaluations as {base.method} had in all (epoch {epoch} of {plan.epochs}, its learning "
-        f"rate still high) its validation {plan.metric_name} was {value:.{digits}f}, against {reference:.{digits}f}."
+        f"{text}; after as many {units.rpartition(' ')[2]} as {base.method} had in all (epoch {epoch} of {epochs}"
+        f"{high}) its validation {plan.metric_name} was {value:.{digits}f}, against {reference:.{digits}f}."
     )
 
 
-def _at_equal_evaluations(base: Row, best: Row, records: Sequence[Record]) -> tuple[int, float, float] | None:
-    """Return epoch and validation metric of a method when it had cost as much as the whole base, and the base's."""
+def _at_equal_cost(cost: str, base: Row, best: Row, records: Sequence[Record]) -> tuple[int, int, float, float] | None:
+    """Return epoch, of how many, and metric when a row had cost as much as the whole base, and the base's metric."""
     curves = {
-        row.method: [record.curve for record in records if record.final and record.config.method == row.method]
+        row.method: [record.curve for record in records if record.final and record.config.row == row.method]
         for row in (base, best)
     }
-    budget = min(curve.gradient_evaluations[-1] for curve in curves[base.method])
-    epochs = [sum(spent <= budget for spent in curve.gradient_evaluations) for curve in curves[best.method]]
-    epoch = min(epochs)
+    budget = min(getattr(curve, cost)[-1] for curve in curves[base.method])
+    epoch = min(sum(spent <= budget for spent in getattr(curve, cost)) for curve in curves[best.method])
     if epoch == 0:
         return None
     value = fmean(curve.validation_metric[epoch - 1] for curve in curves[best.method])
-    return epoch, value, fmean(curve.validation_metric[-1] for curve in curves[base.method])
+    reference = fmean(curve.validation_metric[-1] for curve in curves[base.method])
+    return epoch, len(curves[best.method][0].validation_metric), value, reference
 
 
 def _best(rows: Sequence[Row], higher_is_better: bool) -> Row | None:

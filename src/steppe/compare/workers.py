@@ -9,9 +9,10 @@ import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .host import Host
     from .records import Record, TrialConfig
     from .sources import TaskSource
     from .tasks import Task
@@ -35,13 +36,17 @@ def start(lifeline: Connection) -> None:
     threading.Thread(target=_watch, args=(lifeline,), daemon=True, name="lifeline").start()
 
 
-def run(source: TaskSource, config: TrialConfig, folder: Path) -> Record | Failure:
+def run(
+    source: TaskSource, config: TrialConfig, folder: Path | None, keep_weights: bool = False, host: Host | None = None
+) -> Record | Failure:
     """Run a trial and write its record here, so that it survives even if the parent is killed at this moment.
 
     Args:
         source: Where the task comes from.
         config: What to run.
-        folder: The folder of the comparison.
+        folder: The folder of the comparison; None writes nothing.
+        keep_weights: Whether to write the final weights too.
+        host: Where the trial runs; by default the CPU.
 
     Returns:
         The record, or why there is none.
@@ -50,13 +55,18 @@ def run(source: TaskSource, config: TrialConfig, folder: Path) -> Record | Failu
     from .errors import UserError, describe
     from .trial import run_trial
 
+    weights: dict[str, Any] = {}
     try:
-        record = run_trial(config, _task(source))
+        record = run_trial(config, _task(source), host, keep=weights.update if keep_weights else None)
     except UserError as error:
         return Failure(f"the trial {config.label} failed: {error}")
     except Exception as error:
         return Failure(f"the trial {config.label} failed with {describe(error, source.path)}")
+    if folder is None:
+        return record
     try:
+        if weights:  # before the record, which says that all is there
+            records.write_weights(folder, config, weights)
         records.write(folder, record)
     except OSError as error:
         return Failure(f"the record of {config.label} cannot be written to {folder}: {error.strerror}")

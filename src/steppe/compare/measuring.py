@@ -201,7 +201,7 @@ def _objective(task: Task, checkpoint: Path, request: Request) -> Objective:
     with torch.random.fork_rng(devices=[]):
         model = task.model()
     load_weights(model, checkpoint)
-    split = getattr(task, request.split)
+    split = task.plain_train if request.split == "train" else getattr(task, request.split)
     x, y = take(split, range(min(request.examples, size(split))))
     try:
         return Objective(model.eval(), task.loss, (x, y), batch_size=request.batch_size)

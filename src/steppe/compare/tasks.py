@@ -52,6 +52,7 @@ class Task:
         higher_is_better: Whether a larger metric is better.
         batch_size: Examples in a batch, at least 1.
         epochs: Epochs of a trial, at least 1, unless the command line says otherwise.
+        unaugmented: The training data without augmentation, if it has any, for training metrics and sharpness.
 
     Raises:
         UserError: An argument has the wrong type or shape.
@@ -73,6 +74,12 @@ class Task:
     higher_is_better: bool = True
     batch_size: int = 100
     epochs: int = 40
+    unaugmented: Split | None = None
+
+    @property
+    def plain_train(self) -> Split:
+        """The training data without augmentation."""
+        return self.train if self.unaugmented is None else self.unaugmented
 
     def __post_init__(self) -> None:
         """Check every field, so that a mistake shows before anything is trained."""
@@ -83,6 +90,8 @@ class Task:
                 raise UserError(f"Task: {name} must be a function, got {_kind(getattr(self, name))}")
         for name in _SPLITS:
             _check_split(name, getattr(self, name))
+        if self.unaugmented is not None:
+            _check_split("unaugmented", self.unaugmented)
         _check_same_shape(self)
         if not isinstance(self.metric_name, str) or not self.metric_name.strip():
             raise UserError(f"Task: metric_name must be a text, got {self.metric_name!r}")

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..batches import microbatches
+from ..passes import frozen_statistics
 from .feeds import epochs, total_updates
 from .host import Host
 from .optimizers import build
@@ -118,7 +120,7 @@ class _Training:
 
     def finish(self) -> Final | None:
         """Evaluate on all splits; None if a number is not finite."""
-        train, validation = self._evaluate(self.task.train), self._evaluate(self.task.validation)
+        train, validation = self._evaluate(self.task.plain_train), self._evaluate(self.task.validation)
         test = self._evaluate(self.task.test) if self.config.test else (None, None)
         if not all(number is None or math.isfinite(number) for number in (*train, *validation, *test)):
             self._mark_diverged()
@@ -134,7 +136,7 @@ class _Training:
         )
 
     def _train(self) -> float:
-        total, count = 0.0, 0
+        total, examples = 0.0, 0
         for x, y in _on(self.host.device, next(self.epochs)):
             self.step += 1
             loss = self._update(x, y)
@@ -143,15 +145,20 @@ class _Training:
                 break
             for schedule in self.schedules:
                 schedule.step()
-            total, count = total + loss * len(x), count + len(x)
+            total, examples = total + loss * len(x), examples + len(x)
             if self.step == self.total:
                 break
-        return total / max(count, 1)
+        return total / max(examples, 1)
 
     def _update(self, x: Tensor, y: Tensor) -> float:
         parts = list(microbatches((x, y), self.micro or len(x)))
+        passes = count()
 
         def closure() -> Tensor:
+            with frozen_statistics(self.model) if next(passes) else nullcontext():
+                return one_pass()
+
+        def one_pass() -> Tensor:
             self.evaluations += 1
             self.examples += len(x) * self.host.processes
             self.optimizer.zero_grad()
@@ -176,7 +183,7 @@ class _Training:
     def _measure(self) -> dict[str, float | None]:
         from ..measure.quick import quick
 
-        train = next(_on(self.host.device, batches(self.task.train, _MEASURED_EXAMPLES)))
+        train = next(_on(self.host.device, batches(self.task.plain_train, _MEASURED_EXAMPLES)))
         found = {name: float(value) for name, value in quick(self.model.eval(), self.task.loss, train).items()}
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 

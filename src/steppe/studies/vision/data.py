@@ -96,6 +96,7 @@ def cifar_task(
         train=split(x[kept], y[kept], train=True),
         validation=split(x[aside], y[aside], train=False),
         test=split(test_x, test_y, train=False),
+        unaugmented=split(x[kept], y[kept], train=False),
         batch_size=128,
         epochs=200,
     )

@@ -17,10 +17,15 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_code_runs():
-    example, scaled = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, measured, scheduled, scaled = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(example, names)
     assert names["loss"].item() > 0
+    exec(measured, names)
+    assert names["found"].measures["worst-case l2"].value > 0
+    exec(scheduled, names)
+    assert names["opt"].param_groups[0]["rho"] == 0.05 / 100
+    assert next(iter(names["loader"]))[0].shape == (16, 20)
     names |= {"scaler": torch.amp.GradScaler("cpu"), "loss_fn": torch.nn.functional.cross_entropy}
     before = names["model"].weight.detach().clone()
     exec(scaled, names)

@@ -100,7 +100,6 @@ class Objective:
         self.dtype = reduce(torch.promote_types, (p.dtype for p in self.params), torch.float32)
         self.spent = Spent()
         self._forward = forward or _standard_forward
-        self._parameters, self._check = parameters, check
         self._data = _batches(data, batch_size)
         self._sizes = [p.numel() for p in self.params]
         self._modes = self._current_modes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,9 @@ def gsam_batch(
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials in parallel.", show_default="one a core, at most 8")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default="the preset's")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate, to see what depends on it.", show_default="the preset's")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with CIFAR-100, for --preset paper.", show_default="the hub")
     ] = None,
@@ -53,7 +58,10 @@ def gsam_batch(
         raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
     if data is not None:
         os.environ["STEPPE_DATA"] = str(data.resolve())  # worker processes read it too
+    if lr is not None and not 0 < lr < math.inf:
+        raise UserError(f"--lr must be a number above 0, got {lr:g}")
     design, console = PRESETS[preset], Console()
+    design = design if lr is None else replace(design, lr=lr)
     host = AcceleratedHost() if launched() else None
     for plan in plans(design, out or Path("runs") / f"gsam-batch-{preset}", jobs, seeds, host):
         if host is not None and host.rank > 0:  # takes part in training; the first process writes and speaks

@@ -22,7 +22,7 @@ from ...compare.errors import RunError
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
 from .claims import SHARPNESS, Finding, error, sharpness
-from .design import AT_EQUAL_UPDATES, COLUMNS
+from .design import AT_EQUAL_UPDATES, COLUMNS, PRESETS
 from .run import Study
 
 _WIDE = 160
@@ -80,7 +80,8 @@ def markdown(study: Study) -> str:
         f"alpha {design.alpha:g}, {plan.epochs} epochs, n = {len(plan.seeds)} seeds; fixed batch {design.fixed}; +B: "
         f"{sizes}; +C: cosine to a hundredth of the learning rate."
     )
-    command = f"    steppe study gsam-batch --preset {study.preset} --seeds {len(plan.seeds)}"
+    lr = "" if design.lr == PRESETS[study.preset].lr else f" --lr {design.lr:g}"
+    command = f"    steppe study gsam-batch --preset {study.preset} --seeds {len(plan.seeds)}{lr}"
     parts = [
         "# SAM and GSAM with growing batches or a decaying learning rate",
         setting,

@@ -30,6 +30,15 @@ def test_the_example(command, tmp_path):
     assert "No answer yet" in out
 
 
+def test_the_example_of_schedules(command, tmp_path):
+    words = ("--config", ROOT / "examples/schedules.yaml", "--seeds", 1, "--epochs", 2, "--out", tmp_path)
+    code, out, error = command("compare", *words)
+    assert (code, error) == (0, "")
+    assert "sam+grow" in out
+    rows = {row["method"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["sam+grow"]["updates"] == 2 * rows["sam"]["updates"] == 80
+
+
 def test_tuning_uses_other_seeds_and_leaves_the_test_split_alone(tune, tiny, tmp_path, capsys):
     tune.tune(tiny, "sgd", ["sgd", "sam"], 1, 1, 1, tmp_path)
     records = [json.loads(path.read_text()) for path in (tmp_path / "trials").glob("*.json")]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from vision_files import cifar100
 
 from steppe import cli
 from steppe.compare import UserError, comparison, config
@@ -156,10 +155,18 @@ def test_the_batches_of_a_column_are_full(name):
 @pytest.mark.parametrize("name", ALL)
 def test_the_learning_rate_of_a_column(name):
     arm, total = arms("smoke")[name], 50
-    optimizer = comparison.optimizers.build(arm.method, "sgd", [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = comparison.optimizers.build(arm.method, "sgd", [weight], arm.hyperparameters)
     schedules, rates, radii = attach(arm.schedules, optimizer, total), [], []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
     for _ in range(total):
-        optimizer.step(lambda: optimizer.param_groups[0]["params"][0].sum())
+        optimizer.step(closure)
         for schedule in schedules:
             schedule.step()
         rates.append(optimizer.param_groups[0]["lr"])
@@ -399,6 +406,15 @@ def test_the_real_command_and_again(study, tmp_path, capsys):
     assert (code, error) == (0, "")
     assert "12 of 12 trials were finished in an earlier run" in text
     assert {path: path.stat().st_mtime_ns for path in (folder / "trials").iterdir()} == before
+
+
+def cifar100(folder: Path, train: int, test: int) -> None:
+    """Write random images of classes 0, 1, ... as the archive of CIFAR-100 holds them."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, count in (("train", train), ("test", test)):
+        images = random.integers(0, 256, (count, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": images, "fine_labels": list(range(count))}, protocol=2))
 
 
 @pytest.mark.parametrize(

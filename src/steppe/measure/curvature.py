@@ -239,7 +239,7 @@ def _operator(
         raise ValueError(f"method must be 'autograd' or 'finite_difference', got {method!r}.")
     hessian_product = _double_backward if method == "autograd" else partial(_central_difference, weights=w)
     scale = w.abs() if adaptive else None
-    doubtful = method == "autograd" and _has_custom_functions(objective)
+    doubtful = method == "autograd" and has_custom_functions(objective)
 
     with progress(title, products) as tick:
 
@@ -287,7 +287,7 @@ def _double_backward(objective: Objective, v: Tensor) -> Tensor:
     return objective.flat(total)
 
 
-def _has_custom_functions(objective: Objective) -> bool:
+def has_custom_functions(objective: Objective) -> bool:
     """Say whether the loss goes through functions that may hide a second derivative from autograd: custom kernels."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         loss, _ = objective.batch_loss(next(iter(objective)))

@@ -42,7 +42,7 @@ def _plane(figure: Figure, axes: Axes, found: Slice) -> None:
     losses = np.array(found.losses).T  # rows are the vertical axis
     low, high = np.nanmin(losses[np.isfinite(losses)]), np.nanmax(losses[np.isfinite(losses)])
     # Loss surfaces span decades: levels that grow from the minimum show the bottom as well as the walls.
-    levels = low + max(high - low, 1e-12) * np.linspace(0.0, 1.0, 13) ** 2
+    levels = low + max(high - low, 1e-6 * abs(low), 1e-12) * np.linspace(0.0, 1.0, 13) ** 2
     drawn = axes.contourf(*found.axes, losses, levels=levels, cmap="viridis")
     figure.colorbar(drawn, ax=axes, label="loss", format="%.3g")
     axes.plot([0.0], [0.0], marker="x", color="white", markersize=8, markeredgewidth=2)
@@ -52,9 +52,9 @@ def _plane(figure: Figure, axes: Axes, found: Slice) -> None:
 
 def _density(axes: Axes, found: Spectrum, of: str) -> None:
     grid, density = found.density()
-    axes.semilogy(grid.numpy(), np.maximum(density.numpy(), 1e-12), color=_SECOND)
     top = density.max().item()
-    axes.set_ylim(top * 1e-7, top * 3)
+    axes.semilogy(grid.numpy(), np.maximum(density.numpy(), top * 1e-12), color=_SECOND)
+    axes.set_ylim(top * 1e-9, top * 3)
     axes.axvline(found.largest[0], color=_MARK, linewidth=0.8)
     axes.annotate(
         f"largest {found.largest[0]:.3g}",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from .average import average_case
-from .curvature import Method, Spectrum, spectrum, trace
+from .curvature import Method, Spectrum, has_custom_functions, spectrum, trace
 from .estimate import Estimate, Meter
 from .local import gradient_norm, sam_edge, surrogate_gap
 from .objective import FORWARD_COST, HVP_COST, Forward, Objective
@@ -181,7 +181,9 @@ def report_of(
 ) -> Report:
     """Do what `report` does for an objective that is there already."""
     chosen = _radii(radii)
-    sizes = _Sizes.within(budget)
+    if lr is not None:
+        sam_edge(1.0, chosen["gap"], lr)  # refuses what is out of range now, not at the end
+    sizes = _Sizes.within(budget, reserved=_checks(objective) if method == "autograd" else 0.0)
     meter, twin = Meter(objective), objective.normalized() if _has_logits(objective) else None
     found: dict[str, Estimate] = {}
 
@@ -265,15 +267,15 @@ class _Sizes:
         )
 
     @classmethod
-    def within(cls, budget: float) -> _Sizes:
-        """Return the largest that costs no more than the budget."""
-        smallest = cls.scaled(0.0)
-        if not smallest.cost <= budget < math.inf:
-            raise ValueError(f"budget must be at least {math.ceil(smallest.cost)} gradients, got {budget}.")
+    def within(cls, budget: float, reserved: float = 0.0) -> _Sizes:
+        """Return the largest that costs no more than the budget, less what is reserved."""
+        least = cls.scaled(0.0).cost + reserved
+        if not least <= budget < math.inf:
+            raise ValueError(f"budget must be at least {math.ceil(least)} gradients, got {budget}.")
         low, high = 0.0, budget  # at t = budget it surely costs more
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if cls.scaled(middle).cost <= budget else (low, middle)
+            low, high = (middle, high) if cls.scaled(middle).cost + reserved <= budget else (low, middle)
         return cls.scaled(low)
 
 
@@ -284,10 +286,16 @@ def _radii(own: Mapping[str, float] | None) -> dict[str, float]:
     return {**RADII, **(own or {})}
 
 
+def _checks(objective: Objective) -> float:
+    """Return what it costs that both spectra and the trace check a product first, where custom functions need that."""
+    with objective.exploring():
+        return 3 * 2.0 if has_custom_functions(objective) else 0.0
+
+
 def _has_logits(objective: Objective) -> bool:
     with torch.no_grad(), objective.exploring():
         outputs, _ = objective.outputs(next(iter(objective)))
-    return outputs.ndim > 1 and outputs.shape[-1] > 1
+    return isinstance(outputs, Tensor) and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
 def _top(found: Spectrum) -> Estimate:

@@ -109,12 +109,10 @@ def judge(claim: Claim, records: Sequence[Record]) -> Finding:
         seeds = sorted(set(values.get(less, {})) & set(values.get(more, {})))
         differences.append(paired([values[less][seed] - values[more][seed] for seed in seeds]))
     known = [difference for difference in differences if difference is not None]
-    if len(known) < len(differences):
-        return Finding(claim, tuple(differences), None)
-    corrected = [
-        replace(difference, p_holm=p) for difference, p in zip(known, holm([one.p for one in known]), strict=True)
-    ]
-    return Finding(claim, tuple(corrected), _verdict(corrected))
+    p_holm = iter(holm([one.p for one in known]))
+    corrected = tuple(None if one is None else replace(one, p_holm=next(p_holm)) for one in differences)
+    complete = [one for one in corrected if one is not None]
+    return Finding(claim, corrected, _verdict(complete) if len(complete) == len(corrected) else None)
 
 
 def _verdict(differences: Sequence[Difference]) -> Verdict:

@@ -59,7 +59,7 @@ def plans(
             "base": "sgd",
             "methods": list(settings),
             "settings": settings,
-            "seeds": seeds or design.seeds,
+            "seeds": design.seeds if seeds is None else seeds,
             "epochs": design.epochs,
             "jobs": jobs,
             "measure": True,

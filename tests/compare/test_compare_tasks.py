@@ -187,7 +187,7 @@ def test_a_function_that_workers_cannot_find(function):
         ("mnist", "unknown task 'mnist'; did you mean 'mnist1d'. known: mnist1d, .*digits, or FILE.py:FUNCTION"),
         ("a.py", "the task 'a.py' names no function; write a.py:FUNCTION"),
         ("a.py:", "the task 'a.py:' names no function; write a.py:FUNCTION"),
-        ("no/such/file.py:task", "the task file 'no/such/file.py' does not exist; write --task"),
+        ("no/such/file.py:task", "the task file 'no/such/file.py' does not exist; name an existing one"),
     ],
 )
 def test_wrong_names(name, message):

@@ -13,7 +13,7 @@ from ..methods import METHODS
 from . import config, optimizers
 from .config import Entry, Options
 from .errors import UserError, nearest
-from .feeds import total_updates
+from .feeds import shared_sizes, total_updates
 from .schedules import DEFAULTS, Constant, Proportional, Schedules, attach
 
 
@@ -90,7 +90,7 @@ def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
     return tuple(_arm(task, base, name, options) for name in names)
 
 
-def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, examples: int) -> None:
+def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, examples: int, processes: int = 1) -> None:
     """Refuse schedules that do not fit the task.
 
     Args:
@@ -99,13 +99,16 @@ def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, exa
         epochs: Of a trial, unless its arm counts updates.
         batch_size: Of the task.
         examples: In the task's training split.
+        processes: How many share every batch.
 
     Raises:
-        UserError: A warm-up is longer than a trial, an epoch has no batch, or a radius cannot follow its schedule.
+        UserError: A warm-up is longer than a trial, an epoch has no batch, a batch cannot be shared equally, or a
+            radius cannot follow its schedule.
     """
     for arm in arms:
         try:
-            total = total_updates(arm.schedules.batch_size, arm.updates, epochs, batch_size, examples)
+            sizes = shared_sizes(arm.schedules.batch_size, batch_size, processes)
+            total = total_updates(sizes, arm.updates, epochs, batch_size, examples, processes)
             for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
                 if not isinstance(schedule, Proportional) and schedule.warmup >= total:
                     raise UserError(

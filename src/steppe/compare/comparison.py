@@ -266,7 +266,7 @@ def plan(
     epochs = options.epochs or loaded.epochs
     if options.measure:
         _check_measures()
-    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train))
+    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
     folder = out or Path("runs") / f"{source.name.replace('.py:', '-')}-{base}"
     records.check_writable(folder)
     return Plan(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, one_line
-from .schedules import Sizes
+from .schedules import ConstantSize, Sizes
 from .tasks import Split, batches, size, take
 
 _EPOCHS_APART = 1_000_003
@@ -40,6 +40,11 @@ def epochs(
     sampler = sizes.sampler(size(split), seed * _EPOCHS_APART, processes, rank)
     while True:
         yield (take(split, indices) for indices in sampler)
+
+
+def shared_sizes(sizes: Sizes | None, batch_size: int, processes: int) -> Sizes | None:
+    """Return the schedule of batch sizes; several processes need one, as only the sampler gives each its share."""
+    return ConstantSize(size=batch_size) if sizes is None and processes > 1 else sizes
 
 
 def total_updates(

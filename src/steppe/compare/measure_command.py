@@ -73,6 +73,8 @@ def measure(
             grid.add_row(*(escape(text) for text in line))
         console.print(grid)
     else:
+        if methods is not None:
+            raise UserError(f"--methods belongs to the folder of a comparison, and {target!r} is none")
         folder = out or Path("measure")
         one = measuring.measure_checkpoint(target, checkpoint, request)
         measuring.save(one, folder)

@@ -16,7 +16,7 @@ from ..measure.reporting import report_of
 from . import comparison, config, records
 from .errors import RunError, UserError, nearest, one_line
 from .sources import find_task
-from .tasks import Task, size, take
+from .tasks import Task, check_fit, size, take
 
 SPLITS = ("train", "validation", "test")
 
@@ -67,7 +67,10 @@ def measure_checkpoint(task: str, checkpoint: Path | None, request: Request) -> 
     Raises:
         UserError: The input is wrong, or the loss is not repeatable.
     """
-    source = find_task(task)
+    try:
+        source = find_task(task)
+    except UserError as error:
+        raise UserError(f"{error}{'' if ':' in task else ', or the folder of a comparison'}") from error
     made = source.make()
     if isinstance(made, Objective):
         if checkpoint is not None:
@@ -81,6 +84,10 @@ def measure_checkpoint(task: str, checkpoint: Path | None, request: Request) -> 
             f"{source.name} returns a task, whose models begin untrained; name the trained weights with --checkpoint, "
             "or return a steppe.measure.Objective"
         )
+    try:
+        check_fit(made, source.path)
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}") from error
     return _report(_objective(made, checkpoint, request), request)
 
 
@@ -164,22 +171,33 @@ def load_weights(model: nn.Module, path: Path) -> None:
             found = found[name]
     if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"the checkpoint {str(path)!r} holds no state_dict, but {_kind(found)}")
-    # DistributedDataParallel and torch.compile put a word before every name.
-    state = {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in found.items()}
     own = model.state_dict()
+    state = _unwrapped({str(name): value for name, value in found.items()}, own)
     missing, unknown = [name for name in own if name not in state], [name for name in state if name not in own]
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    shapes = [name for name in own if name in state and _shape(own[name]) != _shape(state[name])]
     if missing or unknown or shapes:
         reason = (
             f"it lacks {missing[0]!r}"
             if missing
             else f"it has {unknown[0]!r}, which the model has not"
             if unknown
-            else f"{shapes[0]!r} has shape {tuple(state[shapes[0]].shape)} there and {tuple(own[shapes[0]].shape)} here"
+            else f"{shapes[0]!r} is {_shape(state[shapes[0]])} there and {_shape(own[shapes[0]])} here"
         )
         count = len(missing) + len(unknown) + len(shapes)
         raise UserError(f"the checkpoint {str(path)!r} does not fit the model in {count} places; the first: {reason}")
     model.load_state_dict(state)
+
+
+def _unwrapped(state: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Take off the words that DistributedDataParallel and torch.compile put before every name."""
+    for word in ("module.", "_orig_mod.", "module."):
+        if not set(state) & set(own) and all(name.startswith(word) for name in state):
+            state = {name.removeprefix(word): value for name, value in state.items()}
+    return state
+
+
+def _shape(value: object) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _read(path: Path) -> Any:
@@ -198,11 +216,12 @@ def _read(path: Path) -> Any:
 
 
 def _objective(task: Task, checkpoint: Path, request: Request) -> Objective:
-    with torch.random.fork_rng(devices=[]):
-        model = task.model()
-    load_weights(model, checkpoint)
     split = task.plain_train if request.split == "train" else getattr(task, request.split)
-    x, y = take(split, range(min(request.examples, size(split))))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of augmentation, if the data has any
+        model = task.model()
+        x, y = take(split, range(min(request.examples, size(split))))
+    load_weights(model, checkpoint)
     try:
         return Objective(model.eval(), task.loss, (x, y), batch_size=request.batch_size)
     except (ValueError, TypeError) as error:

@@ -89,7 +89,7 @@ def find_task(task: str | Callable[[], Task]) -> TaskSource:
         raise UserError(f"the task {task!r} names no function; write {file or task}:FUNCTION")
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"the task file {file!r} does not exist; write --task FILE.py:FUNCTION with an existing file")
+        raise UserError(f"the task file {file!r} does not exist; name an existing one as FILE.py:FUNCTION")
     path = path.resolve()
     _check_defined(path, function)
     return TaskSource(f"{path.name}:{function}", str(path), function, _digest(path))

@@ -17,15 +17,16 @@ from torch.optim import Optimizer
 
 from ..batches import microbatches
 from ..passes import frozen_statistics
-from .feeds import epochs, total_updates
+from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import build
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
-from .schedules import ConstantSize, attach
+from .schedules import attach
 from .tasks import Split, Task, batches, size
 
 _EVALUATION_BATCH = 1000
 _MEASURED_EXAMPLES = 1024
+_RANKS_APART = 1_000_003
 
 
 def run_trial(
@@ -81,12 +82,12 @@ class _Training:
         self.config, self.task, self.host = config, task, host
         self.model = task.model().to(host.device)
         self.wrapped = host.wrap(self.model)
+        if host.rank:  # the same weights, but its own augmentation and dropout for its share of each batch
+            torch.manual_seed(config.seed + _RANKS_APART * host.rank)
         self.optimizer: Optimizer = build(
             config.method, config.base or "", self.model.parameters(), config.hyperparameters
         )
-        sizes = config.schedules.batch_size
-        if sizes is None and host.processes > 1:  # only the sampler gives every process its share
-            sizes = ConstantSize(size=config.batch_size)
+        sizes = shared_sizes(config.schedules.batch_size, config.batch_size, host.processes)
         self.total = total_updates(
             sizes, config.updates, config.epochs, config.batch_size, size(task.train), host.processes
         )

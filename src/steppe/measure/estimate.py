@@ -72,7 +72,8 @@ def mean_and_error(values: list[float], weights: list[float] | None = None) -> t
     n = len(values)
     if n < 2 or not math.isfinite(mean):
         return mean, None
-    square = sum((w * (x - mean)) ** 2 for w, x in zip(weights, values, strict=True))
+    parts = [w * (x - mean) for w, x in zip(weights, values, strict=True)]
+    square = sum(part * part for part in parts)  # may overflow to infinity, where ** raises
     return mean, (n / (n - 1) * square) ** 0.5 / total
 
 

@@ -113,8 +113,8 @@ class Objective:
     def normalized(self) -> Objective:
         """Return the same objective with logits centred and scaled to norm 1 before the loss.
 
-        ``z <- (z - mean z) / max(‖z - mean z‖, 1e-10)`` over the last dimension, per example. It takes away what a
-        larger last layer does to the loss, which no measure scaled by the weights takes away.
+        ``z <- (z - mean z) / max(‖z - mean z‖, 1e-10)`` over the last dimension, which must be that of the classes. It
+        takes away what a larger last layer does to the loss, which no measure scaled by the weights takes away.
         """
         twin = object.__new__(Objective)
         twin.__dict__.update(self.__dict__, normalize_logits=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from .average import average_case
+from .checks import refuse
 from .curvature import Method, Spectrum, has_custom_functions, spectrum, trace
 from .estimate import Estimate, Meter
 from .local import gradient_norm, sam_edge, surrogate_gap
@@ -185,6 +186,10 @@ def report_of(
         sam_edge(1.0, chosen["gap"], lr)  # refuses what is out of range now, not at the end
     sizes = _Sizes.within(budget, reserved=_checks(objective) if method == "autograd" else 0.0)
     meter, twin = Meter(objective), objective.normalized() if _has_logits(objective) else None
+    with objective.exploring():
+        loss = objective.loss()
+    if not math.isfinite(loss):  # the weights may have changed since the objective was made
+        refuse(f"the loss is {loss}, not a finite number")
     found: dict[str, Estimate] = {}
 
     def both(name: str, run: Callable[[Objective], Estimate]) -> None:
@@ -214,8 +219,6 @@ def report_of(
     found["trace"] = trace(objective, products=sizes.products, method=method, seed=seed)
     line = slice_1d(objective, points=sizes.line, seed=seed)
     plane = slice_2d(objective, points=sizes.plane, seed=seed)
-    with objective.exploring():
-        loss = objective.loss()
     return Report(
         loss=loss,
         measures=found,
@@ -283,7 +286,11 @@ def _radii(own: Mapping[str, float] | None) -> dict[str, float]:
     for name in own or {}:
         if name not in RADII:
             raise ValueError(f"radii: unknown name {name!r}; known: {', '.join(RADII)}.")
-    return {**RADII, **(own or {})}
+    chosen = {**RADII, **(own or {})}
+    for name, rho in chosen.items():
+        if not 0 < rho < math.inf:
+            raise ValueError(f"radii: {name!r} must be a finite number > 0, got {rho}.")
+    return chosen
 
 
 def _checks(objective: Objective) -> float:

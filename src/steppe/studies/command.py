@@ -56,6 +56,8 @@ def gsam_batch(
 
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    if data is not None and preset != "paper":
+        raise UserError(f"--data belongs to --preset paper; {preset} makes its own")
     if data is not None:
         os.environ["STEPPE_DATA"] = str(data.resolve())  # worker processes read it too
     if lr is not None and not 0 < lr < math.inf:

@@ -179,11 +179,11 @@ def _title(name: str) -> str:
 def _cell(records: Sequence[Record], quantity: Callable[[Record], float | None], form: str) -> str:
     values = [value for value in map(quantity, records) if value is not None]
     if not values:
-        return "diverged"
+        return "not finite"
     found = mean(values)
     text = form.format(found.value) + ("" if found.error is None else f" ± {form.format(found.error)}")
     lost = len(records) - len(values)
-    return f"{text} ({lost} of {len(records)} diverged)" if lost else text
+    return f"{text} ({lost} of {len(records)} not finite)" if lost else text
 
 
 def _mean(records: Sequence[Record], quantity: Callable[[Record], float]) -> str:

@@ -1,0 +1,64 @@
+"""What theory says, to be checked: objectives with known constants, and runs of the library's optimizers on them.
+
+Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .deterministic import LogCosh as LogCosh
+    from .deterministic import NonSmooth as NonSmooth
+    from .deterministic import Quadratic as Quadratic
+    from .deterministic import Sine as Sine
+    from .deterministic import Valley as Valley
+    from .problems import Mixture as Mixture
+    from .problems import Problem as Problem
+    from .problems import Stochastic as Stochastic
+    from .running import Trace as Trace
+    from .running import run as run
+    from .stochastic import NoisyQuadratic as NoisyQuadratic
+    from .stochastic import PseudoHuber as PseudoHuber
+    from .traps import ConvexTrap as ConvexTrap
+    from .traps import SkewedNoise as SkewedNoise
+    from .traps import StronglyConvexTrap as StronglyConvexTrap
+    from .traps import UnequalCurvature as UnequalCurvature
+
+_HOME = {
+    **dict.fromkeys(("Problem", "Stochastic", "Mixture"), ".problems"),
+    **dict.fromkeys(("Quadratic", "LogCosh", "Sine", "NonSmooth", "Valley"), ".deterministic"),
+    **dict.fromkeys(("SkewedNoise", "UnequalCurvature", "StronglyConvexTrap", "ConvexTrap"), ".traps"),
+    **dict.fromkeys(("PseudoHuber", "NoisyQuadratic"), ".stochastic"),
+    **dict.fromkeys(("Trace", "run"), ".running"),
+}
+
+__all__ = [
+    "ConvexTrap",
+    "LogCosh",
+    "Mixture",
+    "NoisyQuadratic",
+    "NonSmooth",
+    "Problem",
+    "PseudoHuber",
+    "Quadratic",
+    "Sine",
+    "SkewedNoise",
+    "Stochastic",
+    "StronglyConvexTrap",
+    "Trace",
+    "UnequalCurvature",
+    "Valley",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

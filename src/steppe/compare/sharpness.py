@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from . import drawing
 from .drawing import INK, STYLE, looks
@@ -109,8 +109,10 @@ def _draw(axes: Axes, comparison: Comparison, name: str) -> None:
         seen += [*across, middle.value]
     if _spans_a_decade(seen):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.xaxis.set_major_formatter("{x:g}")
+        # Labels between the powers of ten, and written out, only where there is room for them.
+        few = max(seen) <= 300 * min(seen)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,)))
+        axes.xaxis.set_major_formatter("{x:g}" if few else LogFormatterSciNotation())
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(name)
     axes.set_ylabel(f"test {plan.metric_name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -166,8 +167,6 @@ def test_splits_of_a_run(kept):
 
 
 def test_a_run_with_weights_lost_on_the_way(kept, tmp_path):
-    import shutil
-
     folder = shutil.copytree(kept.out, tmp_path / "copy")
     next((folder / "weights").glob("sgd-0-*")).unlink()
     assert list(measuring.measure_run(folder, Request(budget=90.0))) == [("sam+wide", 0)]
@@ -353,7 +352,7 @@ def test_a_checkpoint_that_does_not_fit(content, message, checkpoint):
         ("out", ["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         ("out", ["--seeds", "0"], "Invalid value for '--seeds': Input should be greater than or equal to 1"),
         ("no/such", [], "unknown task 'no/such'; known: mnist1d, mnist1d-conv, digits, or FILE.py:FUNCTION, or the folder of a comparison"),
-        ("no.py:such", [], "the task file 'no.py' does not exist; write "),
+        ("no.py:such", [], "the task file 'no.py' does not exist; name "),
         ("own.py:objectiv", [], "own.py has no function 'objectiv'; did you mean 'objective'?"),
         ("own.py:number", [], "own.py:number must return a steppe.compare.Task or a steppe.measure.Objective, got int"),
         ("own.py:training", [], "own.py:training failed with ValueError: Cannot measure: Dropout '1' is in training mode, so the loss is random. Call model.eval() first."),
@@ -428,3 +427,20 @@ def test_a_user_can_measure_without_the_command(kept):
     assert list(found) == [(trial.row, trial.seed) for trial in kept.trials()]
     lines = measuring.summary(found)
     assert measuring.markdown(lines).splitlines()[1] == "| --- |" + " ---: |" * 4
+
+
+def test_weights_of_another_host_or_version_are_found(kept, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(kept.out, folder)
+    for path in (folder / "trials").glob("*.json"):
+        record = records.Record.model_validate_json(path.read_bytes())
+        config = record.config.model_copy(update={"versions": {"torch": "2.6", "host": "4 x cuda, no"}})
+        records.weights_path(folder, record.config).rename(records.weights_path(folder, config))
+        path.unlink()
+        records.write(folder, record.model_copy(update={"config": config, "key": config.key}))
+    (folder / "trials" / "broken.json").write_text("{")
+    theirs, ours = (
+        measuring.measure_run(folder, Request(budget=90)),
+        measuring.measure_run(kept.out, Request(budget=90)),
+    )
+    assert {name: found.loss for name, found in theirs.items()} == {name: found.loss for name, found in ours.items()}

@@ -15,6 +15,7 @@ from ..measure.curvature import Method
 from ..measure.reporting import report_of
 from . import comparison, config, records
 from .errors import RunError, UserError, nearest, one_line
+from .records import TrialConfig
 from .sources import find_task
 from .tasks import Task, check_fit, size, take
 
@@ -116,7 +117,10 @@ def measure_run(
         if name not in plan.names:
             raise UserError(f"--methods: unknown row {name!r}{nearest(name, plan.names)}")
     trials = [trial for trial in plan.trials() if trial.seed in plan.seeds[:seeds] and (not rows or trial.row in rows)]
-    kept = [trial for trial in trials if records.weights_path(folder, trial).is_file()]
+    # Weights that another version, or a GPU, has trained count too.
+    there = {_regardless(config): config for config in records.trained(folder)}
+    kept = [there[_regardless(trial)] for trial in trials if _regardless(trial) in there]
+    kept = [trial for trial in kept if records.weights_path(folder, trial).is_file()]
     if not kept:
         raise UserError(
             f"{str(folder)!r} holds no weights of these trials; run the comparison again with --keep-weights"
@@ -198,6 +202,11 @@ def _unwrapped(state: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shape(value: object) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _regardless(trial: TrialConfig) -> str:
+    """Return what a trial is, whatever it ran on."""
+    return trial.model_copy(update={"versions": {}}).key
 
 
 def _read(path: Path) -> Any:

@@ -234,6 +234,17 @@ def read(folder: Path, config: TrialConfig) -> tuple[Record | None, str | None]:
     return record, None
 
 
+def trained(folder: Path) -> list[TrialConfig]:
+    """Return the configurations of all readable records in the folder of a comparison, the oldest first."""
+    found = []
+    for path in sorted((folder / "trials").glob("*.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            found.append(Record.model_validate_json(path.read_bytes()).config)
+        except (OSError, ValidationError, ValueError):
+            continue  # of another version of the format, or broken: not one that this version can use
+    return found
+
+
 def check_writable(folder: Path) -> None:
     """Make the folder of a comparison and try to write in it.
 

@@ -1,11 +1,11 @@
 """What each measure of sharpness costs, in units of one gradient of the loss over the same data.
 
-    python benchmarks/measure_cost.py [--encoder] [--repeats 3]
+    python benchmarks/measure_cost.py [--encoder] [--only WORDS] [--repeats 3]
 
 A gradient is zero_grad, forward and backward over all batches, as in training. Gradient and measure take turns, and
 every ratio is that of the two medians, so that a machine that is busy for a while does not decide. One thread, unless
 OMP_NUM_THREADS says otherwise. `counted` is what the measure itself says; the report's budget is kept in that unit.
-`--encoder` adds the 22.7-million-weight encoder of examples/measure_encoder.py, which takes many minutes.
+`--encoder` takes the 22.7-million-weight encoder of examples/measure_encoder.py instead; one measure takes minutes.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ def objectives(encoder: bool) -> dict[str, Objective]:
     """Make the models, untrained but for the encoder: the cost does not depend on it."""
     from steppe.compare.builtin import digits, mnist1d
 
+    if encoder:
+        sys.path.insert(0, str(EXAMPLES))
+        from measure_encoder import objective
+
+        return {"encoder, 256 texts, 22.7M weights": objective()}
     found = {}
     for name, task in (("MLP, mnist1d, 79k weights", mnist1d()), ("convnet, digits, 38k weights", digits())):
         torch.manual_seed(0)
         x, y = task.train
         found[name] = Objective(task.model().eval(), nn.functional.cross_entropy, (x[:1000], y[:1000]))
-    if encoder:
-        sys.path.insert(0, str(EXAMPLES))
-        from measure_encoder import objective
-
-        found["encoder, 256 texts, 22.7M weights"] = objective()
     return found
 
 
@@ -68,6 +68,7 @@ def seconds(run: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", action="store_true")
+    parser.add_argument("--only", default="", help="measures whose title has these words")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -81,6 +82,8 @@ def main() -> None:
         gradient()
         print(f"\n## {name}, {objective.batches} batches\n\n| measure | gradients | counted |\n| --- | ---: | ---: |")
         for title, run in MEASURES.items():
+            if arguments.only not in title:
+                continue
             units, times = [], []
             before = objective.spent.cost
             for _ in range(arguments.repeats):

@@ -50,6 +50,7 @@ def build() -> typer.Typer:
     from .compare.command import compare
     from .compare.measure_command import measure
     from .studies.command import study
+    from .theory.command import theory
 
     app = typer.Typer(
         name="steppe",
@@ -61,6 +62,7 @@ def build() -> typer.Typer:
 
     app.command()(compare)
     app.command()(measure)
+    app.command()(theory)
     app.add_typer(study, name="study")
     return app
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell's background job ignores Ctrl-C, and so would everything that is started from it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             env=environment,
             **more,
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import sys
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+from .._processes import interrupt_held_back, worker_processes
 from . import records, workers
 from .errors import RunError
 from .host import Host
@@ -139,12 +137,12 @@ def _run(
         return
     waiting = list(reversed(missing))
     running: dict[Future[Record | workers.Failure], TrialConfig] = {}
-    with _workers(min(jobs, len(missing))) as executor:
+    with worker_processes(min(jobs, len(missing))) as executor:
         while waiting or running:
             # No more than one trial a worker is handed out, so that what is said to be running is running.
             while waiting and len(running) < jobs:
                 config = waiting.pop()
-                with _no_interrupt():
+                with interrupt_held_back():
                     running[executor.submit(workers.run, source, config, folder, keep_weights)] = config
             observer.running(list(running.values()))
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -170,35 +168,3 @@ def _run_here(
         if isinstance(result, workers.Failure):
             raise _Failed(result.message)
         yield result
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Make worker processes that end at once if anything goes wrong here."""
-    # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    lifeline, our_end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=workers.start, initargs=(lifeline,))
-    try:
-        yield executor
-    except BaseException:
-        our_end.close()
-        raise
-    finally:
-        with _no_interrupt():
-            executor.shutdown(wait=True, cancel_futures=True)
-            our_end.close()
-            lifeline.close()
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Hold back Ctrl-C; processes that start meanwhile never see it, so that they cannot answer with a traceback."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,13 +1,8 @@
-"""What happens inside a worker process. Imports nothing heavy, so that the watch begins as soon as possible."""
+"""What happens inside a worker process. Heavy imports wait until a trial runs, so that the parent starts quickly."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +18,6 @@ class Failure:
     """Why a trial could not be carried out, in one line."""
 
     message: str
-
-
-def start(lifeline: Connection) -> None:
-    """Prepare a worker: it ends when its parent does, or when the other end of `lifeline` is closed.
-
-    Args:
-        lifeline: The reading end of a pipe into which nothing is ever written.
-    """
-    # Ctrl-C reaches the whole process group; only the parent answers it, and ends the workers through the lifeline.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(lifeline,), daemon=True, name="lifeline").start()
 
 
 def run(
@@ -92,9 +76,3 @@ def _warm_up() -> None:
     (weight @ weight).sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _watch(lifeline: Connection) -> None:
-    parent = multiprocessing.parent_process()
-    wait([lifeline] if parent is None else [lifeline, parent.sentinel])
-    os._exit(1)

@@ -1,4 +1,4 @@
-"""What theory says, to be checked: objectives with known constants, and runs of the library's optimizers on them.
+"""What theory says, as claims that can be run: objectives with known constants, and the library's optimizers on them.
 
 Names are loaded when they are first used.
 """
@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .claim import Claim as Claim
+    from .claims import CLAIMS as CLAIMS
     from .deterministic import LogCosh as LogCosh
     from .deterministic import NonSmooth as NonSmooth
     from .deterministic import Quadratic as Quadratic
@@ -32,9 +34,13 @@ _HOME = {
     **dict.fromkeys(("SkewedNoise", "UnequalCurvature", "StronglyConvexTrap", "ConvexTrap"), ".traps"),
     **dict.fromkeys(("PseudoHuber", "NoisyQuadratic"), ".stochastic"),
     **dict.fromkeys(("Trace", "run"), ".running"),
+    "Claim": ".claim",
+    "CLAIMS": ".claims",
 }
 
 __all__ = [
+    "CLAIMS",
+    "Claim",
     "ConvexTrap",
     "LogCosh",
     "Mixture",

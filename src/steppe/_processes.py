@@ -1,0 +1,62 @@
+"""Worker processes that end when their parent does, and never answer Ctrl-C. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+
+
+@contextmanager
+def worker_processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Make worker processes that end at once if anything goes wrong here."""
+    # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    lifeline, our_end = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(lifeline,))
+    try:
+        yield executor
+    except BaseException:
+        our_end.close()
+        raise
+    finally:
+        with interrupt_held_back():
+            executor.shutdown(wait=True, cancel_futures=True)
+            our_end.close()
+            lifeline.close()
+
+
+@contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C; processes that start meanwhile never see it, so that they cannot answer with a traceback."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(lifeline: Connection) -> None:
+    """Prepare a worker: it ends when its parent does, or when the other end of `lifeline` is closed.
+
+    Args:
+        lifeline: The reading end of a pipe into which nothing is ever written.
+    """
+    # Ctrl-C reaches the whole process group; only the parent answers it, and ends the workers through the lifeline.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, args=(lifeline,), daemon=True, name="lifeline").start()
+
+
+def _watch(lifeline: Connection) -> None:
+    parent = multiprocessing.parent_process()
+    wait([lifeline] if parent is None else [lifeline, parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,61 @@
+"""Small pictures of claims. Nothing here imports matplotlib: axes are handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from .claim import LEVEL, Point, interval
+
+Plot = Callable[[Sequence[Point], Any], None]
+
+_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44")
+
+
+def curves(over: str, quantity: str, predicted: str | None = None, each: tuple[str, ...] = ()) -> Plot:
+    """Draw a measured number over a parameter in logarithmic axes, with what is predicted as dashed lines.
+
+    Args:
+        over: Name of the parameter.
+        quantity: Name of the measured number; of many seeds it is the mean.
+        predicted: Name of the predicted number.
+        each: Names of parameters; the points with equal ones make one line.
+    """
+
+    def draw(points: Sequence[Point], axes: Any) -> None:
+        keys = sorted({tuple(point.parameters[name] for name in each) for point in points})
+        for key, colour in zip(keys, _COLOURS * len(keys), strict=False):
+            line = [point for point in points if tuple(point.parameters[name] for name in each) == key]
+            x = [point.parameters[over] for point in line]
+            label = ", ".join(f"{name}={value}" for name, value in zip(each, key, strict=True))
+            values = [fmean(point.values(quantity)) for point in line]
+            axes.plot(x, values, "o-", color=colour, markersize=3, label=label or quantity)
+            if predicted is not None:
+                axes.plot(x, [point.predicted[predicted] for point in line], "--", color=colour, linewidth=1)
+        axes.set(xscale="log", yscale="log", xlabel=over, ylabel=quantity)
+        axes.legend(fontsize=7, frameon=False)
+
+    return draw
+
+
+def intervals(quantity: str, predicted: str, each: tuple[str, ...]) -> Plot:
+    """Draw a measured number at every point with its interval over seeds, and the predicted one as a line across.
+
+    Args:
+        quantity: Name of the measured number.
+        predicted: Name of the predicted number.
+        each: Names of the parameters that tell points apart.
+    """
+
+    def draw(points: Sequence[Point], axes: Any) -> None:
+        for i, point in enumerate(points):
+            low, high = interval(point.values(quantity), LEVEL)
+            centre = fmean(point.values(quantity))
+            axes.errorbar([i], [centre], [[centre - low], [high - centre]], fmt="o", color=_COLOURS[0], markersize=3)
+            axes.plot([i - 0.3, i + 0.3], [point.predicted[predicted]] * 2, "--", color=_COLOURS[1], linewidth=1)
+        names = ["\n".join(f"{point.parameters[name]}" for name in each) for point in points]
+        axes.set_xticks(range(len(points)), names, fontsize=6)
+        axes.set(ylabel=quantity, xlabel=", ".join(each))
+
+    return draw

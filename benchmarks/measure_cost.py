@@ -50,7 +50,7 @@ def objectives(encoder: bool) -> dict[str, Objective]:
         sys.path.insert(0, str(EXAMPLES))
         from measure_encoder import objective
 
-        return {"encoder, 256 texts, 22.7M weights": objective()}
+        return {"encoder, 256 texts, 22.7M weights": objective(batch_size=128)}
     found = {}
     for name, task in (("MLP, mnist1d, 79k weights", mnist1d()), ("convnet, digits, 38k weights", digits())):
         torch.manual_seed(0)

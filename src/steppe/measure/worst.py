@@ -126,12 +126,12 @@ class _Ball:
         """Move ``u`` to the nearest point of the ball, in place."""
         if self.norm == "linf":
             return u.clamp_(-self.rho, self.rho)
-        length = torch.linalg.vector_norm(u)
-        return u.mul_((self.rho / length).clamp(max=1.0))
+        length = torch.linalg.vector_norm(u).item()
+        return u.mul_(self.rho / length) if length > self.rho else u
 
-    def uphill(self, g: Tensor, length: Tensor) -> Tensor:
-        """Return the steepest direction of length 1 in this norm, for a gradient of l2 norm ``length``, not zero."""
-        return g.sign() if self.norm == "linf" else g / length
+    def uphill(self, u: Tensor, g: Tensor, length: float, step: float) -> Tensor:
+        """Return ``u`` moved along the steepest direction of length 1 in this norm; ``length`` is g's l2 norm."""
+        return g.sign().mul_(step).add_(u) if self.norm == "linf" else torch.add(u, g, alpha=step / length)
 
     def random(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Return a point on the sphere, or a uniform one in the cube."""
@@ -157,6 +157,7 @@ class _Ascent:
     ) -> None:
         self._objective, self._batch, self._w, self._c = objective, batch, w, c
         self._ball, self._momentum, self._random = ball, momentum, random
+        self._at = torch.empty_like(w)  # fresh memory costs more than the addition that fills it
         self.start = self.best = -math.inf
         self.examples = 0
 
@@ -190,7 +191,10 @@ class _Ascent:
             u, previous = self._next(u, g, previous, step), u
 
     def _evaluate(self, u: Tensor, want_gradient: bool) -> tuple[float, Tensor | None]:
-        self._objective.move(self._w + (u if self._c is None else self._c * u))
+        at = (
+            torch.add(self._w, u, out=self._at) if self._c is None else torch.addcmul(self._w, self._c, u, out=self._at)
+        )
+        self._objective.move(at)
         if not want_gradient:
             return self._objective.loss_of(self._batch), None
         loss, g, self.examples = self._objective.batch_gradient(self._batch)
@@ -198,14 +202,14 @@ class _Ascent:
 
     def _next(self, u: Tensor, g: Tensor, previous: Tensor, step: float) -> Tensor:
         """Return the point after a step along the gradient, with momentum."""
-        length = torch.linalg.vector_norm(g)
+        length = torch.linalg.vector_norm(g).item()
         if length == 0:  # at a stationary point no direction is better than another
             g = self._masked(self._ball.random(self._w, self._random))
-            length = torch.linalg.vector_norm(g).clamp(min=torch.finfo(g.dtype).tiny)
-        z = self._ball.project(torch.add(u, self._ball.uphill(g, length), alpha=step))
+            length = max(torch.linalg.vector_norm(g).item(), torch.finfo(g.dtype).tiny)
+        z = self._ball.project(self._ball.uphill(u, g, length, step))
         if self._momentum == "average":
             return z.lerp_(previous, 0.25)
-        return self._ball.project(z.add_(u - previous, alpha=0.75))
+        return self._ball.project(z.add_(u, alpha=0.75).sub_(previous, alpha=0.75))
 
     def _masked(self, u: Tensor) -> Tensor:
         return u if self._c is None else u.mul_(self._c != 0)

@@ -7,7 +7,7 @@ Model and texts come from packages, so that nothing is downloaded while it runs:
     python examples/measure_encoder.py --out runs/encoder
 
 The head is a logistic regression on the encoder's mean-pooled outputs for these texts. Then every weight, the encoder's
-too, is moved. On two cores it takes about 15 minutes.
+too, is moved. On two cores it takes about 20 minutes.
 """
 
 from __future__ import annotations

@@ -47,6 +47,16 @@ def test_yes(compared):
     assert "(epoch 1 of 2, its learning rate still high) its validation accuracy (%) was 50.00, against 65.64" in cost
 
 
+def test_the_cost_is_that_of_the_method_that_the_answer_names(compared):
+    """A higher mean that chance explains does not take the place of the significant one."""
+    noisy = [value + shift for value, shift in zip(SAM, [30.0, -20.0, 30.0, -20.0, 30.0], strict=True)]
+    found = compared({"adamw": BASE, "sam": SAM, "gsam": noisy})
+    means = {row.method: row.metric.value for row in found.rows}
+    assert means["gsam"] > means["sam"]
+    assert found.verdict[0].startswith("Yes: sam takes")
+    assert found.verdict[-1].startswith("At equal epochs sam takes")
+
+
 def test_a_method_that_costs_no_more(compared):
     found = compared({"adamw": BASE, "sam": SAM})
     cheap = [record.model_copy(update={"gradient_evaluations": 10}) for record in found.records]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
@@ -52,9 +53,9 @@ class _Factor(Model):
         since, span = update - self.warmup, max(1, total - self.warmup)
         return self.floor + (1 - self.floor) * self._left(since, min(since / span, 1.0))
 
+    @abstractmethod
     def _left(self, update: int, done: float) -> float:
         """Return what is left of the way from 1 to the floor."""
-        raise NotImplementedError
 
 
 class Constant(_Factor):
@@ -193,8 +194,9 @@ class _Sizes(Model):
             examples, schedule, per=self.per, drop_last=drop_last, seed=seed, num_replicas=processes, rank=rank
         )
 
+    @abstractmethod
     def _schedule(self) -> BatchSize:
-        raise NotImplementedError
+        """Return the size as a function of the count."""
 
 
 class ConstantSize(_Sizes):

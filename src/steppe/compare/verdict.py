@@ -33,7 +33,9 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
     if diverged:
         sentences.append(f"Some trials diverged and are left out of the means: {', '.join(diverged)}.")
     base = next((row for row in usable if row.is_base), None)
-    best = _best([row for row in usable if not row.is_base], plan.higher_is_better)
+    others = [row for row in usable if not row.is_base]
+    better = [row for row in others if _sure(row) and _gain(row, plan.higher_is_better) > 0]
+    best = _best(better or others, plan.higher_is_better)  # the one that the answer names
     if base is not None and best is not None:
         sentences.append(_cost(plan, base, best, records, decimals(usable)))
     return sentences

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 if a trial failed, 2 if the input was wrong, 130 after Ctrl-C.
     """
     # Light: the errors of the comparison need nothing but the standard library.
-    from .compare.errors import UserError, missing_extra
+    from ._errors import UserError, missing_extra
 
     try:
         return _run(arguments)

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from steppe import cli
+from steppe._errors import UserError, missing_extra
 from steppe.compare import config
-from steppe.compare.errors import UserError, missing_extra
 from steppe.methods import METHODS
 
 HEAVY = ("torch", "numpy", "matplotlib", "scipy", "sklearn", "mnist1d")

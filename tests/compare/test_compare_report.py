@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from steppe._errors import RunError
 from steppe.compare import verdict
 from steppe.compare.arms import Arm
 from steppe.compare.comparison import Comparison, Plan
-from steppe.compare.errors import RunError
 from steppe.compare.report import html, write_report
 from steppe.compare.sources import TaskSource
 from steppe.compare.stats import summarize

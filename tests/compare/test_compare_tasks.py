@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from steppe._errors import RunError, UserError
 from steppe.compare.builtin import digits, mnist1d
 from steppe.compare.comparison import load
-from steppe.compare.errors import RunError, UserError
 from steppe.compare.sources import find_task
 from steppe.compare.tasks import Task, batches, check_fit, size
 from steppe.compare.trial import evaluate

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from steppe._errors import UserError
 from steppe.compare import records
-from steppe.compare.errors import UserError
 from steppe.compare.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
 from steppe.compare.records import Record, TrialConfig
 from steppe.compare.tasks import Task

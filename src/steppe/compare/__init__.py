@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .._errors import RunError as RunError
+    from .._errors import UserError as UserError
     from .comparison import Comparison as Comparison
     from .comparison import compare as compare
-    from .errors import RunError as RunError
-    from .errors import UserError as UserError
     from .tasks import Task as Task
 
 _HOME = {
@@ -28,7 +28,7 @@ __all__ = ["Comparison", "RunError", "Task", "UserError", "compare"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        from .errors import missing_extra
+        from .._errors import missing_extra
 
         try:
             return getattr(import_module(_HOME[name], __name__), name)

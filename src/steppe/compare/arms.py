@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._errors import UserError, nearest
 from ..methods import METHODS
 from . import config, optimizers
 from .config import Entry, Options
-from .errors import UserError, nearest
 from .feeds import shared_sizes, total_updates
 from .schedules import DEFAULTS, Constant, Proportional, Schedules, attach
 

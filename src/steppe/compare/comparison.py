@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from .._errors import UserError, missing_extra
 from . import config, optimizers, records, runner
 from .arms import Arm, check_arms, find_arms, packaged
-from .errors import UserError, missing_extra
 from .host import Host
 from .records import Record, TrialConfig
 from .runner import Observer

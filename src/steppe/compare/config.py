@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import yaml
 from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationError, model_validator
 
-from .errors import UserError, nearest, one_line
+from .._errors import UserError, nearest, one_line
 from .fields import Count, Model, as_number
 from .schedules import DEFAULTS, Schedules, known_fields
 

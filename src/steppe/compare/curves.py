@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import drawing
-from .drawing import INK, STYLE, looks
+from .. import _drawing as drawing
+from .._drawing import INK, STYLE, looks
 from .stats import COSTS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from itertools import count, islice, repeat
 import torch
 from torch import Tensor
 
-from .errors import UserError, one_line
+from .._errors import UserError, one_line
 from .schedules import ConstantSize, Sizes
 from .tasks import Split, batches, size, take
 

@@ -73,7 +73,7 @@ class AcceleratedHost(Host):
 
     def __init__(self) -> None:
         """Join the other processes."""
-        from .errors import UserError
+        from .._errors import UserError
 
         # What cuBLAS needs to compute deterministically, which trials demand; read when CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -49,8 +49,8 @@ def measure(
     from rich.markup import escape
     from rich.table import Table
 
+    from .._errors import UserError
     from . import measuring
-    from .errors import UserError
 
     request = measuring.Request(
         split, examples, batch_size, budget, lr, "finite_difference" if finite_differences else "autograd"

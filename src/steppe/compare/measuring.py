@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._errors import RunError, UserError, nearest, one_line
 from ..measure import Objective, Report
 from ..measure.curvature import Method
 from ..measure.reporting import report_of
 from . import comparison, config, records
-from .errors import RunError, UserError, nearest, one_line
 from .records import TrialConfig
 from .sources import find_task
 from .tasks import Task, check_fit, size, take

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .._errors import UserError, nearest, one_line
 from ..methods import METHODS
-from .errors import UserError, nearest, one_line
 
 Value: TypeAlias = "float | bool | tuple[float, ...]"
 Hyperparameters: TypeAlias = "Mapping[str, Value]"

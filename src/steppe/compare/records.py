@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from .errors import UserError
+from .._errors import UserError
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
 

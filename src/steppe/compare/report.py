@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from matplotlib.ticker import MaxNLocator
 
+from .._drawing import Look, looks
+from .._errors import RunError
 from . import curves, sharpness, table
 from .arms import Arm, each
-from .drawing import Look, looks
-from .errors import RunError
 from .records import Record, all_versions, write_atomically
 from .schedules import Constant
 from .stats import Row, rank_correlation

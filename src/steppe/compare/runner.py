@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
+from .._errors import RunError
 from .._processes import interrupt_held_back, worker_processes
 from . import records, workers
-from .errors import RunError
 from .host import Host
 from .records import Record, TrialConfig
 from .sources import TaskSource

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 
 from pydantic import BeforeValidator, Field, StrictBool
 
-from .errors import UserError
+from .._errors import UserError
 from .fields import Count, Fraction, Model, Number
 
 if TYPE_CHECKING:

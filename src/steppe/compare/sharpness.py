@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
-from . import drawing
-from .drawing import INK, STYLE, looks
+from .. import _drawing as drawing
+from .._drawing import INK, STYLE, looks
 from .stats import rank_correlation, sharpness_and_metric
 from .table import measures
 

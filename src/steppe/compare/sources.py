@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from .errors import RunError, UserError, describe, nearest
+from .._errors import RunError, UserError, describe, nearest
 from .tasks import Task
 
 

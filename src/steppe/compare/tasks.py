@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .errors import UserError, describe
+from .._errors import UserError, describe
 
 Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 

@@ -35,8 +35,8 @@ def run(
     Returns:
         The record, or why there is none.
     """
+    from .._errors import UserError, describe
     from . import records
-    from .errors import UserError, describe
     from .trial import run_trial
 
     weights: dict[str, Any] = {}

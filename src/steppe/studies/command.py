@@ -46,9 +46,9 @@ def gsam_batch(
     from rich.console import Console
     from rich.markup import escape
 
+    from .._errors import UserError, nearest
     from ..compare import comparison
     from ..compare.console import ConsoleObserver
-    from ..compare.errors import UserError, nearest
     from ..compare.host import AcceleratedHost, launched
     from .gsam_batch import report
     from .gsam_batch.design import PRESETS

@@ -33,7 +33,7 @@ def theory(
 
     Exits with 1 if a verdict is not the expected one.
     """
-    from ..compare.errors import UserError, nearest
+    from .._errors import UserError, nearest
     from .claims import CLAIMS
 
     asked = list(dict.fromkeys(claims or []))
@@ -147,7 +147,7 @@ def _draw(outcomes: Sequence[Outcome], folder: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from ..compare.drawing import STYLE, png
+    from .._drawing import STYLE, png
 
     for outcome in outcomes:
         if outcome.claim.plot is None:
@@ -163,7 +163,7 @@ def _draw(outcomes: Sequence[Outcome], folder: Path) -> None:
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn errors of the file system into one line."""
-    from ..compare.errors import UserError
+    from .._errors import UserError
 
     try:
         yield

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..compare.errors import RunError, describe
+from .._errors import RunError, describe
 from .claim import Claim, Judgement, Point
 from .claims import CLAIMS
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -57,5 +58,44 @@ def intervals(quantity: str, predicted: str, each: tuple[str, ...]) -> Plot:
         names = ["\n".join(f"{point.parameters[name]}" for name in each) for point in points]
         axes.set_xticks(range(len(points)), names, fontsize=6)
         axes.set(ylabel=quantity, xlabel=", ".join(each))
+
+    return draw
+
+
+def heatmap(over: str, up: str, quantity: str, where: Mapping[str, Any] | None = None, floor: float = 1e-16) -> Plot:
+    """Draw a measured number over two parameters as the colours of a grid, in powers of ten, which stand in the cells.
+
+    Args:
+        over: Name of the parameter that grows to the right.
+        up: Name of the one that grows upwards.
+        quantity: Name of the measured number, >= 0; of many seeds it is the mean.
+        where: What other parameters must be for a point to be drawn; None draws all.
+        floor: Smaller numbers are drawn as this one.
+    """
+    wanted = where or {}
+
+    def draw(points: Sequence[Point], axes: Any) -> None:
+        chosen = [p for p in points if all(p.parameters[name] == value for name, value in wanted.items())]
+        xs = sorted({point.parameters[over] for point in chosen})
+        ys = sorted({point.parameters[up] for point in chosen})
+        cells = [[math.nan] * len(xs) for _ in ys]
+        for point in chosen:
+            value = fmean(point.values(quantity))
+            row, column = ys.index(point.parameters[up]), xs.index(point.parameters[over])
+            cells[row][column] = math.log10(max(value, floor)) if math.isfinite(value) else math.inf
+        shades = [[4.0 if cell == math.inf else cell for cell in row] for row in cells]
+        axes.imshow(shades, origin="lower", aspect="auto", cmap="cividis", vmin=math.log10(floor), vmax=4.0)
+        for row, line in enumerate(cells):
+            for column, cell in enumerate(line):
+                if not math.isnan(cell):
+                    text = "inf" if cell == math.inf else f"{cell:.0f}"
+                    dark = cell < (math.log10(floor) + 4.0) / 2
+                    axes.text(
+                        column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                    )
+        axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs], fontsize=7)
+        axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys], fontsize=7)
+        axes.set(xlabel=over, ylabel=up)
+        axes.set_title(f"{axes.get_title()}\nlog10 {quantity}", fontsize=8)
 
     return draw

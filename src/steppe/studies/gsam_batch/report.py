@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...compare.errors import RunError
+from ..._errors import RunError
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
 from .claims import SHARPNESS, Finding, error, sharpness

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from ...compare.errors import UserError, nearest
+from ..._errors import UserError, nearest
 from ...compare.tasks import Task
 from .formats import Cifar, from_folder, from_hub
 from .models import resnet18, wide_resnet

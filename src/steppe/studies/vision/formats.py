@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ...compare.errors import UserError, one_line
+from ..._errors import UserError, one_line
 from .pickles import read_pickle
 
 Images: TypeAlias = tuple[Tensor, Tensor]

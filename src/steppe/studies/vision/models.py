@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...compare.errors import UserError
+from ..._errors import UserError
 
 
 def resnet18(num_classes: int = 100) -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...compare.errors import UserError, one_line
+from ..._errors import UserError, one_line
 
 _SOURCE = "get the files again from https://www.cs.toronto.edu/~kriz/cifar.html"
 

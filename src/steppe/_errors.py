@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that says what was wrong, what was got, and what to do instead."""
+"""Errors of commands that a user can act on: one line that says what was wrong, what was got, what to do instead."""
 
 from __future__ import annotations
 

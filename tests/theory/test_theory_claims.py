@@ -14,7 +14,8 @@ import pytest
 from steppe import cli
 from steppe.theory import CLAIMS, Claim
 from steppe.theory.claim import Bound, Equal, Point, Power, interval
-from theory_cases import reduced, rho
+from theory_cases import reduced
+from theory_cases.constant_rho import rho
 
 
 def made(checks, measured, predicted, parameters=None, seeds=1):

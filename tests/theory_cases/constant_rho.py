@@ -1,11 +1,10 @@
-"""One row for every claim: what breaks it, and the part of its grid and the seeds that are enough in a test."""
+"""Claims on SAM with a constant radius."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from steppe.theory import CLAIMS
 from steppe.theory.claims import setups
+
+from .picking import picked
 
 
 def rho(factor):
@@ -41,11 +40,6 @@ def nothing_falls(patch):
     patch.setattr(setups, "variant", lambda *arguments: variant(*arguments[:-1], lambda t: 1.0))
 
 
-def picked(**wanted):
-    return lambda p: all(p[name] in values for name, values in wanted.items())
-
-
-# How a claim is broken, and the part of its grid and the seeds that are enough here.
 CASES = {
     "sam-two-cycle": (rho(1.5), picked(beta=[2.0]), 1),
     "sam-strongly-convex-rate": (without_normalisation, picked(kappa=[2]), 1),
@@ -71,9 +65,3 @@ CASES = {
     "sam-stochastic-bound": (lr(0.02), picked(rho=[0.1]), 5),
     "sam-stochastic-strongly-convex-bound": (lr(0.01), picked(), 5),
 }
-
-
-def reduced(name):
-    _, keep, seeds = CASES[name]
-    claim = CLAIMS[name]
-    return replace(claim, grid=tuple(p for p in claim.grid if keep(p)), seeds=seeds)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Comparison": ".comparison",
-    "RunError": ".errors",
+    "RunError": ".._errors",
     "Task": ".tasks",
-    "UserError": ".errors",
+    "UserError": ".._errors",
     "compare": ".comparison",
 }
 

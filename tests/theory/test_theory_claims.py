@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -239,6 +240,35 @@ def test_all_claims_and_their_figures(theory, monkeypatch, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.iterdir())
 
 
+def test_the_page(theory, tmp_path, monkeypatch):
+    page = tmp_path / "docs" / "lab.md"
+    monkeypatch.setitem(CLAIMS, QUICK[1], replace(CLAIMS[QUICK[1]], formula="f = max{|x|, |y|}", expected="refuted"))
+    code, _, _ = theory(*QUICK, "--jobs", 1, "--page", page)
+    assert code == 1
+    text, claim = page.read_text(encoding="utf-8"), CLAIMS["sam-strongly-convex-rate"]
+    for name in QUICK:
+        assert f"\n### {name}\n\n{CLAIMS[name].statement}\n\n`{CLAIMS[name].formula}`\n" in text
+        assert f"\n| [{name}](#{name}) | " in text
+    assert "(expected: refuted)" in text
+    assert claim.id not in text
+    # Figures lie beside the page, and links to them lead there.
+    code, _, _ = theory(claim.id, "--jobs", 1, "--page", page)
+    assert code == 0
+    assert f"![{claim.id}](lab/{claim.id}.png)" in page.read_text(encoding="utf-8")
+    assert (page.parent / "lab" / f"{claim.id}.png").read_bytes().startswith(b"\x89PNG")
+    code, _, _ = theory(claim.id, "--jobs", 1, "--page", page, "--plots", tmp_path / "elsewhere")
+    assert f"![{claim.id}](../elsewhere/{claim.id}.png)" in page.read_text(encoding="utf-8")
+
+
+def test_the_page_in_docs_is_about_these_claims():
+    text = (Path(__file__).parents[2] / "docs/theory.md").read_text(encoding="utf-8")
+    assert re.findall("^### (.+)$", text, re.MULTILINE) == list(CLAIMS)
+    for claim in CLAIMS.values():
+        assert f"### {claim.id}\n\n{claim.statement}\n\n`{claim.formula}`\n\n* source: {claim.source}\n" in text
+        assert (f"(theory/{claim.id}.png)" in text) == (claim.plot is not None)
+    assert "(expected" not in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -257,7 +287,7 @@ def test_bad_words_are_one_line(theory, words, message):
 
 def test_what_cannot_be_written_is_one_line(theory, tmp_path):
     (tmp_path / "file").write_text("")
-    for words in (["--json", tmp_path], ["--plots", tmp_path / "file" / "figures"]):
+    for words in (["--json", tmp_path], ["--plots", tmp_path / "file" / "figures"], ["--page", tmp_path]):
         code, _, error = theory(QUICK[0], *words, "--jobs", 1)
         assert code == 2
         assert error.startswith(f"steppe: cannot write to {words[1]}: ")

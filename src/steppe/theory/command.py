@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .claim import Claim, Finding
+    from .claim import Claim
     from .parallel import Outcome
 
 
@@ -25,6 +25,10 @@ def theory(
         Path | None, typer.Option(help="File for a list of what was predicted, measured and found.")
     ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for a figure of every claim that has one.")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="File for a page in Markdown; its figures go to --plots, or to a folder beside it."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Processes, one thread each.", show_default="one a core, at most 8")
     ] = None,
@@ -45,7 +49,7 @@ def theory(
     if not asked:
         _list(CLAIMS)
         return
-    outcomes = _run(list(CLAIMS) if "all" in asked else asked, json, plots, jobs)
+    outcomes = _run(list(CLAIMS) if "all" in asked else asked, json, plots, page, jobs)
     if not all(outcome.as_expected for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -56,18 +60,24 @@ def _list(claims: Mapping[str, Claim]) -> None:
     typer.echo("run them with: steppe theory ID... or steppe theory all")
 
 
-def _run(names: Sequence[str], json: Path | None, plots: Path | None, jobs: int | None) -> Sequence[Outcome]:
+def _run(
+    names: Sequence[str], json: Path | None, plots: Path | None, page: Path | None, jobs: int | None
+) -> Sequence[Outcome]:
     import os
 
     from rich.console import Console
     from rich.markup import escape
 
+    from . import reporting
     from .parallel import carry_out
 
-    if json is not None:  # better now than after the runs
-        with _writing(json):
-            json.parent.mkdir(parents=True, exist_ok=True)
-            json.touch()
+    if page is not None and plots is None:
+        plots = page.with_suffix("" if page.suffix else ".figures")
+    for file in (json, page):  # better now than after the runs
+        if file is not None:
+            with _writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
     if plots is not None:
         with _writing(plots):
             plots.mkdir(parents=True, exist_ok=True)
@@ -79,85 +89,29 @@ def _run(names: Sequence[str], json: Path | None, plots: Path | None, jobs: int 
 
         for outcome in carry_out(names, jobs or min(os.cpu_count() or 1, 8), progress):
             outcomes.append(outcome)
-            for line in _lines(outcome):
+            for line in reporting.lines(outcome):
                 console.print(escape(line), highlight=False, soft_wrap=True)
     if json is not None:
         import json as writer
 
         with _writing(json):
-            text = writer.dumps([_record(one) for one in outcomes], indent=1, allow_nan=False)
+            text = writer.dumps([reporting.record(one) for one in outcomes], indent=1, allow_nan=False)
             json.write_text(text + "\n", encoding="utf-8")
+    drawn = {}
     if plots is not None:
         with _writing(plots):
-            _draw(outcomes, plots)
+            drawn = reporting.figures(outcomes, plots)
+    if page is not None:
+        from .claims import CLAIMS, PARTS
+
+        command = f"steppe theory {'all' if len(names) == len(CLAIMS) else ' '.join(names)} --page {page.as_posix()}"
+        images = {name: Path(os.path.relpath(file, page.parent)).as_posix() for name, file in drawn.items()}
+        with _writing(page):
+            page.write_text(reporting.page(outcomes, PARTS, images, command), encoding="utf-8")
     odd = [outcome.claim.id for outcome in outcomes if not outcome.as_expected]
     tail = f"; not as expected: {', '.join(odd)}" if odd else ""
     typer.echo(f"{len(outcomes) - len(odd)} of {len(outcomes)} verdicts are as expected{tail}")
     return outcomes
-
-
-def _lines(outcome: Outcome) -> list[str]:
-    claim, judgement, found = outcome.claim, outcome.judgement, outcome.judgement.nearest
-    settings = "1 number" if len(judgement.findings) == 1 else f"nearest to the border of {len(judgement.findings)}"
-    where = ", ".join(f"{name}={value}" for name, value in found.parameters.items())
-    number = f"{found.measured:.6g}"
-    if found.low != found.high:
-        number += f" [{found.low:.6g}, {found.high:.6g}]"
-    unexpected = "" if outcome.as_expected else f" (expected: {claim.expected})"
-    return [
-        f"{claim.id}  ({claim.source})",
-        f"  {claim.statement}",
-        f"  {claim.formula}",
-        f"  predicted  {found.quantity} {found.relation} {found.predicted:.6g}{f'  at {where}' if where else ''}",
-        f"  measured   {number}  ({settings}{_runs(claim)}, {outcome.seconds:.1f} s)",
-        f"  verdict    {judgement.verdict}{unexpected}, margin {found.margin:.3g}",
-        "",
-    ]
-
-
-def _runs(claim: Claim) -> str:
-    return f", {claim.seeds} seeds" if claim.seeds > 1 else ""
-
-
-def _record(outcome: Outcome) -> dict[str, Any]:
-    claim, found = outcome.claim, _numbers(outcome.judgement.nearest)
-    return {
-        "id": claim.id,
-        "source": claim.source,
-        "statement": claim.statement,
-        "formula": claim.formula,
-        **found,
-        "verdict": outcome.judgement.verdict,
-        "expected": claim.expected,
-        "seeds": claim.seeds,
-        "seconds": round(outcome.seconds, 3),
-        "findings": [_numbers(finding) for finding in outcome.judgement.findings],
-    }
-
-
-def _numbers(finding: Finding) -> dict[str, Any]:
-    import math
-    from dataclasses import asdict
-
-    numbers = asdict(finding)
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-
-
-def _draw(outcomes: Sequence[Outcome], folder: Path) -> None:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from .._drawing import STYLE, png
-
-    for outcome in outcomes:
-        if outcome.claim.plot is None:
-            continue
-        with rc_context(STYLE):
-            figure = Figure(figsize=(4.2, 3.0), layout="constrained")
-            axes = figure.add_subplot()
-            axes.set_title(f"{outcome.claim.id}: {outcome.judgement.verdict}", fontsize=9)
-            outcome.claim.plot(outcome.points, axes)
-            (folder / f"{outcome.claim.id}.png").write_bytes(png(figure))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_sam_jumps_to_and_fro_around_the_minimum_of_a_quadratic(beta, rho, lr):
 
 
 def test_the_two_cycles_of_many_dimensions():
-    """On the eigenvector that it ends on: the sharpest if the learning rate is large, another if it is small."""
+    """SAM ends on the sharpest eigenvector; on another only once rounding has made that coordinate exactly 0."""
     problem = Quadratic([1.0, 10.0, 0.1], start=2.0)
     for lr, h, steps in ((0.05, 1, 2000), (0.01, 0, 5000)):
         end = run(problem, sam(problem, lr, 0.1), steps, every=steps).iterates[-1]

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from steppe.theory import CLAIMS
 
-from . import constant_rho
+from . import adasam, constant_rho, edge_of_stability, gsam, lightsam
 
-CASES = {**constant_rho.CASES}
+CASES = {**constant_rho.CASES, **adasam.CASES, **gsam.CASES, **lightsam.CASES, **edge_of_stability.CASES}
 
 
 def reduced(name):

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adaptive_traps import RareSpikes as RareSpikes
     from .claim import Claim as Claim
     from .claims import CLAIMS as CLAIMS
     from .deterministic import LogCosh as LogCosh
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
     from .deterministic import Quadratic as Quadratic
     from .deterministic import Sine as Sine
     from .deterministic import Valley as Valley
+    from .network import TanhNetwork as TanhNetwork
     from .problems import Mixture as Mixture
     from .problems import Problem as Problem
     from .problems import Stochastic as Stochastic
     from .running import Trace as Trace
     from .running import run as run
+    from .shifted import SineValley as SineValley
+    from .shifted import SkewedQuadratic as SkewedQuadratic
     from .stochastic import NoisyQuadratic as NoisyQuadratic
     from .stochastic import PseudoHuber as PseudoHuber
     from .traps import ConvexTrap as ConvexTrap
@@ -33,7 +37,10 @@ _HOME = {
     **dict.fromkeys(("Quadratic", "LogCosh", "Sine", "NonSmooth", "Valley"), ".deterministic"),
     **dict.fromkeys(("SkewedNoise", "UnequalCurvature", "StronglyConvexTrap", "ConvexTrap"), ".traps"),
     **dict.fromkeys(("PseudoHuber", "NoisyQuadratic"), ".stochastic"),
+    **dict.fromkeys(("SineValley", "SkewedQuadratic"), ".shifted"),
+    "TanhNetwork": ".network",
     **dict.fromkeys(("Trace", "run"), ".running"),
+    "RareSpikes": ".adaptive_traps",
     "Claim": ".claim",
     "CLAIMS": ".claims",
 }
@@ -49,10 +56,14 @@ __all__ = [
     "Problem",
     "PseudoHuber",
     "Quadratic",
+    "RareSpikes",
     "Sine",
+    "SineValley",
     "SkewedNoise",
+    "SkewedQuadratic",
     "Stochastic",
     "StronglyConvexTrap",
+    "TanhNetwork",
     "Trace",
     "UnequalCurvature",
     "Valley",

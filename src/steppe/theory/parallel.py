@@ -71,11 +71,18 @@ def _outcomes(ids: Sequence[str], jobs: int, progress: Callable[[int, int], None
 
 def _results(tasks: Sequence[tuple[str, int]], jobs: int) -> Iterator[tuple[Point, float]]:
     if min(jobs, len(tasks)) == 1:
-        for name, index in tasks:
-            try:
-                yield _measure(name, index)
-            except Exception as error:
-                raise RunError(f"the claim {name} could not be carried out: {describe(error)}") from error
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in workers: problems are small
+        try:
+            for name, index in tasks:
+                try:
+                    yield _measure(name, index)
+                except Exception as error:
+                    raise RunError(f"the claim {name} could not be carried out: {describe(error)}") from error
+        finally:
+            torch.set_num_threads(threads)
         return
     from concurrent.futures.process import BrokenProcessPool
 

@@ -35,6 +35,10 @@ def curves(over: str, quantity: str, predicted: str | None = None, each: tuple[s
             if predicted is not None:
                 axes.plot(x, [point.predicted[predicted] for point in line], "--", color=colour, linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel=over, ylabel=quantity)
+        xs = sorted({point.parameters[over] for point in points})
+        if xs[-1] < 20 * xs[0]:  # where labels of powers of ten, and of parts of them, would overlap
+            axes.minorticks_off()
+            axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.legend(fontsize=7, frameon=False)
 
     return draw
@@ -88,7 +92,7 @@ def heatmap(over: str, up: str, quantity: str, where: Mapping[str, Any] | None =
         for row, line in enumerate(cells):
             for column, cell in enumerate(line):
                 if not math.isnan(cell):
-                    text = "inf" if cell == math.inf else f"{cell:.0f}"
+                    text = "inf" if cell == math.inf else f"{round(cell)}"
                     dark = cell < (math.log10(floor) + 4.0) / 2
                     axes.text(
                         column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black"

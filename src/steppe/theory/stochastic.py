@@ -15,15 +15,18 @@ from .problems import Mixture, Stochastic, positive
 
 @final
 class PseudoHuber(Mixture):
-    """``f(x) = 1/N sum_i sum_j sqrt(1 + (x_j - a_ij)^2)`` with ``a_ij ~ N(0, 1)``: a finite sum with bounded gradients.
+    """``f(x) = h/N sum_i sum_j sqrt(1 + ((x_j - a_ij) / r)^2)``, ``a_ij ~ N(0, 1)``: a sum with bounded gradients.
 
-    Every component is 1-smooth, with partial derivatives in (-1, 1); ``f`` is strictly, but not strongly convex. So it
-    is a problem for AdaSAM's theorem, with ``L = G = 1``. ``noise`` is the supremum, to 1e-6, and never below it.
+    Every component is ``h/r^2``-smooth, with partial derivatives in ``(-h/r, h/r)``; ``f`` is strictly, but not
+    strongly convex. So it is a problem for AdaSAM's theorem, with ``L = h/r^2`` and ``G = h/r``, both 1 by default.
+    ``noise`` is the supremum, to 1e-6 in units of ``G^2``, and never below it.
 
     Args:
         examples: the ``N``, >= 2.
         dimension: >= 1.
         seed: of the draw of ``a``.
+        height: the ``h``, > 0.
+        width: the ``r``, > 0; the larger, the more the components agree.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -38,28 +41,30 @@ class PseudoHuber(Mixture):
         True
     """
 
-    smoothness = gradient_bound = 1.0
-
-    def __init__(self, examples: int = 64, dimension: int = 5, seed: int = 0) -> None:
+    def __init__(
+        self, examples: int = 64, dimension: int = 5, seed: int = 0, height: float = 1.0, width: float = 1.0
+    ) -> None:
         if examples < 2:
             raise ValueError(f"examples must be >= 2, got {examples}.")
-        positive(dimension=dimension)
+        positive(dimension=dimension, height=height, width=width)
+        self.height, self.width = height, width
+        self.smoothness, self.gradient_bound = height / width**2, height / width
         generator = torch.Generator().manual_seed(seed)
         self.dimension = dimension
         self.targets = torch.randn(examples, dimension, generator=generator, dtype=torch.float64)
         self.probabilities = torch.full((examples,), 1 / examples, dtype=torch.float64)
-        self.lipschitz = math.sqrt(dimension)
-        self.noise = self._noise()
+        self.lipschitz = math.sqrt(dimension) * self.gradient_bound
+        self.noise = self.gradient_bound**2 * self._noise()
         self.minimisers = self._solve().unsqueeze(0)
         self.minimum = float(self.value(self.minimisers[0]))
         self.origin = torch.full((dimension,), 3.0, dtype=torch.float64)
 
     def component_value(self, x: Tensor, sample: Tensor) -> Tensor:
-        return (1 + (x - self.targets[sample]).square()).sqrt().sum(-1)
+        return self.height * (1 + ((x - self.targets[sample]) / self.width).square()).sqrt().sum(-1)
 
     def component_gradient(self, x: Tensor, sample: Tensor) -> Tensor:
-        away = x - self.targets[sample]
-        return away / (1 + away.square()).sqrt()
+        away = (x - self.targets[sample]) / self.width
+        return self.gradient_bound * away / (1 + away.square()).sqrt()
 
     def gradient(self, x: Tensor) -> Tensor:
         return self._gradients(x).mean(-2)
@@ -74,17 +79,18 @@ class PseudoHuber(Mixture):
         return (low + high) / 2
 
     def _noise(self) -> float:
-        """Return the largest variance, which is a sum over coordinates, from a grid on the range of ``a``.
+        """Return the largest variance for ``G = 1``, a sum over coordinates, from a grid on the range of ``a / r``.
 
         Outside the range the gradients agree more and more. Inside, a coordinate's variance has a second derivative
         ``2 Var g' + 2 Cov(g, g'')`` of at most ``2/4 + 2 * 0.86``, which bounds what the grid can miss.
         """
-        low, high = float(self.targets.min()), float(self.targets.max())
+        targets = self.targets / self.width
+        low, high = float(targets.min()), float(targets.max())
         n = math.ceil((high - low) / 0.0015) + 1
         grid = torch.linspace(low, high, n, dtype=torch.float64)
         missed = 2.22 * ((high - low) / (n - 1)) ** 2 / 8
         total = 0.0
-        for column in self.targets.unbind(-1):
+        for column in targets.unbind(-1):
             away = grid.unsqueeze(-1) - column
             total += float((away / (1 + away.square()).sqrt()).var(-1, correction=0).max()) + missed
         return total

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accumulation import accumulated_step as accumulated_step
     from .batches import ScheduledBatchSampler as ScheduledBatchSampler
     from .methods import ASAM as ASAM
     from .methods import GSAM as GSAM
@@ -28,6 +29,7 @@ _HOME = {
     "ParamGroupSchedule": ".schedules",
     "ProportionalToLR": ".schedules",
     "ScheduledBatchSampler": ".batches",
+    "accumulated_step": ".accumulation",
     **dict.fromkeys(("SAM", "USAM", "ASAM", "GSAM", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "ProportionalToLR",
     "ScheduledBatchSampler",
     "SharpnessAware",
+    "accumulated_step",
 ]
 
 

@@ -12,6 +12,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ._shards import added_up, local, sharded
+
 Tensors = list[Tensor] | tuple[Tensor, ...]
 Scalar = Tensor | float
 
@@ -69,6 +71,10 @@ class Ops:
     @classmethod
     def choose(cls, params: list[Tensor], foreach: bool | None) -> Ops:
         """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it."""
+        if foreach and sharded(params):
+            raise ValueError(
+                "foreach=True does not work with DTensors: torch has no multi-tensor copy for them. Leave it out."
+            )
         first = params[0]
         dtypes, devices = {p.dtype for p in params}, set(map(Tensor.get_device, params))
         alike = first.dtype in _FULL and len(dtypes) == len(devices) == 1
@@ -84,15 +90,17 @@ class Ops:
         if self.foreach and self.kind:
             norms = list(torch._foreach_norm(xs))
         else:
-            norms = _together([torch.linalg.vector_norm(wide(x)) for x in xs])
+            norms = _together([torch.linalg.vector_norm(wide(local(x))) for x in xs])
+            if sharded(xs):
+                norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
         together = torch.stack(norms)
         # On the CPU a handful of numbers adds up faster, and in double precision, outside of torch.
         return math.hypot(*together.tolist()) if free_to_read(together) else torch.linalg.vector_norm(together)
 
     def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         """Return the inner product over all elements of all tensors, likewise."""
-        products = [(wide(x) * wide(y)).sum() for x, y in zip(xs, ys, strict=True)]
-        return on_host(torch.stack(_together(products)).sum())
+        products = _together([(wide(local(x)) * wide(local(y))).sum() for x, y in zip(xs, ys, strict=True)])
+        return on_host(torch.stack(added_up(products, xs) if sharded(xs) else products).sum())
 
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""

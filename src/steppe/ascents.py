@@ -19,6 +19,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from ._shards import like
 from ._tensors import Ops, Scalar, Tensors, filled, on, ratio, wide
 
 State = MutableMapping[Any, dict[str, Any]]
@@ -34,15 +35,21 @@ class Slope:
         state: the optimizer's state.
         ops: arithmetic for them.
         guarded: whether accumulators must stay as they are when the gradient is not finite.
+        scale: what the gradients are multiplied by already; they are divided by it.
 
     Raises:
         TypeError: if a gradient is sparse.
     """
 
-    def __init__(self, owners: list[Tensor], state: State, ops: Ops, *, guarded: bool) -> None:
+    def __init__(self, owners: list[Tensor], state: State, ops: Ops, *, guarded: bool, scale: Scalar = 1.0) -> None:
         self.owners, self.state, self.ops, self.guarded = owners, state, ops, guarded
         self.params = ops.real(owners)
-        self.grads = ops.real(_dense_gradients(owners))
+        grads = _dense_gradients(owners)
+        if not ops.foreach:
+            grads = [like(g, p) for g, p in zip(grads, owners, strict=True)]
+        if isinstance(scale, Tensor) or scale != 1.0:
+            grads = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in grads]
+        self.grads = ops.real(grads)
         self._norm: Scalar | None = None
 
     @property
@@ -92,6 +99,12 @@ def _dense_gradients(owners: list[Tensor]) -> list[Tensor]:
 class Ascent(ABC):
     """Where to climb."""
 
+    scale_free: ClassVar[bool] = False
+    """Whether the climb is the same if all gradients are multiplied by one number."""
+
+    remembers: ClassVar[bool] = False
+    """Whether the climb depends on earlier gradients."""
+
     group_options: ClassVar[tuple[str, ...]] = ()
     """The fields that a `Descent` keeps in its parameter groups, where schedulers can reach them."""
 
@@ -107,6 +120,8 @@ class Ascent(ABC):
 @dataclass(frozen=True)
 class L2(Ascent):
     """``d = g``, ``c = 1 / ||g||``: the steepest climb in an l2 ball."""
+
+    scale_free: ClassVar[bool] = True
 
     def directions(self, slope: Slope) -> Directions:
         return slope.grads, ratio(1.0, slope.norm)
@@ -127,6 +142,8 @@ class Adaptive(Ascent):
     """``d = T^2 g``, ``c = 1 / ||T g||`` with ``T = |w| + eta``: the steepest climb in a ball scaled by the weights."""
 
     eta: float = 0.01
+
+    scale_free: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta < float("inf"):
@@ -150,6 +167,8 @@ class AdaGradNorm(Ascent):
 
     eps: float = 1e-8
 
+    remembers: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _check_eps(self.eps)
 
@@ -167,6 +186,8 @@ class AdaGrad(Ascent):
     """``u <- u + g^2``, ``d = g / sqrt(u)``, ``c = 1``, element-wise, from ``u = eps^2``."""
 
     eps: float = 1e-8
+
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
@@ -193,6 +214,7 @@ class Adam(Ascent):
     eps: float = 1e-8
     amsgrad: bool = False
 
+    remembers: ClassVar[bool] = True
     group_options: ClassVar[tuple[str, ...]] = ("betas", "eps")
 
     def __post_init__(self) -> None:

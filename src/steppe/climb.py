@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
+from ._shards import like
 from ._tensors import Ops, Scalar, on, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
@@ -58,6 +60,9 @@ class Climb:
         self.spans, self.ascent, self.blend, self.anchor = spans, ascent, blend, anchor
 
     def __enter__(self) -> None:
+        # One autocast around both passes would reuse its casts of w for the sharp pass, and afterwards those of
+        # w + delta.
+        torch.clear_autocast_cache()
         with torch.no_grad():
             self.anchor.save(self.params, self.ops)
             try:
@@ -67,6 +72,7 @@ class Climb:
                 raise
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        torch.clear_autocast_cache()
         with torch.no_grad():
             self.anchor.restore(self.params, self.ops)
             if kind is None:
@@ -91,15 +97,23 @@ class Climb:
         finite = not isinstance(self.norm, Tensor) and self.norm < math.inf
         if self.blend is None and finite:
             return
+        if not self.ops.foreach:
+            for p in self.owners:
+                p.grad = None if p.grad is None else like(p.grad, p)
         sharp = [(i, p.grad) for i, p in enumerate(self.owners) if p.grad is not None]
         grads = self.ops.real([g for _, g in sharp])
         if self.blend is not None and grads:
             self.blend.blend_(grads, [self.clean[i] for i, _ in sharp] if self.clean else [], self.ops)
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
-        smallest = min((g for g in grads if g.numel() > 0), key=Tensor.numel, default=None)
-        if smallest is not None and not finite:
-            smallest.add_(on(0 * self.norm, smallest.device) if isinstance(self.norm, Tensor) else math.nan)
+        mark = marked(grads)
+        if mark is not None and not finite:
+            mark.add_(on(0 * self.norm, mark.device) if isinstance(self.norm, Tensor) else math.nan)
+
+
+def marked(grads: Sequence[Tensor]) -> Tensor | None:
+    """Return the gradient that is made not finite where the clean one was not: the smallest."""
+    return min((g for g in grads if g.numel() > 0), key=Tensor.numel, default=None)
 
 
 @final

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from ._tensors import Ops, Scalar
+from ._shards import local
+from ._tensors import Ops, Scalar, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
 from .climb import Anchor, Climb, Stay
@@ -60,10 +63,11 @@ class SharpnessAware(Optimizer):
 
     Note:
         `step` is for loops that can evaluate a batch on demand, `ascended` for hosts that run forward and backward
-        themselves (GradScaler, trainers). Weights are ``w`` whenever neither is running. Parameters without a gradient
-        in the clean pass do not climb; those without one in the sharp pass are left alone by the base. If the clean
-        gradient is zero nothing moves; if it is not finite nothing moves either, and the gradient handed on is not
-        finite. Step hooks fire once per step here and once on the base; global hooks see two optimizers.
+        themselves (GradScaler, trainers). Weights are ``w`` whenever neither is running. One ``autocast`` may surround
+        both passes: the casts of the weights that it keeps are dropped in between. Parameters without a gradient in the
+        clean pass do not climb; those without one in the sharp pass are left alone by the base. If the clean gradient
+        is zero nothing moves; if it is not finite nothing moves either, and the gradient handed on is not finite. Step
+        hooks fire once per step here and once on the base; global hooks see two optimizers.
 
     Example:
         >>> import torch
@@ -110,6 +114,7 @@ class SharpnessAware(Optimizer):
         self._schedules: list[ProportionalToLR | None] = []
         self._inside = False
         self._anchor = Anchor()
+        self._around_sharp: dict[int, Callable[[], AbstractContextManager[Any]]] = OrderedDict()
         groups, defaults = base.param_groups, base.defaults
         for i, group in enumerate(groups):
             check_radius(group.get("rho", rho), i)
@@ -120,6 +125,7 @@ class SharpnessAware(Optimizer):
         except BaseException:
             base.param_groups, base.defaults = groups, defaults
             raise
+        self._follow()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -147,9 +153,7 @@ class SharpnessAware(Optimizer):
 
         Args:
             closure: zeroes the gradients, computes the loss, calls ``backward()`` and returns the loss. It is called
-                twice if this step climbs and once otherwise, on the same batch each time; with mixed precision it
-                opens ``autocast`` itself, because one ``autocast`` around both calls would reuse the unperturbed
-                weights' casts.
+                twice if this step climbs and once otherwise, on the same batch each time.
 
         Returns:
             What the closure returned in the clean pass.
@@ -170,19 +174,69 @@ class SharpnessAware(Optimizer):
         loss = _evaluate(closure)
         climb = self._decide("after the closure. Did it call loss.backward()?")
         if climb is not None:
-            self._inside = True
-            try:
-                with climb:
-                    _evaluate(closure)
-                    self._need_gradient(_AFTER_SHARP)
-            finally:
-                self._inside = False
-        self._count()
+            with self._inside_of(climb):
+                _evaluate(closure)
+                self._need_gradient(_AFTER_SHARP)
         self.base.step()
         return loss
 
+    def backward(self, closure: Callable[[], Any], scale: Scalar = 1.0) -> Any:
+        """Add to ``.grad`` what the base should see for one micro-batch, and return its clean loss.
+
+        It is to this optimizer what ``loss.backward()`` is to a plain one. Several of them before one ``base.step()``
+        accumulate, every micro-batch with a climb of its own, which is m-sharpness with the micro-batch's size as m::
+
+            for x, y in micro_batches:
+                opt.backward(closure_of(x, y))   # the loss divided by the number of micro-batches
+            opt.base.step()
+            opt.zero_grad()
+
+        For one climb for all of them let the closure of `step` run over them. `accumulated_step` does either.
+
+        Args:
+            closure: computes the loss of the micro-batch, calls ``backward()`` and returns the loss. It must not zero
+                gradients. It is called twice if this step climbs and once otherwise.
+            scale: what the gradients are multiplied by, as in `ascended`, where the closure calls
+                ``scaler.scale(loss).backward()`` and ``scaler.step(opt.base)`` comes last.
+
+        Returns:
+            What the closure returned in the clean pass.
+
+        Raises:
+            RuntimeError: if the micro-batch gives no parameter a gradient in either pass; inside `ascended` or `step`.
+                Then, and if the closure raises, the weights are ``w``; what was accumulated is lost if it raises in
+                the sharp pass.
+        """
+        self._refuse_nesting()
+        params = [p for group in self.param_groups for p in group["params"]]
+        # Where there are processes, gradients may lie in memory that the next backward pass uses.
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        held = [p.grad.clone() if distributed and p.grad is not None else p.grad for p in params]
+        _put(params, [None] * len(params))
+        try:
+            loss = _evaluate(closure)
+            climb = self._decide("after the closure. Did it call loss.backward()?", scale)
+        except BaseException:
+            _put(params, held)
+            raise
+        if climb is not None:
+            with self._inside_of(climb):
+                if self.blend is None:
+                    _put(params, held)
+                    held = [None] * len(params)
+                else:
+                    _put(params, [None] * len(params))
+                before = _versions(params)
+                _evaluate(closure)
+                if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
+                    raise RuntimeError(f"No parameter has a gradient {_AFTER_SHARP}")
+        for p, g in zip(params, held, strict=True):
+            if g is not None:
+                p.grad = g if p.grad is None else g.add_(p.grad)
+        return loss
+
     @contextmanager
-    def ascended(self) -> Iterator[bool]:
+    def ascended(self, scale: Scalar = 1.0) -> Iterator[bool]:
         """Climb, run the body at ``w + delta``, come back to ``w``, and leave in ``.grad`` the gradient to hand on.
 
         For hosts that run forward and backward themselves::
@@ -194,30 +248,70 @@ class SharpnessAware(Optimizer):
 
         The body starts without gradients, as after ``zero_grad()``, and may add up several backward passes. It gets
         True, or False if this step does not climb: then it may be skipped, and whatever it does the clean gradient
-        stays. With a GradScaler the gradients are scaled; that is harmless to ascents that are normalised (SAM, ASAM,
-        GSAM), while the others (USAM, LightSAM) need ``scaler.unscale_`` of the clean gradient.
+        stays. A GradScaler must get the base in every call, in ``scaler.unscale_(opt.base)`` for clipping too: it tells
+        optimizers apart, and would divide twice.
+
+        Args:
+            scale: what the gradients are multiplied by, as a GradScaler does. Normalised ascents (SAM, ASAM, GSAM) do
+                not care. The others (USAM, LightSAM) need it: ``scaler.get_scale()``, or without waiting for an
+                accelerator ``scaler.scale(torch.ones((), device=device))``.
 
         Raises:
             RuntimeError: if no parameter has a gradient before or after the body; inside itself or `step`.
         """
         self._refuse_nesting()
-        climb = self._decide("to climb along. Call loss.backward() before ascended().")
+        climb = self._decide("to climb along. Call loss.backward() before ascended().", scale)
         params = [p for group in self.param_groups for p in group["params"]]
+        with self._inside_of(climb or Stay(params)):
+            _put(params, [None] * len(params))
+            yield climb is not None
+            if climb is not None:
+                self._need_gradient(_AFTER_SHARP)
+
+    def around_sharp_pass(self, context: Callable[[], AbstractContextManager[Any]]) -> RemovableHandle:
+        """Surround every sharp pass, of `step`, `backward` and `ascended` alike.
+
+        Args:
+            context: makes a context manager, which is entered once the weights are at ``w + delta``, and left before
+                they come back. It is not part of the state, nor of copies.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+
+        Example:
+            >>> import torch
+            >>> from steppe import SAM
+            >>> from steppe.passes import frozen_norm_stats
+            >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+            >>> opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+            >>> handle = opt.around_sharp_pass(lambda: frozen_norm_stats(model))
+        """
+        handle = RemovableHandle(self._around_sharp)
+        self._around_sharp[handle.id] = context
+        return handle
+
+    @contextmanager
+    def _inside_of(self, climb: Climb | Stay) -> Iterator[None]:
         self._inside = True
         try:
-            with climb or Stay(params):
-                for p in params:
-                    p.grad = None
-                yield climb is not None
-                if climb is not None:
-                    self._need_gradient(_AFTER_SHARP)
+            with climb:
+                if not self._around_sharp or isinstance(climb, Stay):
+                    yield
+                    return
+                with ExitStack() as stack:
+                    for context in self._around_sharp.values():
+                        stack.enter_context(context())
+                    yield
         finally:
             self._inside = False
-        self._count()
-        # A scheduler that is attached here, not to the base, asks whether a step came before its own.
-        self._opt_called = True
 
-    def _decide(self, when: str) -> Climb | None:
+    def will_climb(self) -> bool:
+        """Say whether the next step climbs, as far as that can be known without its gradient: if not, it does not."""
+        radii = [self._radius(i, group) for i, group in enumerate(self.param_groups)]
+        due = self.trigger.due(self.state["engine"].get("step", 0))
+        return bool(due and any(isinstance(rho, Tensor) or rho > 0 for rho in radii))
+
+    def _decide(self, when: str, scale: Scalar = 1.0) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         owners: list[Tensor] = []
         spans: list[tuple[int, int, Scalar]] = []
@@ -230,13 +324,31 @@ class SharpnessAware(Optimizer):
         if not owners:
             self._need_gradient(when)
             return None
-        slope = Slope(owners, self.state, Ops.choose(owners, self.foreach), guarded=True)
+        scale = 1.0 if self.ascent.scale_free else scale
+        slope = Slope(owners, self.state, Ops.choose(owners, self.foreach), guarded=True, scale=scale)
         if not self.trigger.fires(self.state["engine"].get("step", 0), slope):
             return None
         return Climb(slope, spans, self.ascent, self.blend, self._anchor)
 
+    def _follow(self) -> None:
+        """Count the steps of the base, whoever asks for them: this optimizer, a GradScaler, a trainer."""
+        count = WeakMethod(self._count)  # a cycle of references would keep the copy of the weights alive
+
+        def stepped(*hooked: object) -> None:
+            alive = count()
+            if alive is not None:
+                alive()
+
+        self.base.register_step_post_hook(stepped)
+
     def _count(self) -> None:
-        self.state["engine"]["step"] = self.state["engine"].get("step", 0) + 1
+        step = self.state["engine"].get("step", 0) + 1
+        # A GradScaler skips the step of most bases, but a fused one it tells what it found, and that leaves all as it
+        # is by itself. Then, on an accelerator, the count is a tensor, for which only a trigger that asks has to wait.
+        found_inf: Tensor | None = getattr(self.base, "found_inf", None)
+        self.state["engine"]["step"] = step if found_inf is None else on_host(step - (found_inf != 0).long())
+        # A scheduler that is attached here, not to the base, asks whether a step came before its own.
+        self._opt_called = True
 
     def _radius(self, i: int, group: dict[str, Any]) -> Scalar:
         """Bring the group's ``"rho"`` up to date and return it."""
@@ -290,6 +402,9 @@ class SharpnessAware(Optimizer):
         # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.
         self._anchor = Anchor()
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
+        if "base" in state:  # a copy, whose base has no hooks yet
+            self._around_sharp = OrderedDict()
+            self._follow()
 
     def _refuse_grad_scaler(self) -> None:
         # GradScaler takes its marks back only after a step that returns.
@@ -313,6 +428,16 @@ class SharpnessAware(Optimizer):
                 if p.grad is not None:
                     return
         raise RuntimeError(f"No parameter has a gradient {when}")
+
+
+def _put(params: list[Tensor], grads: Sequence[Tensor | None]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+
+
+def _versions(params: list[Tensor]) -> list[tuple[Tensor | None, int]]:
+    """Return the gradients with how often each has been written to."""
+    return [(g, 0 if g is None else local(g)._version) for g in (p.grad for p in params)]
 
 
 def _evaluate(closure: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from .ascents import Slope
 
@@ -12,9 +12,16 @@ from .ascents import Slope
 class Trigger(ABC):
     """Whether to climb at this step."""
 
+    needs_gradient: ClassVar[bool] = False
+    """Whether the answer depends on the clean gradient."""
+
     @abstractmethod
+    def due(self, step: int) -> bool:
+        """Say whether to climb at step ``step`` (0, 1, ...), as far as that is known without a gradient."""
+
     def fires(self, step: int, slope: Slope) -> bool:
-        """Say whether to climb at step ``step`` (0, 1, ...), given the clean gradients and the state."""
+        """Say whether to climb at this step, given the clean gradients and the state."""
+        return self.due(step)
 
 
 @final
@@ -22,7 +29,7 @@ class Trigger(ABC):
 class Always(Trigger):
     """Climb at every step."""
 
-    def fires(self, step: int, slope: Slope) -> bool:
+    def due(self, step: int) -> bool:
         return True
 
 
@@ -37,5 +44,5 @@ class Every(Trigger):
         if self.k < 1:
             raise ValueError(f"k must be >= 1, got {self.k}.")
 
-    def fires(self, step: int, slope: Slope) -> bool:
+    def due(self, step: int) -> bool:
         return step % self.k == 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..batches import microbatches
-from ..passes import frozen_statistics
+from ..passes import frozen_norm_stats
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import build
@@ -156,7 +156,7 @@ class _Training:
         passes = count()
 
         def closure() -> Tensor:
-            with frozen_statistics(self.model) if next(passes) else nullcontext():
+            with frozen_norm_stats(self.model) if next(passes) else nullcontext():
                 return one_pass()
 
         def one_pass() -> Tensor:

@@ -1,0 +1,322 @@
+"""One step out of several micro-batches, on one process or, with DDP and FSDP2, on many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from ._shards import resharded
+from ._tensors import Scalar
+from .climb import marked
+from .optimizer import SharpnessAware
+
+Batch = TypeVar("Batch")
+
+
+def accumulated_step(
+    opt: SharpnessAware,
+    micro_batches: Sequence[Batch],
+    backward: Callable[[Batch], Tensor],
+    *,
+    climb: Literal["replay", "micro"] = "replay",
+    model: nn.Module | None = None,
+    replicas: Literal["global", "own"] = "global",
+    scale: Scalar = 1.0,
+    step: Callable[[], object] | None = None,
+) -> Tensor:
+    """Take one step on several micro-batches and return the sum of their clean losses.
+
+    With ``w + delta(B)`` for where a batch ``B`` climbs to, the base gets
+
+    ===========  ===========================================================  =====================
+    ``climb``    gradient                                                     which is
+    ===========  ===========================================================  =====================
+    ``replay``   ``sum_i grad L_i(w + delta(B_1 + ... + B_k))``               SAM on the whole batch
+    ``micro``    ``sum_i grad L_i(w + delta(B_i))``                           m-SAM, m = the micro-batch
+    ===========  ===========================================================  =====================
+
+    On several processes ``replicas="global"`` climbs along the gradient of all of them, and ``"own"`` lets each climb
+    along its own, as in SAM's paper, which saves all traffic in clean passes: again m-SAM, m = what one process holds.
+
+    Args:
+        opt: its gradients are zeroed before.
+        micro_batches: whatever ``backward`` takes, at least one; all of them are kept until the step is done.
+        backward: computes the loss of a micro-batch, calls ``backward()`` and returns the loss. Divide the loss so that
+            the sum over micro-batches is the loss of the step, by ``len(micro_batches)`` if it is a mean over examples.
+        climb: where to climb, see above.
+        model: the DDP or FSDP2 model, so that gradients are exchanged once per pass and not once per micro-batch.
+            FSDP2 keeps whole gradients meanwhile. None exchanges them as the model does by itself.
+        replicas: see above; ``"own"`` needs ``model``, in DDP.
+        scale: what the gradients are multiplied by, as in `SharpnessAware.ascended`.
+        step: takes the step, instead of ``opt.base.step``. With a GradScaler let ``backward`` call
+            ``scaler.scale(loss).backward()``, and give ``scale=scaler.get_scale()`` and
+            ``step=lambda: scaler.step(opt.base)``.
+
+    Raises:
+        TypeError: if ``micro_batches`` is not a sequence: a loader shuffles anew, and a generator runs dry.
+        ValueError: without micro-batches; if the model is in FullyShardedDataParallel (FSDP1); for ``"own"`` if the
+            model is not in DDP, if whether to climb depends on gradients, which are not the same everywhere, or if
+            climbs remember them, as those of `LightSAM` do.
+        RuntimeError: if no parameter has a gradient after a pass. With ``"own"``, a process that finds none of its own
+            to climb along stays where it is, and the others do not wait for it.
+
+    Cost:
+        2 gradients per micro-batch. Exchanges of all gradients with DDP: 2 with ``replay``, 1 with ``"own"``, and
+        with ``micro`` 1 or 2 per micro-batch.
+
+    Reference:
+        Foret et al. 2021 (https://arxiv.org/abs/2010.01412) on m-sharpness.
+
+    Note:
+        With ``micro``, `USAM` and `LightSAM`, whose climbs follow the scale of the loss, climb along the gradient of
+        the divided loss. ``scale=1 / len(micro_batches)`` undoes that.
+
+        If the clean gradient of one process is not finite, all processes get a gradient that is not finite.
+
+    Example:
+        >>> import torch
+        >>> from steppe import SAM, accumulated_step
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> opt = SAM(torch.optim.SGD([w], lr=0.1), rho=0.05)
+        >>> def backward(x):
+        ...     loss = (w * x).square().sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> accumulated_step(opt, [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], backward).item()
+        2.5
+    """
+    _check(opt, micro_batches, climb, model, replicas)
+    traffic = _Traffic(opt, model, replicas)
+    opt.zero_grad()
+    with traffic.fresh():
+        if climb == "replay":
+            loss = _replay(opt, micro_batches, backward, traffic, scale)
+        else:
+            loss = _micro(opt, micro_batches, backward, traffic, scale)
+    if traffic.own or traffic.by_hand:
+        _agree(opt, model)
+    (step or opt.base.step)()
+    return loss
+
+
+def _replay(
+    opt: SharpnessAware,
+    micro_batches: Sequence[Batch],
+    backward: Callable[[Batch], Tensor],
+    traffic: _Traffic,
+    scale: Scalar,
+) -> Tensor:
+    def run(*, exchanged: bool) -> Tensor:
+        losses = []
+        for i, batch in enumerate(micro_batches):
+            with traffic.exchanged(exchanged and i + 1 == len(micro_batches)):
+                losses.append(backward(batch).detach())
+        return torch.stack(losses).sum()
+
+    loss = run(exchanged=not traffic.own)
+    if traffic.by_hand and not traffic.climbs:
+        return loss
+    if traffic.own:
+        _stay_without_gradient(opt)
+    with opt.ascended(scale) as climbs:
+        if climbs:
+            run(exchanged=True)
+            if traffic.by_hand:
+                _stay_without_gradient(opt)
+    return loss
+
+
+def _micro(
+    opt: SharpnessAware,
+    micro_batches: Sequence[Batch],
+    backward: Callable[[Batch], Tensor],
+    traffic: _Traffic,
+    scale: Scalar,
+) -> Tensor:
+    losses = []
+    for i, batch in enumerate(micro_batches):
+        last = i + 1 == len(micro_batches)
+        clean = traffic.climbs
+
+        def closure(batch: Batch = batch, last: bool = last) -> Tensor:
+            nonlocal clean
+            exchanged = not traffic.own if clean else last or (traffic.climbs and traffic.apart)
+            with traffic.exchanged(exchanged):
+                loss = backward(batch)
+            if traffic.own and (not exchanged or traffic.by_hand):
+                _stay_without_gradient(opt)
+            clean = False
+            return loss
+
+        # Without a climb gradients add up by themselves.
+        losses.append((opt.backward(closure, scale) if traffic.climbs else closure()).detach())
+    return torch.stack(losses).sum()
+
+
+@final
+class _Traffic:
+    """Which passes exchange gradients with other processes."""
+
+    def __init__(self, opt: SharpnessAware, model: nn.Module | None, replicas: str) -> None:
+        self.opt = opt
+        self.model: Any = _plain(model)
+        self.climbs = opt.will_climb()
+        self.own = replicas == "own" and self.climbs
+        self.by_hand = replicas == "own" and _by_hand(opt, model)
+        # Where gradients of both passes are blended or compared, or the model would mix them, each pass is complete.
+        mixes: bool = _finds_unused(model) or not isinstance(self.model, _ddp())
+        self.apart = mixes or opt.blend is not None or opt.trigger.needs_gradient
+
+    @contextmanager
+    def exchanged(self, yes: bool) -> Iterator[None]:
+        """Let the passes inside exchange gradients, or not."""
+        if self.model is None or (yes and not self.by_hand):
+            yield
+        elif hasattr(self.model, "no_sync"):  # DDP
+            with self.model.no_sync():
+                yield
+        elif hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
+            self.model.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                self.model.set_requires_gradient_sync(True)
+        else:
+            yield
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Let FSDP2 collect its parameters anew after every climb and every return."""
+        if not hasattr(self.model, "reshard"):
+            yield
+            return
+        handle = self.opt.around_sharp_pass(lambda: resharded(self.model))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _finds_unused(model: nn.Module | None) -> bool:
+    """Say whether the model is in DDP that notes in every pass which parameters were used.
+
+    It keeps the notes until gradients are exchanged, and fails if a parameter was used in a pass before, but not in the
+    one that exchanges them.
+    """
+    return bool(getattr(_plain(model), "find_unused_parameters", False))
+
+
+def _by_hand(opt: SharpnessAware, model: nn.Module | None) -> bool:
+    """Say whether gradients of own climbs are exchanged here and not by DDP, because they are blended before."""
+    return opt.blend is not None or _finds_unused(model)
+
+
+def _climbers(opt: SharpnessAware) -> list[Tensor]:
+    climbing = [group for group in opt.param_groups if isinstance(group["rho"], Tensor) or group["rho"] > 0]
+    return [p for group in climbing for p in group["params"] if p.requires_grad]
+
+
+def _stay_without_gradient(opt: SharpnessAware) -> None:
+    """Let a process with own climbs go on to where the others wait, if it alone has found no gradient."""
+    params = _climbers(opt)
+    grads = [p.grad for p in params if p.grad is not None]
+    if grads:
+        # They may be from earlier micro-batches. The engine looks whether a pass has written to any.
+        torch.autograd.graph.increment_version(grads[0])
+    elif params:
+        params[0].grad = torch.zeros_like(params[0])
+
+
+def _agree(opt: SharpnessAware, model: nn.Module | None) -> None:
+    """Give all processes the same gradients after own climbs."""
+    processes = _plain(model).process_group  # type: ignore[union-attr]
+    climbers = _climbers(opt)
+    if not _by_hand(opt, model):
+        _mark_all([p.grad for p in climbers if p.grad is not None], processes)
+        return
+    for lent in climbers[:1]:
+        if lent.grad is not None and not lent.grad.any():
+            lent.grad = None
+    _average([p for group in opt.param_groups for p in group["params"] if p.requires_grad], processes)
+
+
+def _mark_all(grads: list[Tensor], processes: Any) -> None:
+    """Make a gradient not finite everywhere, if one is not finite on one process."""
+    mark = marked(grads)
+    if mark is not None:
+        # A climb has marked a whole tensor, but which one depends on the gradients that its process found.
+        firsts = [g.reshape(-1)[:1].to(mark.device) for g in grads if g.numel() > 0]
+        flag = (torch.cat(firsts) * 0).sum().float()
+        torch.distributed.all_reduce(flag, group=processes)
+        mark.add_(flag.to(mark.dtype))
+
+
+def _average(params: list[Tensor], processes: Any) -> None:
+    """Average gradients over processes; where only some have one, the others count as zero."""
+    present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
+    torch.distributed.all_reduce(present, group=processes)
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for p, count in zip(params, present.tolist(), strict=True):
+        if count > 0:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            alike.setdefault((p.device, p.dtype), []).append(p.grad)
+    if not alike:
+        raise RuntimeError("No parameter has a gradient on any process. Did backward call loss.backward()?")
+    for grads in alike.values():
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        torch.distributed.all_reduce(flat, group=processes)
+        flat /= torch.distributed.get_world_size(processes)
+        means = torch.split(flat, [g.numel() for g in grads])
+        for g, mean in zip(grads, means, strict=True):
+            g.copy_(mean.view_as(g))
+
+
+def _check(
+    opt: SharpnessAware, micro_batches: Sequence[Any], climb: str, model: nn.Module | None, replicas: str
+) -> None:
+    if not isinstance(micro_batches, (Sequence, Tensor)):
+        raise TypeError(
+            f"micro_batches must be a list or another sequence, got {type(micro_batches).__name__}, which may not give "
+            "the same batches again in the sharp pass. Put as many of its batches as make a step into a list."
+        )
+    if len(micro_batches) == 0:
+        raise ValueError("micro_batches must hold at least one, got none.")
+    for name, value, known in (("climb", climb, ("replay", "micro")), ("replicas", replicas, ("global", "own"))):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+    if hasattr(_plain(model), "fsdp_modules"):
+        raise ValueError(
+            "The model is in FullyShardedDataParallel, whose flat pieces hide the norm of the whole gradient. Use "
+            "torch.distributed.fsdp.fully_shard."
+        )
+    if replicas == "global":
+        return
+    if not isinstance(_plain(model), _ddp()):
+        raise ValueError(
+            'replicas="own" needs the model in torch.nn.parallel.DistributedDataParallel, got '
+            f"{'no model' if model is None else type(_plain(model)).__name__}. Other models have no gradient of one "
+            'process alone: use replicas="global".'
+        )
+    if opt.trigger.needs_gradient:
+        raise ValueError(
+            f'replicas="own" does not go with {type(opt.trigger).__name__}, which looks at gradients: some processes '
+            'would climb and others not. Use replicas="global".'
+        )
+    if opt.ascent.remembers:
+        raise ValueError(
+            f'replicas="own" does not go with {type(opt).__name__}, whose climbs remember gradients: each process '
+            'would have a memory of its own, of which a checkpoint holds one. Use replicas="global".'
+        )
+
+
+def _plain(model: nn.Module | None) -> nn.Module | None:
+    """Return the model that torch.compile wraps."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _ddp() -> type[nn.Module] | tuple[()]:
+    return nn.parallel.DistributedDataParallel if torch.distributed.is_available() else ()

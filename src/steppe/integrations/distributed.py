@@ -1,0 +1,214 @@
+"""Distributed training on torch's own engine: DDP, FSDP2 and tensor parallelism, and their checkpoints.
+
+DDP and FSDP2 (``torch.distributed.fsdp.fully_shard``) need nothing from here: gradients are those of all processes, so
+``opt.step(closure)`` climbs along the gradient of the whole batch, and its norm is one over all shards.
+`accumulated_step` saves traffic where there are micro-batches, and lets every DDP process climb on its own.
+FullyShardedDataParallel (FSDP1) hides how gradients are spread, and does not work.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.optim import Optimizer
+
+from .._shards import resharded as resharded
+from .._tensors import Ops
+from ..ascents import Slope
+from ..optimizer import SharpnessAware
+
+
+@final
+class SharpnessAwareState(Stateful):
+    """The state of a sharpness-aware optimizer, as ``torch.distributed.checkpoint`` saves and loads it in shards.
+
+    It goes into ``save`` and ``load`` beside the model's state::
+
+        state = {"model": get_model_state_dict(model), "optimizer": SharpnessAwareState(model, opt)}
+        dcp.save(state, checkpoint_id=folder)
+
+        dcp.load(state, checkpoint_id=folder)
+        set_model_state_dict(model, state["model"])
+
+    Parameters are known by their names in the model without wrappers: what FSDP2 saved on many processes can be loaded
+    on fewer or more, in DDP, or in one process. Everything that resuming bit for bit needs is there: the base's state
+    and groups with their radii, counters, and what climbs remember.
+
+    Args:
+        model: the model whose parameters ``opt`` has, wrapped or not.
+        opt: the optimizer.
+
+    Raises:
+        TypeError: if ``opt`` is not sharpness-aware.
+
+    Cost:
+        For each checkpoint, one gradient's memory for a moment, and state for parameters that never had a gradient.
+
+    Note:
+        torch loads into what is there already, and makes it by a step of the base with gradients and learning rates of
+        zero. Of that nothing stays: neither in counters, nor in moments.
+
+    Example:
+        >>> import torch
+        >>> from steppe import SAM
+        >>> from steppe.integrations.distributed import SharpnessAwareState
+        >>> model = torch.nn.Linear(2, 1)
+        >>> opt = SAM(torch.optim.AdamW(model.parameters()), rho=0.05)
+        >>> list(SharpnessAwareState(model, opt).state_dict()["base"]["state"])
+        ['weight', 'bias']
+        >>> len(opt.base.state)
+        0
+    """
+
+    def __init__(self, model: nn.Module, opt: SharpnessAware) -> None:
+        if not isinstance(opt, SharpnessAware):
+            raise TypeError(
+                f"opt must be a sharpness-aware optimizer, got {type(opt).__name__}. Plain ones are saved by "
+                "torch.distributed.checkpoint.state_dict.get_optimizer_state_dict."
+            )
+        self.model, self.opt = model, opt
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; all processes call it together."""
+        opt, base = self.opt, self.opt.base
+        params = _trainable(base)
+        names = _names(self.model, params)
+        absent = [p for p in params if p not in base.state]
+        numbers = [_numbers(opt), _numbers(base)]
+        try:
+            with _gradients_aside(base):
+                _make_room(base, absent)
+                _set_numbers(base, [])
+                with _one_gradient(params):
+                    theirs = get_optimizer_state_dict(self.model, base)
+                climbs = _memories(opt, params)
+        finally:
+            for p in absent:
+                base.state.pop(p, None)
+            _set_numbers(opt, numbers[0])
+            _set_numbers(base, numbers[1])
+        return {
+            "base": theirs,
+            "climb": {names[p]: memory for p, memory in climbs.items()},
+            # A list of such is one entry for torch, which need not be there already when it is loaded.
+            "absent": [names[p] for p in absent],
+            "numbers": numbers,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; all processes call it together."""
+        opt, base = self.opt, self.opt.base
+        params = _trainable(base)
+        names = _names(self.model, params)
+        with _gradients_aside(base), _one_gradient(params):
+            set_optimizer_state_dict(self.model, base, state_dict["base"])
+        opt.state.clear()
+        for p in params:
+            if names[p] in state_dict["absent"]:
+                base.state.pop(p, None)
+            memory = state_dict["climb"].get(names[p])
+            if memory:
+                opt.state[p] = {name: value.clone() for name, value in memory.items()}
+        _set_numbers(opt, state_dict["numbers"][0])
+        _set_numbers(base, state_dict["numbers"][1])
+
+
+def _names(model: nn.Module, params: list[Tensor]) -> dict[Tensor, str]:
+    """Return the names that torch's checkpoints have for parameters."""
+    named = Optimizer(params, {})
+    named.state[params[0]] = {}  # or else torch would step it
+    groups: Any = get_optimizer_state_dict(model, named)["param_groups"]
+    return dict(zip(params, groups[0]["params"], strict=True))
+
+
+def _trainable(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _numbers(optimizer: Optimizer) -> list[tuple[str, str, Any]]:
+    """Return what is remembered for all parameters together, which torch has no place for."""
+    state: dict[Any, Any] = optimizer.state
+    return [
+        (room, name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value)
+        for room, memory in state.items()
+        if isinstance(room, str)
+        for name, value in memory.items()
+    ]
+
+
+def _set_numbers(optimizer: Optimizer, numbers: list[tuple[str, str, Any]]) -> None:
+    state: dict[Any, Any] = optimizer.state
+    rooms = [key for key in state if isinstance(key, str)]
+    for room in rooms:  # they keep their places
+        state[room].clear()
+    for room, name, value in numbers:
+        state[room][name] = value
+    for room in rooms:
+        if not state[room]:
+            del state[room]
+
+
+@contextmanager
+def _gradients_aside(optimizer: Optimizer) -> Iterator[None]:
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+
+
+@contextmanager
+def _one_gradient(params: list[Tensor]) -> Iterator[None]:
+    """Keep torch from making room by itself, which it does where there are neither state nor gradients."""
+    params[0].grad = torch.zeros_like(params[0])
+    try:
+        yield
+    finally:
+        params[0].grad = None
+
+
+def _make_room(base: Optimizer, params: list[Tensor]) -> None:
+    """Let the base make its state for ``params`` by a step to nowhere."""
+    groups = [dict(group) for group in base.param_groups]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    for group in base.param_groups:
+        if "lr" in group:
+            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+    try:
+        if params:
+            base.step()
+    finally:
+        for group, before in zip(base.param_groups, groups, strict=True):
+            group.update(before)
+        for p in params:
+            p.grad = None
+
+
+@torch.no_grad()
+def _memories(opt: SharpnessAware, params: list[Tensor]) -> dict[Tensor, dict[str, Any]]:
+    """Return what climbs remember of each parameter, of those that have not climbed too."""
+    if not opt.ascent.remembers:
+        return {}
+    # An ascent makes room when it first sees a gradient, and remembers nothing of one that is not finite.
+    state: dict[Any, dict[str, Any]] = defaultdict(dict, {p: dict(opt.state[p]) for p in params if p in opt.state})
+    state["shared"] = dict(opt.state["shared"])
+    for p in params:
+        p.grad = torch.full_like(p, torch.nan)
+    try:
+        opt.ascent.directions(Slope(params, state, Ops.choose(params, None), guarded=True))
+    finally:
+        for p in params:
+            p.grad = None
+    return {p: state[p] for p in params}

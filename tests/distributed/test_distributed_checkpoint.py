@@ -1,0 +1,64 @@
+"""Checkpoints through torch.distributed.checkpoint."""
+
+from __future__ import annotations
+
+import re
+
+import programs_checkpoint as programs
+import pytest
+import torch
+from torch import nn
+
+from steppe.integrations.distributed import SharpnessAwareState
+
+NAMES = ["sam-adamw", "adasam", "lightsam-i", "lightsam-ii", "sam-every-3"]
+KINDS = ["fsdp", "ddp", "one"]
+
+
+def both(results):
+    assert results[0] == results[1]
+    return results[0]
+
+
+@pytest.mark.parametrize(("name", "after"), [*((name, 4) for name in NAMES), ("sam-adamw", 0), ("lightsam-iii", 0)])
+@pytest.mark.parametrize("saver", KINDS)
+def test_resumes_anywhere(pool, tmp_path, name, after, saver):
+    for kind, found in both(pool.run(programs.resume, name, saver, KINDS, str(tmp_path), after)).items():
+        assert found["steps"] == after
+        assert found["gap"] < 1e-12
+        assert found["same"] or kind != saver
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*NAMES, "sam-sgd"])
+def test_loads_into_an_optimizer_that_has_not_stepped(pool, tmp_path, name, kind):
+    assert both(pool.run(programs.fresh, name, kind, str(tmp_path))) == {"counts": [3, 3], "same": True}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("name", [*NAMES, "sam-sgd"])
+def test_saving_leaves_no_trace(pool, name, steps):
+    found = both(pool.run(programs.traces, name, steps))
+    assert found == dict.fromkeys(("state", "weights", "grads", "names"), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("name", [*NAMES, "lightsam-iii"])
+def test_parameters_without_gradients_and_wide_accumulators(pool, tmp_path, name, steps, dtype):
+    found = both(pool.run(programs.partly, name, steps, str(tmp_path), dtype))
+    assert found["same"]
+    assert found["numbers"][0] == found["numbers"][1]
+    assert found["bases"][0] == found["bases"][1]
+    wide = torch.float32 if name in ("adasam", "lightsam-ii", "lightsam-iii") else dtype
+    assert set(found["dtypes"]) <= {str(wide)}
+
+
+def test_plain_optimizers_are_refused():
+    model = nn.Linear(2, 1)
+    message = (
+        "opt must be a sharpness-aware optimizer, got SGD. Plain ones are saved by "
+        "torch.distributed.checkpoint.state_dict.get_optimizer_state_dict."
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
+        SharpnessAwareState(model, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -1,0 +1,132 @@
+"""FSDP2 on two processes against one. No test asks that parameters divide evenly: two of them lie on one process."""
+
+from __future__ import annotations
+
+import programs_fsdp as programs
+import pytest
+import torch
+from programs_ddp import METHODS
+
+CLIMBING = [name for name, case in METHODS.items() if case.climbs]
+
+
+def both(results):
+    assert results[0] == results[1]
+    return results[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "foreach", "gap"),
+    [
+        (torch.float64, (2,), None, 1e-12),
+        (torch.float64, (2,), False, 1e-12),
+        (torch.float32, (2,), None, 1e-6),
+        (torch.float64, (1, 2), None, 1e-12),
+        (torch.float64, (2, 1), None, 1e-12),
+    ],
+    ids=["float64", "loop", "float32", "1x2", "2x1"],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_that_of_one_process_on_the_whole_batch(pool, name, dtype, shape, foreach, gap):
+    results = pool.run(programs.whole_batch, name, dtype, shape, foreach)
+    for found in results:
+        assert found["gap"] < gap
+        assert found["spread"]
+        assert found["memories"] == {
+            "lightsam-i": 0,
+            "lightsam-ii": 12,
+            "adasam": 18,
+            "lightsam-iii": 24,
+            "amsgrad": 36,
+        }.get(name, 6)
+    assert [found["empty"] for found in results] == ([0, 0] if shape == (2, 1) else [0, 2])
+
+
+def test_foreach_works_or_is_refused(pool):
+    found = both(pool.run(programs.foreach))
+    assert found["error"] in (None, "TypeError", "ValueError")
+    assert found.get("moved", 0.0) == 0.0
+    assert found.get("gap", 0.0) < 1e-12
+
+
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+@pytest.mark.parametrize("name", ["sam", "usam", "asam", "gsam"])
+def test_accumulated_step_is_the_plain_loop(pool, name, climb):
+    for found in pool.run(programs.accumulated, name, climb):
+        assert found["gap"] < 1e-12
+        # Three layers: once per pass if the climb is replayed, or FSDP2 would mix gradients of both passes.
+        assert found["exchanges"] == 3 * (2 if climb == "replay" else 4)
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "gsam"])
+def test_other_dimensions_may_be_cut(pool, name):
+    assert max(pool.run(programs.columns, name)) < 1e-12
+
+
+@pytest.mark.parametrize("name", CLIMBING)
+def test_rho_zero_is_the_base_bit_for_bit(pool, name):
+    assert both(pool.run(programs.rho_zero, name))
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "lightsam-ii"])
+def test_passes_in_bfloat16(pool, name):
+    good, gap = both(pool.run(programs.mixed_precision, name))
+    assert good
+    assert 0 < gap < 0.02
+
+
+@pytest.mark.parametrize("name", CLIMBING)
+def test_one_entry_that_is_not_finite_stops_all(pool, name):
+    assert both(pool.run(programs.not_finite, name)) == {
+        "stayed": True,
+        "back": True,
+        "finite": False,
+        "forgotten": True,
+    }
+
+
+@pytest.mark.parametrize("door", ["ascended", "replay", "micro"])
+@pytest.mark.parametrize("name", ["sam", "usam", "gsam"])
+def test_a_grad_scaler_skips_the_step_on_all_ranks(pool, name, door):
+    """torch adds up over processes what the scaler found in shards."""
+    found = both(pool.run(programs.scaled, name, door))
+    assert found == {"moved": [True, False, True], "scale": [1024.0, 512.0, 512.0], "steps": [1, 1, 2]}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sam", 1), ("usam", 1), ("lightsam-ii", 1), ("asam", 2), ("gsam", 3)])
+def test_norms_cost_one_all_reduce_whatever_the_number_of_parameters(pool, name, expected):
+    """ASAM has a norm of its own, GSAM two inner products."""
+    assert pool.run(programs.all_reduces, name, 1) == pool.run(programs.all_reduces, name, 6) == [expected] * 2
+
+
+# Parameters that FSDP2 keeps whole
+
+
+@pytest.mark.parametrize("surprise", ["fails", "looks"])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_no_pass_sees_weights_of_another_in_resharded(pool, surprise, fresh):
+    gap = both(pool.run(programs.one_group, surprise, fresh))
+    assert (gap < 1e-12) == fresh  # without it, they do
+
+
+def test_no_pass_of_accumulated_step_sees_weights_of_another(pool):
+    assert both(pool.run(programs.accumulated_fails)) < 1e-12
+
+
+def test_what_is_refused(pool):
+    found = both(pool.run(programs.refusals))
+    assert found["own"] == (
+        'replicas="own" needs the model in torch.nn.parallel.DistributedDataParallel, got FSDPSequential. Other models '
+        'have no gradient of one process alone: use replicas="global".'
+    )
+    assert found["fsdp1"] == (
+        "The model is in FullyShardedDataParallel, whose flat pieces hide the norm of the whole gradient. Use "
+        "torch.distributed.fsdp.fully_shard."
+    )
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, reason="The engine takes the norm of one process and says nothing. It should refuse FSDP1."
+)
+def test_fsdp1_is_refused_or_right(pool):
+    assert max(pool.run(programs.fsdp1)) < 1e-12

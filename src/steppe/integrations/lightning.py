@@ -1,0 +1,391 @@
+"""Lightning: a callback for the Trainer; Fabric needs none.
+
+Lightning has hooks around the gradient and around the optimizer. The callback makes both passes together the gradient,
+and the base the optimizer: loss scaling, ``on_before_optimizer_step`` and clipping then act once, on the gradient that
+the base sees.
+
+Fabric hands closures on, so `step` works as in a plain loop::
+
+    model, opt = fabric.setup(model, SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05))
+
+    def closure():
+        opt.zero_grad()
+        loss = loss_fn(model(x), y)
+        fabric.backward(loss)
+        return loss
+
+    loss = opt.step(closure)
+
+To clip gradients, with ``precision="16-mixed"`` and wherever else something happens between gradient and step, give
+Fabric the base::
+
+    sam = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+    model, base = fabric.setup(model, sam.base)
+
+    base.zero_grad()
+    fabric.backward(loss_fn(model(x), y))
+    with sam.ascended():
+        fabric.backward(loss_fn(model(x), y))
+    fabric.clip_gradients(model, base, max_norm=1.0, error_if_nonfinite=False)  # fp16 may overflow
+    base.step()
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any, final
+
+import torch
+from torch import nn
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+    from lightning.pytorch.core.optimizer import do_nothing_closure
+    from lightning.pytorch.loops.optimization.closure import AbstractClosure
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torchmetrics import Metric, MetricCollection
+except ImportError as error:
+    raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
+
+from ..optimizer import SharpnessAware
+from ..passes import frozen_norm_stats, same_random_state
+
+_STRATEGIES = {
+    "DeepSpeedStrategy": "DeepSpeed runs the closure once and steps by itself, without a sharp pass. Use DDP, or "
+    "ModelParallelStrategy (FSDP2) for models that are larger than a device.",
+    "FSDPStrategy": "FSDP cuts parameters into plain tensors, so that every process would climb along the part of the "
+    "gradient that it holds, by its own norm. Use ModelParallelStrategy (FSDP2).",
+    "XLAStrategy": "Lightning adds gradients up after the closure, so that every process would climb along its own. "
+    "Use DDP.",
+    "SingleDeviceXLAStrategy": "XLA has not been tried. Use a CPU or a GPU.",
+}
+
+
+@final
+class SharpnessAwareCallback(Callback):
+    """Sharpness-aware steps in a Lightning Trainer.
+
+    Return the optimizer from ``configure_optimizers`` and add the callback. In one step, with automatic optimization::
+
+        training_step, backward     clean gradient at w, as ever
+        training_step, backward     sharp gradient at w + delta, same batch; nothing is logged
+        on_before_optimizer_step    once, at w, on the gradient that the base sees
+        clipping                    likewise: it changes no climb, whatever the method
+        base.step()                 through the GradScaler with precision="16-mixed"
+
+    What a step leaves behind is what one pass leaves: values that are logged, metrics of torchmetrics that the module
+    owns, ``outputs`` of ``on_train_batch_end``, ``global_step``. ``on_before_zero_grad`` is called in the clean pass
+    only; ``on_before_backward`` and ``on_after_backward`` are called in both. For whatever else ``training_step`` does
+    twice, ask `in_sharp_pass`.
+
+    Args:
+        freeze_norm_stats: keep what batch norm sees at ``w + delta`` out of its running statistics, see
+            `steppe.passes.frozen_norm_stats`.
+        same_random_state: both passes draw the same random numbers, so that dropout gives both one loss function; the
+            climb for one mask says little about the loss under another. SAM's authors do so too. False draws anew, as a
+            plain loop does. It holds for steps with a closure, which are all with automatic optimization.
+
+    Raises:
+        ValueError: when a fit begins, with what to do, if steps could not be sharpness-aware: there is no such
+            optimizer; gradients of several batches are accumulated; ``training_step`` takes ``dataloader_iter``; the
+            strategy is DeepSpeed, FSDP or XLA; or ModelParallelStrategy would save or load optimizer states.
+        TypeError: if the Trainer is that of ``pytorch_lightning``.
+        RuntimeError: with manual optimization, if ``opt.step()`` comes without a closure and without a sharp pass, or
+            inside of one.
+
+    Cost:
+        That of the optimizer, 2 passes per step where it climbs. A copy of the module's metrics, empty.
+
+    Note:
+        Learning-rate schedulers must be attached to what ``configure_optimizers`` returns: Lightning refuses those
+        attached to ``opt.base``. On several processes the climb is that of the whole batch. Callbacks and hooks get
+        ``opt.base`` as their optimizer, whose parameter groups are the same. If ``training_step`` returns None its
+        batch is skipped.
+
+        With manual optimization give ``opt.step`` a closure, or run the sharp pass in ``opt.optimizer.ascended()`` and
+        step without one. Accumulating is possible in both ways, for here the micro-batches can be run again::
+
+            def training_step(self, batch, batch_idx):  # SAM on the whole batch, in four pieces
+                opt = self.optimizers()
+
+                def closure():
+                    opt.zero_grad()
+                    total = 0.0
+                    for x, y in zip(batch[0].chunk(4), batch[1].chunk(4)):
+                        loss = self.loss(x, y) / 4
+                        self.manual_backward(loss)
+                        total += loss.detach()
+                    return total
+
+                self.log("loss", opt.step(closure))
+
+        For m-SAM call ``opt.optimizer.backward(closure_of_a_piece)`` for each piece, then ``opt.step()``. Lightning
+        does not count the steps that `steppe.accumulated_step` takes.
+
+    Example:
+        >>> import torch
+        >>> from steppe.integrations.lightning import SharpnessAwareCallback
+        >>> callback = SharpnessAwareCallback()  # for Trainer(callbacks=[callback])
+        >>> callback.in_sharp_pass
+        False
+    """
+
+    def __init__(self, *, freeze_norm_stats: bool = True, same_random_state: bool = True) -> None:
+        self.freeze_norm_stats = freeze_norm_stats
+        self.same_random_state = same_random_state
+        self._in_sharp_pass = False
+        self._in_step = False
+        self._went_back = False
+        self._ascended: set[SharpnessAware] = set()
+        self._metrics: list[tuple[nn.Module, str, nn.Module, Any]] = []
+        self._undo: ExitStack | None = None
+
+    @property
+    def in_sharp_pass(self) -> bool:
+        """Whether the weights are at ``w + delta`` just now: what should happen once per step should not happen then.
+
+        For example ``if not self.sam.in_sharp_pass: self.history.append(loss.item())`` in a ``training_step``.
+        """
+        return self._in_sharp_pass
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"SharpnessAwareCallback is for the Trainer of lightning.pytorch, got one of "
+                f"{type(trainer).__module__.partition('.')[0]}, whose classes are not the same. Import the Trainer and "
+                "LightningModule from lightning.pytorch."
+            )
+        if stage == "fit":
+            _check_strategy(trainer.strategy)
+            _check_batches(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_optimizers(trainer)
+        self._end()
+        self._undo = ExitStack()
+        # Every step passes here, of automatic and of manual optimization.
+        plain = trainer.strategy.optimizer_step
+
+        def optimizer_step(optimizer: Any, closure: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(optimizer, SharpnessAware):
+                return plain(optimizer, closure, *args, **kwargs)
+            if self._in_sharp_pass:
+                raise RuntimeError(
+                    "The weights are at w + delta: call opt.step() after the ascended() block, not in it."
+                )
+            if closure is do_nothing_closure:
+                self._need_sharp_pass(optimizer)
+                return plain(optimizer.base, closure, *args, **kwargs)
+            return plain(optimizer.base, partial(self._gradient, trainer, optimizer, closure), *args, **kwargs)
+
+        self._undo.enter_context(_replaced(trainer.strategy, "optimizer_step", optimizer_step))
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            for name in ("optimizer_state", "load_checkpoint"):
+                self._undo.enter_context(_replaced(trainer.strategy, name, _refuse_states))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._undo is not None
+        for opt in trainer.optimizers:
+            if isinstance(opt, SharpnessAware):
+                handle = opt.around_sharp_pass(partial(self._sharp_pass, trainer, pl_module, opt))
+                self._undo.callback(handle.remove)
+        self._metrics = _metrics(pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._went_back = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._undo is not None:
+            self._undo.close()
+        self._undo, self._metrics = None, []
+        self._ascended.clear()
+
+    def _gradient(self, trainer: Trainer, opt: SharpnessAware, closure: Callable[[], Any]) -> Any:
+        """Run both passes, leave the gradient for the base, and return the clean loss."""
+        automatic = trainer.lightning_module.automatic_optimization
+        same = same_random_state() if self.same_random_state else nullcontext()
+        self._went_back = False
+        with same:
+            loss = closure()
+        if automatic and not self._went_back:
+            return loss  # training_step or a callback wants no gradient
+        _check_accumulation([trainer.accumulate_grad_batches])  # callbacks may change it at any time
+        with _kept_outputs(closure) if automatic else nullcontext():
+            self._in_step = True
+            try:
+                with opt.ascended(_scale(trainer, opt)) as climbs:
+                    if climbs:
+                        with same:
+                            closure()
+            finally:
+                self._in_step = False
+                self._ascended.discard(opt)
+        return loss
+
+    @contextmanager
+    def _sharp_pass(self, trainer: Trainer, pl_module: LightningModule, opt: SharpnessAware) -> Iterator[None]:
+        """Make a pass that leaves nothing behind but gradients."""
+        if self.same_random_state and not self._in_step:
+            _warn_random_state()
+        self._ascended.add(opt)
+        with ExitStack() as stack:
+            for owner in (pl_module, *_callbacks(trainer)):
+                for name in ("log", "on_before_zero_grad"):
+                    stack.enter_context(_replaced(owner, name, _nothing))
+            for parent, name, metric, spare in self._metrics:
+                stack.callback(spare.reset)
+                stack.callback(setattr, parent, name, metric)
+                setattr(parent, name, spare)
+            if self.freeze_norm_stats:
+                stack.enter_context(frozen_norm_stats(pl_module))
+            self._in_sharp_pass = True
+            try:
+                yield
+            finally:
+                self._in_sharp_pass = False
+
+    def _need_sharp_pass(self, opt: SharpnessAware) -> None:
+        if opt in self._ascended:
+            self._ascended.discard(opt)
+        elif opt.will_climb() and not opt.trigger.needs_gradient:
+            raise RuntimeError(
+                "opt.step() came without a closure and without a sharp pass, which is a step of the base alone. Give "
+                "it a closure that zeroes the gradients, computes the loss, calls self.manual_backward(loss) and "
+                'returns the loss, or run a second backward pass in "with opt.optimizer.ascended():" before it.'
+            )
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _check_strategy(strategy: Any) -> None:
+    for kind in type(strategy).__mro__:
+        if kind.__name__ in _STRATEGIES:
+            raise ValueError(
+                f"{type(strategy).__name__} cannot take sharpness-aware steps: {_STRATEGIES[kind.__name__]}"
+            )
+
+
+def _check_batches(trainer: Trainer, pl_module: LightningModule) -> None:
+    if not pl_module.automatic_optimization:
+        return
+    schedules = [c.scheduling for c in _callbacks(trainer) if isinstance(c, GradientAccumulationScheduler)]
+    _check_accumulation([trainer.accumulate_grad_batches, *chain.from_iterable(s.values() for s in schedules)])
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise ValueError(
+            "training_step(dataloader_iter) would take another batch in the sharp pass. Let it take (batch, "
+            "batch_idx), or use manual optimization with a closure."
+        )
+
+
+def _check_accumulation(counts: list[int]) -> None:
+    most = max(counts)
+    if most > 1:
+        raise ValueError(
+            f"accumulate_grad_batches must be 1, got {most}: Lightning does not run the earlier batches again at "
+            f"w + delta. Use batches that are {most} times as large, or manual optimization with a closure over "
+            "micro-batches, as SharpnessAwareCallback's docstring shows."
+        )
+
+
+def _check_optimizers(trainer: Trainer) -> None:
+    ours = [opt for opt in trainer.optimizers if isinstance(opt, SharpnessAware)]
+    if not ours:
+        found = ", ".join(type(opt).__name__ for opt in trainer.optimizers) or "none"
+        raise ValueError(
+            f"SharpnessAwareCallback found no sharpness-aware optimizer, but {found}. Return one from "
+            "configure_optimizers, for example SAM(torch.optim.SGD(self.parameters(), lr=0.1), rho=0.05)."
+        )
+    saving = [c for c in trainer.checkpoint_callbacks if not getattr(c, "save_weights_only", False)]
+    if isinstance(trainer.strategy, ModelParallelStrategy) and saving:
+        _refuse_states()
+
+
+def _refuse_states(*args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "ModelParallelStrategy cannot save or load the state of sharpness-aware optimizers: "
+        "torch.distributed.checkpoint knows no optimizer state but that of parameters. Use "
+        "ModelCheckpoint(save_weights_only=True) or Trainer(enable_checkpointing=False), and no ckpt_path."
+    )
+
+
+@contextmanager
+def _kept_outputs(closure: Any) -> Iterator[None]:
+    """Let hooks get the outputs that ``closure`` has now."""
+    if not isinstance(closure, AbstractClosure):
+        warnings.warn(
+            "LightningModule.optimizer_step passes a closure of its own to the optimizer, so that on_train_batch_end "
+            "gets the outputs of the sharp pass. Pass the closure it was given.",
+            stacklevel=2,
+        )
+        yield
+        return
+    clean = closure._result
+    yield
+    closure._result = clean
+
+
+def _warn_random_state() -> None:
+    warnings.warn(
+        "same_random_state=True does nothing for sharp passes that training_step runs by itself: only a closure tells "
+        "where the clean pass began. Put both passes into one steppe.passes.same_random_state(), and construct "
+        "SharpnessAwareCallback(same_random_state=False).",
+        stacklevel=2,
+    )
+
+
+def _scale(trainer: Trainer, opt: SharpnessAware) -> Any:
+    """Return what the loss is multiplied by."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or opt.ascent.scale_free:
+        return 1.0
+    return scaler.scale(torch.ones((), device=trainer.strategy.root_device))
+
+
+def _metrics(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, Any]]:
+    """Return where the metrics of ``module`` are, and an empty copy of each to be used instead in sharp passes."""
+    found: list[tuple[nn.Module, str, nn.Module, Any]] = []
+    spares: dict[int, Any] = {}  # metrics have an == of their own
+    inside: tuple[str, ...] = ()
+    for name, metric in module.named_modules(remove_duplicate=False):
+        if not isinstance(metric, (Metric, MetricCollection)) or name.startswith(inside):
+            continue
+        inside += (f"{name}.",)
+        if id(metric) not in spares:
+            spares[id(metric)] = metric.clone()
+            spares[id(metric)].reset()
+        parent, _, attribute = name.rpartition(".")
+        found.append((module.get_submodule(parent), attribute, metric, spares[id(metric)]))
+    return found
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give one object another attribute for a while."""
+    before = [vars(owner)[name]] if name in vars(owner) else []
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before:
+            setattr(owner, name, before[0])
+        else:
+            delattr(owner, name)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass

@@ -1,0 +1,191 @@
+"""What tests of Lightning run: one small problem, in a module and in plain loops."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from steppe import GSAM, SAM, USAM, AdaSAM, LightSAM, SharpnessAware
+from steppe.ascents import L2
+from steppe.integrations.lightning import SharpnessAwareCallback
+from steppe.passes import frozen_norm_stats, same_random_state
+from steppe.triggers import Every
+
+METHODS = {
+    "sam": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
+    "usam": lambda params: USAM(torch.optim.SGD(params, lr=0.1), rho=0.1),
+    "gsam": lambda params: GSAM(torch.optim.AdamW(params, lr=0.01), rho=0.1),
+    "adasam": lambda params: AdaSAM(params, lr=0.01, rho=0.1),
+    "lightsam": lambda params: LightSAM(params, 0.01, rho=0.01, variant="adam", eps=1e-3),
+    "every-2": lambda params: SharpnessAware(torch.optim.SGD(params, lr=0.1), ascent=L2(), trigger=Every(2), rho=0.1),
+}
+STEPS = 6
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batches(n=STEPS, size=8):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n * size, 5, generator=generator)
+    y = torch.randint(3, (n * size,), generator=generator)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def loader(n=STEPS, size=8):
+    x, y = (torch.cat(parts) for parts in zip(*batches(n, size), strict=True))
+    return DataLoader(TensorDataset(x, y), batch_size=size)
+
+
+class Module(pl.LightningModule):
+    def __init__(self, make=METHODS["sam"], schedule=False):
+        super().__init__()
+        self.net, self.make, self.schedule = network(), make, schedule
+
+    def on_train_batch_start(self, batch, batch_idx):
+        torch.manual_seed(100 + self.trainer.global_step)
+
+    def loss(self, x, y):
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(*batch)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        opt = self.make(self.net.parameters())
+        if not self.schedule:
+            return opt
+        return {
+            "optimizer": opt,
+            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(opt, 5), "interval": "step"},
+        }
+
+
+def without_noise(module):
+    """Leave out what differs between a batch and its parts: norm statistics and dropout masks."""
+    module.net[1] = module.net[2] = nn.Identity()
+    return module
+
+
+def trainer(*callbacks, sam=None, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet |= {"accelerator": "cpu", "devices": 1, "logger": False, "max_epochs": 1}
+    return pl.Trainer(callbacks=[sam or SharpnessAwareCallback(), *callbacks], **{**quiet, **options})
+
+
+def fit(module, *callbacks, data=None, ckpt_path=None, **options):
+    host = trainer(*callbacks, **options)
+    host.fit(module, loader() if data is None else data, ckpt_path=ckpt_path)
+    return host
+
+
+def plain(make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same=True, clip=None, fabric=False):
+    """The same steps without a host; Fabric computes losses outside of autocast, in float32."""
+    net = network().to(dtype)
+    opt = make(net.parameters())
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    for step, (x, y) in enumerate(batches()):
+        torch.manual_seed(100 + step)
+        again = same_random_state() if same else nullcontext()
+
+        def backward(x=x, y=y, again=again):
+            with again, torch.autocast("cpu", dtype=amp, enabled=amp is not None, cache_enabled=False):
+                out = net(x.to(dtype))
+                loss = None if fabric else nn.functional.cross_entropy(out, y)
+            scaler.scale(nn.functional.cross_entropy(out.float(), y) if fabric else loss).backward()
+
+        opt.zero_grad()
+        backward()
+        with opt.ascended(scaler.scale(torch.ones(()))) as climbs, frozen_norm_stats(net) if freeze else nullcontext():
+            if climbs:
+                backward()
+        scaler.unscale_(opt.base)
+        if clip:
+            clip(net.parameters())
+        scaler.step(opt.base)
+        scaler.update()
+    return net
+
+
+def same_bits(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def scaler():
+    return torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=2)  # overflows at first
+
+
+class Resumable:
+    """A loader that goes on where its state was taken; each of several processes gets its part of every batch."""
+
+    def __init__(self):
+        self.done = 0
+
+    def __iter__(self):
+        together = torch.distributed.is_initialized()
+        rank, size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+        self.done %= STEPS
+        for x, y in batches()[self.done :]:
+            self.done += 1
+            yield x[rank::size], y[rank::size]
+
+    def __len__(self):
+        return STEPS
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict):
+        self.done = state_dict["done"]
+
+
+class Manual(Module):
+    """SAM with a closure over micro-batches."""
+
+    def __init__(self, make=METHODS["sam"], pieces=1):
+        super().__init__(make)
+        self.automatic_optimization = False
+        self.pieces, self.losses = pieces, []
+
+    def parts(self, batch):
+        return list(zip(*(part.chunk(self.pieces) for part in batch), strict=True))
+
+    def training_step(self, batch, batch_idx):
+        opt = self.optimizers()
+
+        def closure():
+            opt.zero_grad()
+            total = 0.0
+            for x, y in self.parts(batch):
+                loss = self.loss(x, y) / self.pieces
+                self.manual_backward(loss)
+                total += loss.detach()
+                self.log("loss", loss)
+            return total
+
+        self.losses.append(opt.step(closure))
+
+
+def alone(make, clip=None):
+    """One process with the batches of both."""
+    net = without_noise(Module().double()).net
+    opt = make(net.parameters())
+    for x, y in batches():
+        opt.zero_grad()
+        nn.functional.cross_entropy(net(x.double()), y).backward()
+        with opt.ascended() as climbs:
+            if climbs:
+                nn.functional.cross_entropy(net(x.double()), y).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(net.parameters(), clip)
+        opt.base.step()
+    return list(net.parameters())

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
@@ -16,25 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 from steppe import SAM, accumulated_step
 from steppe.integrations.distributed import SharpnessAwareState
 
-MICRO_BATCHES = 2
 
-
-def data(rank: int, step: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What this process sees in a step: is a point above a parabola?"""
-    generator = torch.Generator().manual_seed(1000 * step + rank)
-    x = torch.rand(64, 2, generator=generator) * 2 - 1
-    y = (x[:, 1] > x[:, 0] ** 2).long()
-    return list(zip(x.to(device).chunk(MICRO_BATCHES), y.to(device).chunk(MICRO_BATCHES), strict=True))
+def data(rank: int, step: int) -> list[tuple[Tensor, Tensor]]:
+    """What this process sees in a step, in two micro-batches: is a point above a parabola?"""
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(1000 * step + rank)) * 2 - 1
+    return list(zip(x.chunk(2), (x[:, 1] > x[:, 0] ** 2).long().chunk(2), strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200, help="how many steps to take now")
-    parser.add_argument("--folder", type=Path, default=Path("runs/ddp"), help="where the checkpoint is")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--folder", type=Path, default=Path("runs/ddp"))
     args = parser.parse_args()
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
-    distributed.init_process_group("nccl" if gpu else "gloo")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    distributed.init_process_group(device_id=device if device.type == "cuda" else None)
 
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2)).to(device))
@@ -44,15 +39,15 @@ def main() -> None:
         dcp.load(state, checkpoint_id=args.folder)
         set_model_state_dict(model, state["model"])
 
-    def backward(part: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(model(part[0]), part[1]) / MICRO_BATCHES
+    def backward(part: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = (tensor.to(device) for tensor in part)
+        loss = nn.functional.cross_entropy(model(x), y) / 2
         loss.backward()
         return loss
 
     for step in range(state["step"], state["step"] + args.steps):
-        loss = accumulated_step(opt, data(distributed.get_rank(), step, device), backward, model=model, replicas="own")
-    if distributed.get_rank() == 0:
-        print(f"step {step + 1}: loss {loss.item():.4f} on the first process")
+        loss = accumulated_step(opt, data(distributed.get_rank(), step), backward, model=model, replicas="own")
+    print(f"step {step + 1}: loss {loss.item():.4f} on process {distributed.get_rank()}")
     dcp.save({**state, "model": get_model_state_dict(model), "step": step + 1}, checkpoint_id=args.folder)
     distributed.destroy_process_group()
 

@@ -54,6 +54,7 @@ def micro_by_hand(opt, problem, parts, scale=1.0):
 
 
 @over_all
+@pytest.mark.stack("Plain loop with `step`", "accumulation")
 def test_replay_is_the_big_batch(case, base):
     big, micro = Problem(), Problem()
     opts = [case.build(p.model.parameters(), base) for p in (big, micro)]
@@ -117,6 +118,7 @@ def micro_rows(case, base, problem, batches):
     ("case", "base"), [c for c in COMBINATIONS if c[0].climbs and c[0].reference], ids=combination_id
 )
 @pytest.mark.parametrize("door", ["accumulated_step", "backward"])
+@pytest.mark.stack("Plain loop with `step`", "accumulation")
 def test_micro_is_the_plain_loop(case, base, door):
     problem = Problem()
     batches = problem.batches(10)
@@ -414,6 +416,7 @@ def test_parameters_that_some_micro_batches_leave_out(heads, climb):
 @over_climbing
 @over_climbs
 @pytest.mark.parametrize("by_hand", [True, False], ids=["loop", "accumulated_step"])
+@pytest.mark.stack("Plain loop with `ascended`", "accumulation")
 def test_under_a_grad_scaler(case, climb, by_hand):
     """A power of two changes no bit."""
     scaled, unscaled = Problem(torch.float32), Problem(torch.float32)

@@ -93,6 +93,7 @@ def sam(model, rho=0.1):
 
 @over_climbing
 @over_doors
+@pytest.mark.stack("torch.compile", "plain")
 def test_both_passes_run_one_graph(case, door, backend, no_recompilation):
     model, eager = network(None), network(None)
     compiled = torch.compile(model, backend=backend)
@@ -138,7 +139,31 @@ def test_frozen_statistics_are_one_more_graph(door, norm, backend):
     assert same_bits(model.state_dict().values(), eager.state_dict().values())
 
 
+@pytest.mark.stack("torch.compile", "clip", "resume")
+def test_clipping_and_resuming(backend, no_recompilation):
+    def clipped(opt, model, batches):
+        for x, y in batches:
+            opt.zero_grad()
+            cross_entropy(model(x), y).backward()
+            with opt.ascended():
+                cross_entropy(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            opt.base.step()
+
+    model, eager, resumed = network(None), network(None), network(None)
+    compiled, again = torch.compile(model, backend=backend), torch.compile(resumed, backend=backend)
+    opt, other, later = sam(compiled), sam(eager), sam(again)
+    clipped(opt, compiled, data(8)[:4])
+    again.load_state_dict(compiled.state_dict())
+    later.load_state_dict(opt.state_dict())
+    clipped(later, again, data(8)[4:])
+    clipped(other, eager, data(8))
+    assert same_bits(resumed.parameters(), eager.parameters())
+    assert later.state["engine"]["step"] == 8
+
+
 @pytest.mark.parametrize("climb", ["replay", "micro"])
+@pytest.mark.stack("torch.compile", "accumulation")
 def test_accumulation_runs_one_graph(climb, backend, no_recompilation):
     model, eager = network(None), network(None)
     compiled = torch.compile(model, backend=backend)
@@ -157,6 +182,7 @@ def test_accumulation_runs_one_graph(climb, backend, no_recompilation):
     assert same_bits(model.parameters(), eager.parameters())
 
 
+@pytest.mark.stack("torch.compile", "AMP")
 def test_under_a_grad_scaler_and_autocast(backend, no_recompilation):
     model, eager = network(None), network(None)
     compiled = torch.compile(model, backend=backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from cases import CLIMBING, COMBINATIONS, combination_id
+from cases import BASES, CASES, CLIMBING, COMBINATIONS, combination_id
 from problems import Problem, same_bits, weights
 
 over_all = pytest.mark.parametrize(("case", "base"), COMBINATIONS, ids=combination_id)
@@ -137,6 +138,24 @@ def test_storage_stays_where_it_is(case, base, foreach):
     assert pointers == [p.data_ptr() for p in problem.model.parameters()]
 
 
+@over_climbing
+def test_a_loss_of_zero_is_a_loss(case, base):
+    problem, shifted = Problem(), Problem()
+    opts = [case.build(p.model.parameters(), base) for p in (problem, shifted)]
+    for batch in problem.batches(3):
+        value = problem.loss(batch).item()
+
+        def closure(batch=batch, value=value):
+            opts[1].zero_grad()
+            loss = shifted.loss(batch) - value
+            loss.backward()
+            return loss
+
+        opts[0].step(problem.closure(opts[0], batch))
+        assert opts[1].step(closure).item() == 0.0
+    assert same_bits(shifted.model.parameters(), problem.model.parameters())
+
+
 @over_all
 def test_step_returns_the_clean_loss(case, base):
     problem = Problem()
@@ -146,17 +165,23 @@ def test_step_returns_the_clean_loss(case, base):
         assert opt.step(problem.closure(opt, batch)).item() == expected
 
 
+def by_ascended(opt, problem, batch):
+    opt.zero_grad()
+    problem.loss(batch).backward()
+    with opt.ascended() as climbs:
+        if climbs:
+            problem.loss(batch).backward()
+    opt.base.step()
+
+
 @over_climbing
+@pytest.mark.stack("Plain loop with `ascended`", "plain")
 def test_both_doors_lead_to_the_same_weights(case, base):
     ours, theirs = Problem(), Problem()
     opt, host = (case.build(p.model.parameters(), base) for p in (ours, theirs))
     for batch in ours.batches(20):
         opt.step(ours.closure(opt, batch))
-        host.base.zero_grad()
-        theirs.loss(batch).backward()
-        with host.ascended():
-            theirs.loss(batch).backward()
-        host.base.step()
+        by_ascended(host, theirs, batch)
     assert same_bits(ours.model.parameters(), theirs.model.parameters())
     torch.testing.assert_close(opt.state_dict(), host.state_dict(), rtol=0, atol=0)
 
@@ -189,6 +214,7 @@ def test_foreach_equals_loop(case, base):
 
 
 @over_all
+@pytest.mark.stack("Plain loop with `step`", "accumulation")
 def test_micro_batches_inside_the_closure_are_the_big_batch(case, base):
     big, micro = Problem(), Problem()
     opts = [case.build(p.model.parameters(), base) for p in (big, micro)]
@@ -219,6 +245,7 @@ def through_disk(state):
 @over_all
 @over_paths
 @pytest.mark.parametrize("saved_after", [0, 1, 5])
+@pytest.mark.stack("Plain loop with `step`", "resume")
 def test_resumes_bit_for_bit(case, base, foreach, saved_after):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base, foreach)
@@ -235,6 +262,63 @@ def test_resumes_bit_for_bit(case, base, foreach, saved_after):
     other.load_state_dict(opt_state)
     assert train(other, resumed, batches[saved_after:]) == uninterrupted
     assert same_bits(resumed.model.parameters(), problem.model.parameters())
+
+
+@over_climbing
+@pytest.mark.stack("Plain loop with `ascended`", "resume")
+def test_either_door_resumes_bit_for_bit(case, base):
+    problem, resumed = Problem(), Problem(seed=1)
+    opt, other = (case.build(p.model.parameters(), base) for p in (problem, resumed))
+    resumed.x, resumed.y = problem.x, problem.y
+    batches = problem.batches(20)
+    for batch in batches[:4]:
+        by_ascended(opt, problem, batch)
+    model_state, opt_state = through_disk([problem.model.state_dict(), opt.state_dict()])
+    resumed.model.load_state_dict(model_state)
+    other.load_state_dict(opt_state)
+    for i, batch in enumerate(batches[4:]):
+        by_ascended(opt, problem, batch)
+        if i % 2:
+            by_ascended(other, resumed, batch)
+        else:
+            other.step(resumed.closure(other, batch))
+    assert same_bits(resumed.model.parameters(), problem.model.parameters())
+    torch.testing.assert_close(other.state_dict(), opt.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["usam", "amsgrad", "lightsam-ii", "lightsam-iii"])  # the others share a norm
+def test_memories_are_known_by_their_parameter(name):
+    """Twelve groups of twelve, each with gradients of its own, against as many optimizers of one parameter each."""
+    case, base = next(case for case in CASES if case.name == name), BASES[0]
+    start = torch.arange(144, dtype=torch.float64) / 50 + 1
+    together = [nn.Parameter(value.view(1).clone()) for value in start]
+    alone = [nn.Parameter(value.view(1).clone()) for value in start]
+    groups = [{"params": together[i : i + 12]} for i in range(0, 144, 12)]
+    opts = [case.build(groups, base), *(case.build([p], base) for p in alone)]
+    for _ in range(3):
+        for opt, params in [(opts[0], together), *zip(opts[1:], ([p] for p in alone), strict=True)]:
+
+            def closure(opt=opt, params=params):
+                opt.zero_grad()
+                loss = torch.stack([p**2 / 2 for p in params]).sum()
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+    assert same_bits(together, alone)
+
+
+@pytest.mark.parametrize(
+    "method", dict.fromkeys(case.make for case in CASES if isinstance(case.make, type)), ids=lambda m: m.__name__
+)
+def test_methods_choose_parts_and_see_no_model(method):
+    """One engine takes all steps, and nothing but parameters, or a base with them, goes into it."""
+    for name in ("step", "state_dict", "load_state_dict", "add_param_group"):
+        owner = inspect.unwrap(getattr(method, name)).__qualname__.partition(".")[0]  # torch wraps them
+        assert owner in ("SharpnessAware", "Descent", "Optimizer")
+    asked = inspect.signature(method).parameters
+    assert next(iter(asked)) in ("base", "params")
+    assert not asked.keys() & {"model", "module", "closure", "loss_fn", "scaler", "process_group"}
 
 
 @over_all

@@ -86,6 +86,7 @@ def clipped(g, max_norm):
 
 
 @over_referenced
+@pytest.mark.stack("Plain loop with `ascended`", "AMP", "clip")
 def test_clipping_is_of_the_unscaled_gradient_that_is_handed_on(case, base):
     problem = Problem()
     batches, max_norm, norms = problem.batches(15), 0.3, []
@@ -115,6 +116,30 @@ def test_clipping_is_of_the_unscaled_gradient_that_is_handed_on(case, base):
     for batch in batches:
         scaled_step(opt, scaler, problem, batch, max_norm=max_norm)
     torch.testing.assert_close(problem.flat(), expected, rtol=0, atol=1e-12)
+
+
+@over_climbing
+@pytest.mark.stack("Plain loop with `step`", "clip")
+def test_a_hook_of_the_base_clips_what_is_handed_on(case):
+    ours, theirs = Problem(), Problem()
+    opt, host = (case.build(p.model.parameters()) for p in (ours, theirs))
+
+    def clip(*_):
+        clip_grad_norm_(ours.model.parameters(), 0.3)
+
+    opt.base.register_step_pre_hook(clip)
+    norms = []
+    for batch in ours.batches(10):
+        opt.step(ours.closure(opt, batch))
+        host.zero_grad()
+        theirs.loss(batch).backward()
+        with host.ascended() as climbs:
+            if climbs:
+                theirs.loss(batch).backward()
+        norms.append(clip_grad_norm_(theirs.model.parameters(), 0.3))
+        host.base.step()
+    assert max(norms) > 0.3
+    assert same_bits(weights(ours.model), weights(theirs.model))
 
 
 @over_all
@@ -203,6 +228,7 @@ def loss_under(dtype, problem, batch):
 
 @over_referenced
 @over_halves
+@pytest.mark.stack("Plain loop with `step`", "AMP")
 def test_under_autocast_a_step_is_the_papers(case, base, dtype):
     """Against plain loops whose gradient is that of half-precision passes."""
     problem = Problem(torch.float32)
@@ -238,6 +264,7 @@ def test_under_autocast_a_step_is_the_papers(case, base, dtype):
 
 
 @over_climbing
+@pytest.mark.stack("Plain loop with `ascended`", "AMP")
 def test_float16_with_a_scaler_from_a_scale_that_is_too_high(case):
     """Real overflows in float16: steps are skipped until the scale fits, and then it is as if it had fitted at once."""
     runs = []
@@ -279,6 +306,7 @@ def test_float16_with_a_scaler_from_a_scale_that_is_too_high(case):
 @over_climbing
 @over_halves
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
+@pytest.mark.stack("Plain loop with `ascended`", "AMP")
 def test_both_doors_are_one_under_autocast(case, dtype, scaled):
     ours, theirs = Problem(torch.float32), Problem(torch.float32)
     opt, host = (case.build(p.model.parameters()) for p in (ours, theirs))

@@ -79,6 +79,7 @@ def test_printed_adaptive_climb(eta, expected):
 
 @pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
 @pytest.mark.parametrize(("case", "base"), [c for c in COMBINATIONS if c[0].reference], ids=combination_id)
+@pytest.mark.stack("Plain loop with `step`", "plain")
 def test_plain_loop_over_200_mini_batches(case, base, foreach):
     problem = Problem()
     batches = problem.batches(200)

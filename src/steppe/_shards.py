@@ -17,6 +17,15 @@ def sharded(xs: Sequence[Tensor]) -> bool:
     return not _PLAIN.issuperset(map(type, xs)) and any(hasattr(x, "placements") for x in xs)
 
 
+def refuse_flat(xs: Sequence[Tensor]) -> None:
+    """Refuse parameters of FSDP1: pieces of a flat tensor that look like whole plain ones, to norms as well."""
+    if any(hasattr(x, "_fsdp_flattened") for x in xs):
+        raise ValueError(
+            "The parameters are of FullyShardedDataParallel (FSDP1), whose flat pieces hide the norm of the whole "
+            "gradient. Use torch.distributed.fsdp.fully_shard (FSDP2)."
+        )
+
+
 def local(x: Any) -> Tensor:
     """Return the part of ``x`` that lies here, in the same memory."""
     part: Tensor = x.to_local() if hasattr(x, "placements") else x

@@ -58,9 +58,8 @@ def accumulated_step(
 
     Raises:
         TypeError: if ``micro_batches`` is not a sequence: a loader shuffles anew, and a generator runs dry.
-        ValueError: without micro-batches; if the model is in FullyShardedDataParallel (FSDP1); for ``"own"`` if the
-            model is not in DDP, if whether to climb depends on gradients, which are not the same everywhere, or if
-            climbs remember them, as those of `LightSAM` do.
+        ValueError: without micro-batches; for ``"own"`` if the model is not in DDP, if whether to climb depends on
+            gradients, which are not the same everywhere, or if climbs remember them, as those of `LightSAM` do.
         RuntimeError: if no parameter has a gradient after a pass. With ``"own"``, a process that finds none of its own
             to climb along stays where it is, and the others do not wait for it.
 
@@ -288,11 +287,6 @@ def _check(
     for name, value, known in (("climb", climb, ("replay", "micro")), ("replicas", replicas, ("global", "own"))):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
-    if hasattr(_plain(model), "fsdp_modules"):
-        raise ValueError(
-            "The model is in FullyShardedDataParallel, whose flat pieces hide the norm of the whole gradient. Use "
-            "torch.distributed.fsdp.fully_shard."
-        )
     if replicas == "global":
         return
     if not isinstance(_plain(model), _ddp()):
@@ -314,8 +308,10 @@ def _check(
 
 
 def _plain(model: nn.Module | None) -> nn.Module | None:
-    """Return the model that torch.compile wraps."""
-    return getattr(model, "_orig_mod", model)
+    """Return the model that torch.compile and Lightning's Fabric wrap."""
+    for inner in ("_forward_module", "_orig_mod", "_forward_module"):
+        model = getattr(model, inner, model)
+    return model
 
 
 def _ddp() -> type[nn.Module] | tuple[()]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._shards import local
+from ._shards import local, refuse_flat
 from ._tensors import Ops, Scalar, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
@@ -59,7 +59,8 @@ class SharpnessAware(Optimizer):
 
     Raises:
         TypeError: if ``base`` is not an optimizer instance, or is sharpness-aware already.
-        ValueError: if a radius is negative or not finite, or the base cannot work with one gradient per step.
+        ValueError: if a radius is negative or not finite, the base cannot work with one gradient per step, or the
+            parameters are of FullyShardedDataParallel (FSDP1).
 
     Note:
         `step` is for loops that can evaluate a batch on demand, `ascended` for hosts that run forward and backward
@@ -118,6 +119,7 @@ class SharpnessAware(Optimizer):
         groups, defaults = base.param_groups, base.defaults
         for i, group in enumerate(groups):
             check_radius(group.get("rho", rho), i)
+            refuse_flat(group["params"])
         # Groups that are added to the base behind our back get a rho as well.
         base.defaults = {**defaults, "rho": 0.0 if isinstance(rho, ProportionalToLR) else rho}
         try:
@@ -324,6 +326,7 @@ class SharpnessAware(Optimizer):
         if not owners:
             self._need_gradient(when)
             return None
+        refuse_flat(owners[:1])  # in case they became flat after they came here
         scale = 1.0 if self.ascent.scale_free else scale
         slope = Slope(owners, self.state, Ops.choose(owners, self.foreach), guarded=True, scale=scale)
         if not self.trigger.fires(self.state["engine"].get("step", 0), slope):
@@ -375,9 +378,11 @@ class SharpnessAware(Optimizer):
         """Load what `state_dict` returned, or, with a warning, the state of a plain base optimizer.
 
         Raises:
-            ValueError: if the parameter groups do not match; nothing is changed then.
+            ValueError: if the parameter groups do not match, or if it is the state of another package's SAM; nothing
+                is changed then.
         """
         if "base" not in state_dict:
+            _refuse_others(state_dict)
             radii = [group["rho"] for group in self.param_groups]
             self.base.load_state_dict(dict(state_dict))
             for group, rho in zip(self.param_groups, radii, strict=True):
@@ -428,6 +433,17 @@ class SharpnessAware(Optimizer):
                 if p.grad is not None:
                     return
         raise RuntimeError(f"No parameter has a gradient {when}")
+
+
+def _refuse_others(state_dict: Mapping[str, Any]) -> None:
+    """Refuse what other SAMs save: copies of weights and gradients that the base would carry along, or choke on."""
+    names = {*state_dict, *(name for entry in state_dict.get("state", {}).values() for name in entry)}
+    theirs = sorted(names & {"base_optimizer", "e_w", "gv", "old_grad_p", "old_p"})
+    if theirs:
+        raise ValueError(
+            f"This is the state of another package's sharpness-aware optimizer, with {', '.join(theirs)}. "
+            "docs/migration.md has a few lines that take from it what belongs to the base."
+        )
 
 
 def _put(params: list[Tensor], grads: Sequence[Tensor | None]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from plain import data, network
 from programs_ddp import METHODS, train
-from together import distance, own, shard, whole
+from programs_hosts import HOSTS
+from together import distance, own, whole
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from steppe import SAM
@@ -21,9 +21,9 @@ from steppe.integrations.distributed import SharpnessAwareState
 
 
 def build(kind: str, name: str, model: nn.Module | None = None) -> tuple[nn.Module, Any]:
-    """Make a model in one process, in DDP or in FSDP2, and an optimizer."""
+    """Make a model in one process or on all, and an optimizer."""
     model = network() if model is None else model
-    model = {"one": lambda m: m, "ddp": DistributedDataParallel, "fsdp": shard}[kind](model)
+    model = {"one": lambda m: m, **HOSTS}[kind](model)
     if name == "sam-adamw":
         return model, SAM(torch.optim.AdamW(model.parameters(), lr=0.01), rho=0.1)
     if name == "sam-sgd":
@@ -32,7 +32,7 @@ def build(kind: str, name: str, model: nn.Module | None = None) -> tuple[nn.Modu
 
 
 def batches_for(kind: str, batches: list[Any]) -> list[Any]:
-    return batches if kind == "one" else [own(batch) for batch in batches]
+    return batches if kind in ("one", "tensor") else [own(batch) for batch in batches]
 
 
 def save(kind: str, model: nn.Module, opt: Any, folder: str) -> None:

@@ -248,11 +248,8 @@ def accumulated_fails() -> float:
 def refusals() -> dict[str, str]:
     model = shard(network())
     opt = METHODS["sam"].build(model.parameters())
-    flat = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
-    flat_opt = METHODS["sam"].build(flat.parameters())
     return {
         "own": message_of(ValueError, lambda: steppe.accumulated_step(opt, [0], train, model=model, replicas="own")),
-        "fsdp1": message_of(ValueError, lambda: steppe.accumulated_step(flat_opt, [0], train, model=flat)),
     }
 
 
@@ -270,11 +267,13 @@ def foreach() -> dict[str, Any]:
     return {"error": None, "gap": distance(alone.parameters(), model.parameters())}
 
 
-def fsdp1() -> float:
-    """What the engine does with FullyShardedDataParallel: the largest difference to one process."""
-    alone, model = network(), network()
-    flat = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
-    for net, batches in ((alone, data(2)), (flat, [own(batch) for batch in data(2)])):
-        train(METHODS["sam"].build(net.parameters(), rho=0.5), net, batches)
-    x = data(1)[0][0]
-    return (alone(x) - flat(x)).abs().max().item()
+def fsdp1(original: bool, wrapped_first: bool) -> dict[str, Any]:
+    """What is said of FullyShardedDataParallel, when the optimizer is made or when it first climbs."""
+    model, build = network(), METHODS["sam"].build
+    early = None if wrapped_first else build(model.parameters())
+    flat = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=original)
+    before = [p.detach().clone() for p in flat.parameters()]
+    message = message_of(
+        ValueError, lambda: train(build(flat.parameters()) if early is None else early, flat, [own(data(1)[0])])
+    )
+    return {"message": message, "moved": distance(flat.parameters(), before)}

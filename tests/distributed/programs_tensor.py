@@ -9,7 +9,7 @@ from plain import data
 from programs_ddp import METHODS
 from together import distance, mesh
 from torch import Tensor, nn
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
 
@@ -31,6 +31,12 @@ PLANS: dict[str, dict[str, Any]] = {
     "tensor": {"up": ColwiseParallel(), "down": RowwiseParallel()},
     "sequence": {"norm": SequenceParallel(), "up": ColwiseParallel(), "down": RowwiseParallel()},
 }
+
+
+def cut(model: nn.Sequential) -> nn.Module:
+    """Cut all layers of `plain.network`."""
+    up, down = ColwiseParallel(output_layouts=Replicate()), RowwiseParallel(input_layouts=Replicate())
+    return parallelize_module(model, mesh(), {"0": up, "2": down, "4": up})
 
 
 def whole_batch(name: str, plan: str) -> dict[str, Any]:

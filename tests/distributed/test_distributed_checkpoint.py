@@ -22,11 +22,22 @@ def both(results):
 
 @pytest.mark.parametrize(("name", "after"), [*((name, 4) for name in NAMES), ("sam-adamw", 0), ("lightsam-iii", 0)])
 @pytest.mark.parametrize("saver", KINDS)
+@pytest.mark.stack("DDP", "resume")
+@pytest.mark.stack("FSDP2", "resume")
 def test_resumes_anywhere(pool, tmp_path, name, after, saver):
     for kind, found in both(pool.run(programs.resume, name, saver, KINDS, str(tmp_path), after)).items():
         assert found["steps"] == after
         assert found["gap"] < 1e-12
         assert found["same"] or kind != saver
+
+
+@pytest.mark.parametrize(
+    "saver", [pytest.param("tensor", marks=pytest.mark.stack("Tensor parallelism", "resume")), "compiled"]
+)
+def test_cut_layers_and_compiled_models_resume_anywhere(pool, tmp_path, saver):
+    found = both(pool.run(programs.resume, "sam-adamw", saver, ["fsdp", "one", saver], str(tmp_path), 4))
+    assert all(each["steps"] == 4 and each["gap"] < 1e-12 for each in found.values())
+    assert found[saver]["same"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,7 @@ def both(results):
     ids=["float64", "loop", "float32", "1x2", "2x1"],
 )
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.stack("FSDP2", "plain", "2 processes")
 def test_a_step_is_that_of_one_process_on_the_whole_batch(pool, name, dtype, shape, foreach, gap):
     results = pool.run(programs.whole_batch, name, dtype, shape, foreach)
     for found in results:
@@ -51,6 +52,7 @@ def test_foreach_works_or_is_refused(pool):
 
 @pytest.mark.parametrize("climb", ["replay", "micro"])
 @pytest.mark.parametrize("name", ["sam", "usam", "asam", "gsam"])
+@pytest.mark.stack("FSDP2", "accumulation")
 def test_accumulated_step_is_the_plain_loop(pool, name, climb):
     for found in pool.run(programs.accumulated, name, climb):
         assert found["gap"] < 1e-12
@@ -69,6 +71,7 @@ def test_rho_zero_is_the_base_bit_for_bit(pool, name):
 
 
 @pytest.mark.parametrize("name", ["sam", "gsam", "lightsam-ii"])
+@pytest.mark.stack("FSDP2", "AMP")
 def test_passes_in_bfloat16(pool, name):
     good, gap = both(pool.run(programs.mixed_precision, name))
     assert good
@@ -87,6 +90,7 @@ def test_one_entry_that_is_not_finite_stops_all(pool, name):
 
 @pytest.mark.parametrize("door", ["ascended", "replay", "micro"])
 @pytest.mark.parametrize("name", ["sam", "usam", "gsam"])
+@pytest.mark.stack("FSDP2", "AMP")
 def test_a_grad_scaler_skips_the_step_on_all_ranks(pool, name, door):
     """torch adds up over processes what the scaler found in shards."""
     found = both(pool.run(programs.scaled, name, door))
@@ -119,14 +123,15 @@ def test_what_is_refused(pool):
         'replicas="own" needs the model in torch.nn.parallel.DistributedDataParallel, got FSDPSequential. Other models '
         'have no gradient of one process alone: use replicas="global".'
     )
-    assert found["fsdp1"] == (
-        "The model is in FullyShardedDataParallel, whose flat pieces hide the norm of the whole gradient. Use "
-        "torch.distributed.fsdp.fully_shard."
-    )
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="The engine takes the norm of one process and says nothing. It should refuse FSDP1."
+@pytest.mark.parametrize(("original", "wrapped_first"), [(True, True), (False, True), (True, False)])
+@pytest.mark.stack(
+    "FSDP1",
+    refused="The parameters are of FullyShardedDataParallel (FSDP1), whose flat pieces hide the norm of the whole "
+    "gradient. Use torch.distributed.fsdp.fully_shard (FSDP2).",
 )
-def test_fsdp1_is_refused_or_right(pool):
-    assert max(pool.run(programs.fsdp1)) < 1e-12
+def test_fsdp1_is_refused(pool, refusals, original, wrapped_first):
+    found = both(pool.run(programs.fsdp1, original, wrapped_first))
+    refusals.append(found["message"])
+    assert found["moved"] == 0

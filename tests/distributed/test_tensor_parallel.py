@@ -8,6 +8,7 @@ from programs_ddp import METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.stack("Tensor parallelism", "plain", "2 processes")
 def test_cut_layers(pool, name):
     for found in pool.run(programs.whole_batch, name, "tensor"):
         assert found["gap"] < 1e-12

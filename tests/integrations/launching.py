@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 import steppe
 
 SOURCE = Path(steppe.__file__).parents[1]
+GRACE = 45.0
+"""Seconds that the launcher has to end what it has started; it waits for half a minute before it uses force."""
 
 
 def launch(script: str, folder: Path, timeout: float = 120.0) -> list[Any]:
@@ -26,19 +27,23 @@ def launch(script: str, folder: Path, timeout: float = 120.0) -> list[Any]:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert process.returncode == 0, out[-5000:]
+    with open(folder / "out.txt", "w+", encoding="utf-8") as out:  # a pipe would stay open as long as any process
+        process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        try:
+            process.wait(timeout)
+        except BaseException:
+            process.terminate()  # it ends its workers, which have sessions of their own
+            try:
+                process.wait(GRACE)
+            finally:
+                process.kill()
+            raise
+        out.seek(0)
+        said = out.read()
+    assert process.returncode == 0, said[-5000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]

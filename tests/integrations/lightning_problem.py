@@ -46,9 +46,10 @@ def loader(n=STEPS, size=8):
 class Module(pl.LightningModule):
     def __init__(self, make=METHODS["sam"], schedule=False):
         super().__init__()
-        self.net, self.make, self.schedule = network(), make, schedule
+        self.net, self.make, self.schedule, self.began = network(), make, schedule, []
 
     def on_train_batch_start(self, batch, batch_idx):
+        self.began.append(self.trainer.global_step)
         torch.manual_seed(100 + self.trainer.global_step)
 
     def loss(self, x, y):
@@ -151,8 +152,8 @@ class Resumable:
 class Manual(Module):
     """SAM with a closure over micro-batches."""
 
-    def __init__(self, make=METHODS["sam"], pieces=1):
-        super().__init__(make)
+    def __init__(self, make=METHODS["sam"], pieces=1, schedule=False):
+        super().__init__(make, schedule)
         self.automatic_optimization = False
         self.pieces, self.losses = pieces, []
 
@@ -173,6 +174,72 @@ class Manual(Module):
             return total
 
         self.losses.append(opt.step(closure))
+        if self.schedule:
+            self.lr_schedulers().step()
+
+
+class Ascended(Manual):
+    """The sharp pass by hand."""
+
+    def backward_of(self, batch):
+        for x, y in self.parts(batch):
+            self.manual_backward(self.loss(x, y) / self.pieces)
+
+    def before_step(self, opt):
+        pass
+
+    def training_step(self, batch, batch_idx):
+        opt, same = self.optimizers(), same_random_state()
+        opt.zero_grad()
+        with same:
+            self.backward_of(batch)
+        with opt.optimizer.ascended() as climbs:
+            if climbs:
+                with same:
+                    self.backward_of(batch)
+        self.before_step(opt)
+        opt.step()
+        if self.schedule:
+            self.lr_schedulers().step()
+
+
+def callback_of(module):
+    return SharpnessAwareCallback(same_random_state=not isinstance(module, Ascended))
+
+
+class Clipping:
+    """Clips where gradients are unscaled, in any precision, whoever ran the sharp pass."""
+
+    clip = {"gradient_clip_val": 0.3, "gradient_clip_algorithm": "norm"}
+
+    def on_before_optimizer_step(self, optimizer):
+        self.clip_gradients(optimizer, **self.clip)
+
+
+class ClippedManual(Clipping, Manual):
+    pass
+
+
+class ClippedAscended(Clipping, Ascended):
+    pass
+
+
+class ClippedByHand(Ascended):
+    clip = Clipping.clip
+
+    def before_step(self, opt):
+        self.clip_gradients(opt, **self.clip)
+
+
+class WithLoss(nn.Module):
+    """Fabric casts what it returns, the loss, to float32, which changes no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = without_noise(Module()).net
+
+    def forward(self, x, y):
+        return nn.functional.cross_entropy(self.net(x), y)
 
 
 def alone(make, clip=None):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -11,9 +13,22 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning_problem import METHODS, Manual, Module, Resumable, trainer, without_noise
+from lightning_problem import (
+    METHODS,
+    Ascended,
+    ClippedByHand,
+    ClippedManual,
+    Manual,
+    Module,
+    Resumable,
+    WithLoss,
+    trainer,
+    without_noise,
+)
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+
+import steppe
 
 BOTH = {"devices": 2, "strategy": "ddp"}
 
@@ -61,31 +76,63 @@ def refusal(run):
     return "nothing"
 
 
-class WithLoss(nn.Module):
-    """Fabric casts what it returns, the loss, to float32, which changes no gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = without_noise(Module()).net
-
-    def forward(self, x, y):
-        return nn.functional.cross_entropy(self.net(x), y)
+def chunked(batch, pieces):
+    return list(zip(*(part.chunk(pieces) for part in batch), strict=True))
 
 
-def through_fabric(make):
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp", precision="64-true")
+def launched():
+    fabric = Fabric(accelerator="cpu", precision="64-true", **BOTH)
     fabric.launch()
-    net = WithLoss()
-    model, opt = fabric.setup(net, make(net.parameters()))
-    for x, y in Resumable():
+    return fabric
 
-        def closure(x=x, y=y):
+
+def through_fabric(make, pieces=1):
+    """Fabric has the method, and steps take closures, which let it exchange gradients once per pass."""
+    fabric, net = launched(), WithLoss()
+    model, opt = fabric.setup(net, make(net.parameters()))
+    for batch in Resumable():
+        parts = chunked(batch, pieces)
+
+        def closure(parts=parts):
             opt.zero_grad()
-            loss = model(x, y)
-            fabric.backward(loss)
-            return loss
+            for i, part in enumerate(parts):
+                with fabric.no_backward_sync(model, enabled=i + 1 < pieces):
+                    fabric.backward(model(*part) / pieces)
 
         opt.step(closure)
+    return [p.detach() for p in net.parameters()]
+
+
+def through_fabric_with_the_base(make, clip=None):
+    fabric, net = launched(), WithLoss()
+    method = make(net.parameters())
+    model, base = fabric.setup(net, method.base)
+    for batch in Resumable():
+        base.zero_grad()
+        fabric.backward(model(*batch))
+        with method.ascended() as climbs:
+            if climbs:
+                fabric.backward(model(*batch))
+        if clip:
+            fabric.clip_gradients(model, base, max_norm=clip)
+        base.step()
+    return [p.detach() for p in net.parameters()]
+
+
+def accumulated_in_fabric(make, pieces=2, replicas="global"):
+    fabric, net = launched(), WithLoss()
+    method = make(net.parameters())
+    model, base = fabric.setup(net, method.base)
+
+    def backward(part):
+        loss = model(*part) / pieces
+        fabric.backward(loss)
+        return loss
+
+    for batch in Resumable():
+        steppe.accumulated_step(
+            method, chunked(batch, pieces), backward, model=model, replicas=replicas, step=base.step
+        )
     return [p.detach() for p in net.parameters()]
 
 
@@ -94,13 +141,23 @@ def main(folder):
     found = {f"ddp {name}": fit(without_noise(Module(make)), **double) for name, make in METHODS.items()}
     found["ddp clipped"] = fit(without_noise(Module(METHODS["usam"])), gradient_clip_val=0.3, **double)
     found["ddp manual"] = fit(without_noise(Manual(METHODS["sam"])), **double)
+    found["ddp manual accumulated"] = fit(without_noise(Manual(METHODS["lightsam"], pieces=2)), **double)
+    found["ddp manual clipped"] = fit(without_noise(ClippedManual(METHODS["usam"])), **double)
+    found["ddp ascended"] = fit(without_noise(Ascended(METHODS["gsam"])), **double)
+    found["ddp ascended accumulated"] = fit(without_noise(Ascended(METHODS["lightsam"], pieces=2)), **double)
+    found["ddp ascended clipped"] = fit(without_noise(ClippedByHand(METHODS["usam"])), **double)
     saver = ModelCheckpoint(folder, filename="half", every_n_train_steps=3)
     half = {**double, "enable_checkpointing": True, "max_steps": 3}
     fit(without_noise(Module(METHODS["lightsam"])), saver, **half)
     # Lightning loads weights before it converts the module, which would round them.
     module = without_noise(Module(METHODS["lightsam"])).double()
     found["ddp resumed"] = fit(module, ckpt_path=folder / "half.ckpt", **double)
-    found["ddp fabric"] = through_fabric(METHODS["sam"])
+    found["fabric closure"] = through_fabric(METHODS["sam"])
+    found["fabric closure accumulated"] = through_fabric(METHODS["lightsam"], pieces=2)
+    found["fabric base"] = through_fabric_with_the_base(METHODS["gsam"])
+    found["fabric base clipped"] = through_fabric_with_the_base(METHODS["usam"], clip=0.3)
+    found["fabric base accumulated"] = accumulated_in_fabric(METHODS["lightsam"])
+    found["fabric own climbs"] = accumulated_in_fabric(METHODS["sam"], pieces=1, replicas="own")
     found["fsdp2 sam"] = sharded(METHODS["sam"])
     found["fsdp2 lightsam"] = sharded(METHODS["lightsam"])
     found["fsdp2 clipped"] = sharded(METHODS["usam"], gradient_clip_val=0.3)
@@ -114,6 +171,12 @@ def main(folder):
     torch.save(found, folder / f"rank{torch.distributed.get_rank()}.pt")
 
 
+def end_with_parent():
+    sys.stdin.read()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     main(Path(sys.argv[1]))

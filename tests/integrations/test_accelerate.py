@@ -38,14 +38,7 @@ METHODS = {
     "gsam": lambda base: GSAM(base, rho=0.1, alpha=0.4),
 }
 CLIMBS = ["replay", "micro"]
-
-
-@pytest.fixture(autouse=True)
-def _own_state():
-    """Accelerate keeps the host and its settings in one place for the whole process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 def network(dtype=torch.float64):
@@ -162,6 +155,7 @@ class Loop:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.stack("accelerate", "plain", "clip")
 def test_the_recipe_equals_a_loop_by_hand(method):
     loop = Loop(Accelerator(cpu=True), METHODS[method])
     loop.ascended()
@@ -172,6 +166,7 @@ def test_the_recipe_equals_a_loop_by_hand(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("climb", CLIMBS)
+@pytest.mark.stack("accelerate", "accumulation")
 def test_accumulation_equals_a_loop_by_hand(method, climb):
     loop = Loop(Accelerator(cpu=True), METHODS[method])
     loop.accumulated(climb)
@@ -180,6 +175,7 @@ def test_accumulation_equals_a_loop_by_hand(method, climb):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.stack("accelerate", "accumulation")
 def test_accumulate_with_backward_of_the_method_equals_a_loop_by_hand(method):
     loop = Loop(Accelerator(cpu=True, gradient_accumulation_steps=2), METHODS[method])
     loop.accumulate()
@@ -313,6 +309,7 @@ def half_by_hand(steps, method, dtype, init_scale=None):
 @pytest.mark.parametrize("method", ["sam", "usam"])
 @pytest.mark.parametrize("climb", CLIMBS)
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "overflow"])
+@pytest.mark.stack("accelerate", "AMP")
 def test_half_precision_equals_a_loop_by_hand(method, climb, kind):
     init_scale = {"bf16": None, "fp16": 2.0**8, "overflow": 2.0**19}[kind]
     accelerator = Accelerator(cpu=True, mixed_precision="bf16") if kind == "bf16" else emulated(init_scale)
@@ -326,7 +323,12 @@ def test_half_precision_equals_a_loop_by_hand(method, climb, kind):
 
 
 @pytest.mark.parametrize("closure", [True, False])
-def test_a_method_that_is_prepared_with_a_scaler_is_refused(closure):
+@pytest.mark.stack(
+    "accelerate",
+    "AMP",
+    refused="The gradients are multiplied by a GradScaler, which torch does not combine with closures.",
+)
+def test_a_method_that_is_prepared_with_a_scaler_is_refused(refusals, closure):
     """Accelerate hands the closure to the scaler by position, past torch's own guard."""
     accelerator = emulated(2.0**8)
     loop = Loop(accelerator, METHODS["sam"], network(torch.float32))
@@ -335,8 +337,9 @@ def test_a_method_that_is_prepared_with_a_scaler_is_refused(closure):
     before = weights(loop.model)
     batch = next(iter(loop.loader))
     loop.backward(batch)
-    with pytest.raises(RuntimeError, match=r"multiplied by a GradScaler, .* Use \"with opt.ascended\(\):\""):
+    with pytest.raises(RuntimeError, match=r"multiplied by a GradScaler, .* Use \"with opt.ascended\(\):\"") as error:
         prepared.step((lambda: loop.backward(batch)) if closure else None)
+    refusals.append(str(error.value))
     assert torch.equal(weights(loop.model), before)
 
 
@@ -352,6 +355,7 @@ def remembering(base):
 
 
 @pytest.mark.parametrize("method", [every_third, remembering])
+@pytest.mark.stack("accelerate", "resume")
 def test_resumes_bit_for_bit(tmp_path, method):
     whole = Loop(Accelerator(cpu=True), method)
     batches = list(whole.loader)
@@ -494,6 +498,7 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*METHODS, *("-".join(options) for options in OPTIONS), "ddp", "fsdp"])
+@pytest.mark.stack("accelerate", "2 processes")
 def test_two_processes_equal_one_with_their_batches(two, name):
     assert max(found[name] for found in two) < 1e-12
 
@@ -504,6 +509,7 @@ def test_what_accumulate_does_on_two_processes(two, each):
     assert max(found[f"accumulate {each}"] for found in two) < 1e-12
 
 
+@pytest.mark.stack("accelerate", "resume")
 def test_two_processes_resume_bit_for_bit(two):
     assert all(found["ddp resumed"] and found["ddp steps"] == 3 for found in two)
 
@@ -513,6 +519,7 @@ def test_fsdp2_resumes_weights_and_moments_bit_for_bit(two):
 
 
 @pytest.mark.xfail(strict=True, reason="accelerate saves what is registered on one process, and loads it on all")
+@pytest.mark.stack("accelerate", "resume")
 def test_fsdp2_resumes_a_registered_method(two):
     assert all(found["fsdp registered moments"] for found in two)
 

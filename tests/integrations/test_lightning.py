@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -41,6 +42,7 @@ from lightning_problem import (  # noqa: E402
 )
 from torchmetrics import MeanMetric, MetricCollection, SumMetric  # noqa: E402
 
+import steppe  # noqa: E402
 from steppe import SAM  # noqa: E402
 from steppe.integrations import lightning as ours  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
@@ -50,6 +52,7 @@ pytestmark = [
     # torch says so of Lightning's own use of its pytrees.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
 ]
+MANUAL = "Lightning, manual optimization"
 over_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
 
@@ -61,6 +64,7 @@ over_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
     ("precision", "dtype", "amp"),
     [("32-true", torch.float32, None), ("64-true", torch.float64, None), ("bf16-mixed", torch.float32, torch.bfloat16)],
 )
+@pytest.mark.stack("Lightning", "plain", "AMP")
 def test_fit_is_the_plain_loop_bit_for_bit(make, precision, dtype, amp):
     module = Module(make)
     host = fit(module, precision=precision)
@@ -101,6 +105,7 @@ def test_norm_statistics_and_random_state(freeze, same):
 @over_methods
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["32-true", "bf16-mixed"])
+@pytest.mark.stack("Lightning", "clip")
 def test_clipping_acts_on_what_the_base_sees_and_on_nothing_else(make, algorithm, amp):
     module = Module(make)
     bound = {"norm": 0.3, "value": 0.03}[algorithm]
@@ -113,6 +118,7 @@ def test_clipping_acts_on_what_the_base_sees_and_on_nothing_else(make, algorithm
 
 @pytest.mark.parametrize("method", ["sam", "usam", "gsam", "lightsam"])
 @pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.stack("Lightning", "AMP", "clip")
 def test_fp16_is_the_plain_loop_with_a_scaler(method, clipped):
     module, reference = Module(METHODS[method]), scaler()
     plugin = MixedPrecision("16-mixed", "cpu", scaler())
@@ -315,6 +321,7 @@ def test_nothing_is_left_of_a_fit(again):
 @over_methods
 @pytest.mark.parametrize("weights_only", [None, True], ids=["pickle", "weights-only"])
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+@pytest.mark.stack("Lightning", "resume")
 def test_resuming_within_an_epoch_is_going_on_bit_for_bit(make, weights_only, tmp_path):
     whole = Module(make, schedule=True)
     host = fit(whole, data=Resumable(), max_epochs=2)
@@ -327,6 +334,7 @@ def test_resuming_within_an_epoch_is_going_on_bit_for_bit(make, weights_only, tm
     resumed = trainer(saver(), max_epochs=2, enable_checkpointing=True)
     resumed.fit(module, Resumable(), ckpt_path=tmp_path / "last.ckpt", weights_only=weights_only)
     assert resumed.global_step == host.global_step == 2 * STEPS
+    assert module.began == list(range(4, 2 * STEPS))
     assert same_bits(module.net, whole.net)
     one, other = host.optimizers[0].state_dict(), resumed.optimizers[0].state_dict()
     torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -343,15 +351,21 @@ class Iterating(Module):
         return self.loss(*batch)
 
 
+ACCUMULATION = (
+    "accumulate_grad_batches must be 1, got 4: Lightning does not run the earlier batches again at w + delta. Use "
+    "batches that are 4 times as large, or manual optimization with a closure over micro-batches, as "
+    "SharpnessAwareCallback's docstring shows."
+)
+
+
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (
+        pytest.param(
             Module,
             {"accumulate_grad_batches": 4},
-            r"^accumulate_grad_batches must be 1, got 4: Lightning does not run the earlier batches again at w \+ "
-            r"delta\. Use batches that are 4 times as large, or manual optimization with a closure over micro-batches, "
-            r"as SharpnessAwareCallback's docstring shows\.$",
+            f"^{re.escape(ACCUMULATION)}$",
+            marks=pytest.mark.stack("Lightning", "accumulation", refused=ACCUMULATION),
         ),
         (
             Module,
@@ -373,11 +387,12 @@ class Iterating(Module):
     ],
     ids=["accumulation", "scheduled accumulation", "iterator", "no optimizer"],
 )
-def test_a_fit_that_could_not_be_sharpness_aware_is_refused(module, options, message):
+def test_a_fit_that_could_not_be_sharpness_aware_is_refused(refusals, module, options, message):
     module = module()
     before = [p.detach().clone() for p in module.net.parameters()]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         fit(module, *options.pop("callbacks", ()), **options)
+    refusals.append(str(error.value))
     assert all(torch.equal(p, q) for p, q in zip(module.net.parameters(), before, strict=True))
 
 
@@ -405,10 +420,18 @@ def test_strategies_are_refused(strategy, why):
         ours._check_strategy(strategy.__new__(strategy))
 
 
-def test_the_trainer_asks_for_its_strategy():
+@pytest.mark.stack(
+    "DeepSpeed",
+    refused="DeepSpeedStrategy cannot take sharpness-aware steps: DeepSpeed runs the closure once and steps by itself, "
+    "without a sharp pass. Use DDP, or ModelParallelStrategy (FSDP2) for models that are larger than a device.",
+)
+def test_the_trainer_asks_for_its_strategy(refusals):
     mine = type("DeepSpeedStrategy", (SingleDeviceStrategy,), {})  # which could run
-    with pytest.raises(ValueError, match=r"^DeepSpeedStrategy cannot take sharpness-aware steps: DeepSpeed runs"):
+    with pytest.raises(
+        ValueError, match=r"^DeepSpeedStrategy cannot take sharpness-aware steps: DeepSpeed runs"
+    ) as error:
         fit(Module(), strategy=mine(device="cpu"))
+    refusals.append(str(error.value))
 
 
 def test_the_other_package_is_refused():
@@ -456,44 +479,70 @@ def test_a_closure_around_the_closure_is_warned_about():
 # Two processes
 
 
+OF_A_LAUNCHER = ("GROUP_", "LOCAL_", "MASTER_", "NODE_", "PYTEST", "RANK", "SLURM", "TORCHELASTIC", "WORLD_")
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """What Lightning's own launcher made of a script, once for all tests."""
     folder = tmp_path_factory.mktemp("two")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
+    environment |= {"PYTHONPATH": str(Path(steppe.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = Path(__file__).with_name("lightning_two_processes.py")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "MASTER", "LOCAL_", "NODE_"))}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder)],
-        env={**environment, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=150)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, output
+    lifeline, ours = os.pipe()  # both processes end when this one does, however it does
+    with open(folder / "out.txt", "w+", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(folder)],
+            env=environment,
+            stdin=lifeline,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        os.close(lifeline)
+        try:
+            process.wait(timeout=150)
+        finally:
+            os.close(ours)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        out.seek(0)
+        said = out.read()
+    assert process.returncode == 0, said[-5000:]
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+def on_two(name, make, clip):
+    rows = {"ddp manual": MANUAL, "ddp ascended": MANUAL, "fabric": "Lightning Fabric"}
+    row = next((row for start, row in rows.items() if name.startswith(start)), "Lightning")
+    return pytest.param(name, make, clip, marks=pytest.mark.stack(row, "2 processes"), id=name)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "clip"),
     [
-        *((f"ddp {method}", make, None) for method, make in METHODS.items()),
-        ("ddp clipped", METHODS["usam"], 0.3),
-        ("ddp manual", METHODS["sam"], None),
-        ("ddp resumed", METHODS["lightsam"], None),
-        ("ddp fabric", METHODS["sam"], None),
-        ("fsdp2 sam", METHODS["sam"], None),
-        ("fsdp2 lightsam", METHODS["lightsam"], None),
-        ("fsdp2 clipped", METHODS["usam"], 0.3),
+        *(on_two(f"ddp {method}", make, None) for method, make in METHODS.items()),
+        on_two("ddp clipped", METHODS["usam"], 0.3),
+        on_two("ddp manual", METHODS["sam"], None),
+        on_two("ddp manual accumulated", METHODS["lightsam"], None),
+        on_two("ddp manual clipped", METHODS["usam"], 0.3),
+        on_two("ddp ascended", METHODS["gsam"], None),
+        on_two("ddp ascended accumulated", METHODS["lightsam"], None),
+        on_two("ddp ascended clipped", METHODS["usam"], 0.3),
+        on_two("ddp resumed", METHODS["lightsam"], None),
+        on_two("fabric closure", METHODS["sam"], None),
+        on_two("fabric closure accumulated", METHODS["lightsam"], None),
+        on_two("fabric base", METHODS["gsam"], None),
+        on_two("fabric base clipped", METHODS["usam"], 0.3),
+        on_two("fabric base accumulated", METHODS["lightsam"], None),
+        on_two("fsdp2 sam", METHODS["sam"], None),
+        on_two("fsdp2 lightsam", METHODS["lightsam"], None),
+        on_two("fsdp2 clipped", METHODS["usam"], 0.3),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_two_processes_are_one(two_processes, name, make, clip):
     for rank in two_processes:
@@ -502,13 +551,38 @@ def test_two_processes_are_one(two_processes, name, make, clip):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
-def test_checkpoints_of_sharded_optimizers_are_refused(two_processes):
+@pytest.mark.stack("Lightning Fabric", "2 processes")
+def test_climbs_of_their_own_in_fabric(two_processes):
+    net = without_noise(Module().double()).net
+    opt = METHODS["sam"](net.parameters())
+    for x, y in batches():
+        grads = []
+        for rank in range(2):
+            opt.zero_grad()
+            nn.functional.cross_entropy(net(x[rank::2].double()), y[rank::2]).backward()
+            with opt.ascended():
+                nn.functional.cross_entropy(net(x[rank::2].double()), y[rank::2]).backward()
+            grads.append([p.grad.clone() for p in net.parameters()])
+        for p, g, h in zip(net.parameters(), *grads, strict=True):
+            p.grad = (g + h) / 2
+        opt.base.step()
+    for found in two_processes:
+        for p, q in zip(found["fabric own climbs"], net.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+SHARDED_STATES = (
+    "ModelParallelStrategy cannot save or load the state of sharpness-aware optimizers: "
+    "torch.distributed.checkpoint knows no optimizer state but that of parameters. Use "
+    "ModelCheckpoint(save_weights_only=True) or Trainer(enable_checkpointing=False), and no ckpt_path."
+)
+
+
+@pytest.mark.stack("Lightning", "resume", refused=SHARDED_STATES)
+def test_checkpoints_of_sharded_optimizers_are_refused(refusals, two_processes):
     for rank in two_processes:
-        assert {rank[f"fsdp2 {what}"] for what in ("saving", "saving later", "loading")} == {
-            "ModelParallelStrategy cannot save or load the state of sharpness-aware optimizers: "
-            "torch.distributed.checkpoint knows no optimizer state but that of parameters. Use "
-            "ModelCheckpoint(save_weights_only=True) or Trainer(enable_checkpointing=False), and no ckpt_path."
-        }
+        assert {rank[f"fsdp2 {what}"] for what in ("saving", "saving later", "loading")} == {SHARDED_STATES}
+        refusals.append(rank["fsdp2 saving"])
         assert rank["fsdp2 weights"]
 
 

@@ -3,7 +3,7 @@
 DDP and FSDP2 (``torch.distributed.fsdp.fully_shard``) need nothing from here: gradients are those of all processes, so
 ``opt.step(closure)`` climbs along the gradient of the whole batch, and its norm is one over all shards.
 `accumulated_step` saves traffic where there are micro-batches, and lets every DDP process climb on its own.
-FullyShardedDataParallel (FSDP1) hides how gradients are spread, and does not work.
+FullyShardedDataParallel (FSDP1) hides how gradients are spread, and is refused.
 """
 
 from __future__ import annotations
@@ -82,18 +82,12 @@ class SharpnessAwareState(Stateful):
         names = _names(self.model, params)
         absent = [p for p in params if p not in base.state]
         numbers = [_numbers(opt), _numbers(base)]
-        try:
-            with _gradients_aside(base):
-                _make_room(base, absent)
-                _set_numbers(base, [])
-                with _one_gradient(params):
-                    theirs = get_optimizer_state_dict(self.model, base)
-                climbs = _memories(opt, params)
-        finally:
-            for p in absent:
-                base.state.pop(p, None)
-            _set_numbers(opt, numbers[0])
-            _set_numbers(base, numbers[1])
+        with _gradients_aside(base), _as_before(opt), _as_before(base):
+            _make_room(base, absent)
+            _set_numbers(base, [])
+            with _one_gradient(params):
+                theirs = get_optimizer_state_dict(self.model, base)
+            climbs = _memories(opt, params)
         return {
             "base": theirs,
             "climb": {names[p]: memory for p, memory in climbs.items()},
@@ -145,14 +139,22 @@ def _numbers(optimizer: Optimizer) -> list[tuple[str, str, Any]]:
 
 def _set_numbers(optimizer: Optimizer, numbers: list[tuple[str, str, Any]]) -> None:
     state: dict[Any, Any] = optimizer.state
-    rooms = [key for key in state if isinstance(key, str)]
-    for room in rooms:  # they keep their places
-        state[room].clear()
+    for room in [key for key in state if isinstance(key, str)]:
+        del state[room]
     for room, name, value in numbers:
         state[room][name] = value
-    for room in rooms:
-        if not state[room]:
-            del state[room]
+
+
+@contextmanager
+def _as_before(optimizer: Optimizer) -> Iterator[None]:
+    """Undo what is added to the state, and done to its numbers."""
+    state: dict[Any, Any] = optimizer.state
+    before = {key: dict(memory) if isinstance(key, str) else memory for key, memory in state.items()}
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(before)
 
 
 @contextmanager

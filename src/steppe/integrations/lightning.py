@@ -28,6 +28,12 @@ Fabric the base::
         fabric.backward(loss_fn(model(x), y))
     fabric.clip_gradients(model, base, max_norm=1.0, error_if_nonfinite=False)  # fp16 may overflow
     base.step()
+
+To resume, save what remembers climbs, not only the base: ``fabric.save(path, {"model": model, "opt": opt})``, or
+``{"model": model, "sam": sam}`` if Fabric has the base.
+
+To accumulate, let the closure run over micro-batches, all but the last in ``fabric.no_backward_sync(model)``. Or call
+``accumulated_step(sam, micro_batches, backward, model=model, step=base.step)``.
 """
 
 from __future__ import annotations
@@ -97,7 +103,7 @@ class SharpnessAwareCallback(Callback):
             strategy is DeepSpeed, FSDP or XLA; or ModelParallelStrategy would save or load optimizer states.
         TypeError: if the Trainer is that of ``pytorch_lightning``.
         RuntimeError: with manual optimization, if ``opt.step()`` comes without a closure and without a sharp pass, or
-            inside of one.
+            inside of one; or if ``clip_gradients`` is given gradients that a GradScaler has multiplied.
 
     Cost:
         That of the optimizer, 2 passes per step where it climbs. A copy of the module's metrics, empty.
@@ -127,6 +133,14 @@ class SharpnessAwareCallback(Callback):
 
         For m-SAM call ``opt.optimizer.backward(closure_of_a_piece)`` for each piece, then ``opt.step()``. Lightning
         does not count the steps that `steppe.accumulated_step` takes.
+
+        To clip with manual optimization, whoever runs the sharp pass and in any precision::
+
+            def on_before_optimizer_step(self, optimizer):  # the base, its gradients unscaled
+                self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+
+        Without a closure ``self.clip_gradients(opt, ...)`` between ``ascended()`` and ``opt.step()`` is the same, but
+        not with ``precision="16-mixed"``.
 
     Example:
         >>> import torch
@@ -185,6 +199,8 @@ class SharpnessAwareCallback(Callback):
             return plain(optimizer.base, partial(self._gradient, trainer, optimizer, closure), *args, **kwargs)
 
         self._undo.enter_context(_replaced(trainer.strategy, "optimizer_step", optimizer_step))
+        clip = _clipping_base(trainer.precision_plugin)
+        self._undo.enter_context(_replaced(trainer.precision_plugin, "clip_gradients", clip))
         if isinstance(trainer.strategy, ModelParallelStrategy):
             for name in ("optimizer_state", "load_checkpoint"):
                 self._undo.enter_context(_replaced(trainer.strategy, name, _refuse_states))
@@ -354,6 +370,27 @@ def _scale(trainer: Trainer, opt: SharpnessAware) -> Any:
     if scaler is None or opt.ascent.scale_free:
         return 1.0
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))
+
+
+def _clipping_base(precision: Any) -> Callable[..., None]:
+    """Return ``precision.clip_gradients`` for both kinds of optimizers.
+
+    With mixed precision it refuses optimizers that claim to handle scaled gradients, of which `SharpnessAware` is one.
+    """
+    plain = precision.clip_gradients
+
+    def clip_gradients(optimizer: Any, clip_val: float = 0.0, *args: Any, **kwargs: Any) -> None:
+        if isinstance(optimizer, SharpnessAware):
+            if clip_val > 0 and getattr(precision, "scaler", None) is not None:
+                raise RuntimeError(
+                    "The gradients are multiplied by a GradScaler before opt.step(). Clip them in "
+                    "on_before_optimizer_step(self, optimizer) of the LightningModule, with "
+                    "self.clip_gradients(optimizer, ...)."
+                )
+            optimizer = optimizer.base
+        plain(optimizer, clip_val, *args, **kwargs)
+
+    return clip_gradients
 
 
 def _metrics(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, Any]]:

@@ -23,20 +23,13 @@ def data(rank: int, step: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.chunk(2), (x[:, 1] > x[:, 0] ** 2).long().chunk(2), strict=True))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--folder", type=Path, default=Path("runs/ddp"))
-    args = parser.parse_args()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    distributed.init_process_group(device_id=device if device.type == "cuda" else None)
-
+def train(steps: int, folder: Path, device: torch.device) -> None:
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2)).to(device))
     opt = SAM(torch.optim.AdamW(model.parameters(), lr=1e-2), rho=0.05)
     state = {"model": get_model_state_dict(model), "optimizer": SharpnessAwareState(model, opt), "step": 0}
-    if args.folder.exists():
-        dcp.load(state, checkpoint_id=args.folder)
+    if folder.exists():
+        dcp.load(state, checkpoint_id=folder)
         set_model_state_dict(model, state["model"])
 
     def backward(part: tuple[Tensor, Tensor]) -> Tensor:
@@ -45,10 +38,21 @@ def main() -> None:
         loss.backward()
         return loss
 
-    for step in range(state["step"], state["step"] + args.steps):
+    for step in range(state["step"], state["step"] + steps):
         loss = accumulated_step(opt, data(distributed.get_rank(), step), backward, model=model, replicas="own")
-    print(f"step {step + 1}: loss {loss.item():.4f} on process {distributed.get_rank()}")
-    dcp.save({**state, "model": get_model_state_dict(model), "step": step + 1}, checkpoint_id=args.folder)
+    if distributed.get_rank() == 0:
+        print(f"step {step + 1}: loss {loss.item():.4f} on the first process")
+    dcp.save({**state, "model": get_model_state_dict(model), "step": step + 1}, checkpoint_id=folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--folder", type=Path, default=Path("runs/ddp"))
+    args = parser.parse_args()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    distributed.init_process_group(device_id=device if device.type == "cuda" else None)
+    train(args.steps, args.folder, device)  # its model must be gone before the processes part
     distributed.destroy_process_group()
 
 

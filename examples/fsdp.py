@@ -4,6 +4,7 @@ The same command again goes on where the last one stopped, on another number of 
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
@@ -24,12 +25,7 @@ def data(rank: int, step: int, device: str) -> tuple[Tensor, Tensor]:
     return x.to(device), (x[:, 1] > x[:, 0] ** 2).long().to(device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--folder", type=Path, default=Path("runs/fsdp"))
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def train(steps: int, folder: Path, device: str) -> None:
     mesh = init_device_mesh(device, (int(os.environ["WORLD_SIZE"]),))
 
     torch.manual_seed(0)
@@ -39,11 +35,11 @@ def main() -> None:
     opt = GSAM(torch.optim.AdamW(model.parameters(), lr=1e-2), rho=0.05)
     opt.around_sharp_pass(lambda: resharded(model))
     state = {"model": get_model_state_dict(model), "optimizer": SharpnessAwareState(model, opt), "step": 0}
-    if args.folder.exists():
-        dcp.load(state, checkpoint_id=args.folder)
+    if folder.exists():
+        dcp.load(state, checkpoint_id=folder)
         set_model_state_dict(model, state["model"])
 
-    for step in range(state["step"], state["step"] + args.steps):
+    for step in range(state["step"], state["step"] + steps):
 
         def closure(step: int = step) -> Tensor:
             x, y = data(distributed.get_rank(), step, device)
@@ -53,8 +49,18 @@ def main() -> None:
             return loss
 
         loss = opt.step(closure)
-    print(f"step {step + 1}: loss {loss.item():.4f} on process {distributed.get_rank()}")
-    dcp.save({**state, "model": get_model_state_dict(model), "step": step + 1}, checkpoint_id=args.folder)
+    if distributed.get_rank() == 0:
+        print(f"step {step + 1}: loss {loss.item():.4f} on the first process")
+    dcp.save({**state, "model": get_model_state_dict(model), "step": step + 1}, checkpoint_id=folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--folder", type=Path, default=Path("runs/fsdp"))
+    args = parser.parse_args()
+    train(args.steps, args.folder, "cuda" if torch.cuda.is_available() else "cpu")
+    gc.collect()  # the model must be gone before the processes part, and its hooks refer to each other
     distributed.destroy_process_group()
 
 

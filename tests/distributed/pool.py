@@ -20,6 +20,9 @@ from typing import Any
 
 from steppe._processes import _start, interrupt_held_back
 
+GRACE = 5.0
+"""Seconds that the other ranks have to finish after one has failed: most wait for it, and would for minutes."""
+
 
 class Pool:
     """Two processes (ranks), started once, that call module-level functions on both at the same time.
@@ -60,29 +63,20 @@ class Pool:
         """Whether it can run anything."""
         return bool(self._processes) and all(process.is_alive() for process in self._processes)
 
-    def run(
-        self, function: Callable[..., Any], *args: Any, timeout: float = 60.0, grace: float = 5.0, **kwargs: Any
-    ) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 60.0, **kwargs: Any) -> list[Any]:
         """Call ``function(*args, **kwargs)`` on all ranks and return what each of them returned.
-
-        Args:
-            function: one that a spawned process can import.
-            args: what it takes.
-            timeout: seconds that all have.
-            grace: seconds that the others have once one has failed: most wait for it, and would for minutes.
-            kwargs: what it takes.
 
         Raises:
             AssertionError: if a rank raises, dies, or is not done in time; it says what each was doing. All processes
                 are ended then, because nobody knows what they still wait for.
         """
         try:
-            return self._run(pickle.dumps((function.__module__, function.__qualname__, args, kwargs)), timeout, grace)
+            return self._run(pickle.dumps((function.__module__, function.__qualname__, args, kwargs)), timeout)
         except BaseException:
             self.close()
             raise
 
-    def _run(self, job: bytes, timeout: float, grace: float) -> list[Any]:
+    def _run(self, job: bytes, timeout: float) -> list[Any]:
         for pipe in self._pipes:
             pipe.send_bytes(job)
         found: dict[int, Any] = {}
@@ -98,13 +92,13 @@ class Pool:
                 try:
                     good, answer = pickle.loads(pipe.recv_bytes())
                 except EOFError:
-                    self._processes[rank].join(grace)
+                    self._processes[rank].join(GRACE)
                     good, answer = False, f"It died, with exit code {self._processes[rank].exitcode}."
                 if good:
                     found[rank] = answer
                 else:
                     failed[rank] = answer
-                    until = min(until, time.monotonic() + grace)
+                    until = min(until, time.monotonic() + GRACE)
         if len(found) == len(self._pipes):
             return [found[rank] for rank in range(len(self._pipes))]
         raise AssertionError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import programs_pool
 import pytest
+from pool import Pool
 
 
 def alive(pid: int) -> bool:
@@ -21,47 +22,59 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_functions_run_together_in_processes_that_stay(pool):
+def test_functions_run_together_in_the_same_processes(pool):
     assert pool.run(programs_pool.add_up, 2.0) == [6.0, 6.0]
+    first = pool.run(programs_pool.process)
+    assert first == pool.run(programs_pool.process)
+    assert len({*first, os.getpid()}) == 3
+
+
+def test_a_rank_that_raises_ends_all(pool):
     pids = pool.run(programs_pool.process)
-    assert pids == pool.run(programs_pool.process)
-    assert len({*pids, os.getpid()}) == 3
     with pytest.raises(AssertionError, match=r"(?s)rank 0: not done in time.*barrier.*rank 1: Trace.*only here"):
-        pool.run(programs_pool.fail_on_one, grace=0.5)
+        pool.run(programs_pool.fail_on_one)
     assert not pool.open
     assert not any(map(alive, pids))
 
 
 def test_the_next_test_has_a_new_pool(pool):
+    assert pool.run(programs_pool.add_up, 1.0) == [3.0, 3.0]
+
+
+def test_a_rank_that_dies_or_hangs_is_reported(pool):
     with pytest.raises(AssertionError, match=r"(?s)rank 1: It died, with exit code 3"):
-        pool.run(programs_pool.die_on_one, grace=0.5)
+        pool.run(programs_pool.die_on_one)
+    other = Pool()
+    try:
+        other.run(programs_pool.process)
+        with pytest.raises(AssertionError, match=r"(?s)rank 0: not done.*where_it_hangs.*rank 1: done"):
+            other.run(programs_pool.where_it_hangs, timeout=0.5)
+    finally:
+        other.close()
 
 
-def test_a_rank_that_hangs_says_where(pool):
-    pool.run(programs_pool.process)  # it takes seconds to start
-    with pytest.raises(AssertionError, match=r"(?s)rank 0: not done.*where_it_hangs.*rank 1: done"):
-        pool.run(programs_pool.where_it_hangs, timeout=0.5)
-
-
-def test_processes_end_with_their_parent():
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_processes_end_with_their_parent(how):
     script = (
         "import time, programs_pool; from pool import Pool\n"
-        "if __name__ == '__main__':\n    pool = Pool(1); print(*pool.run(programs_pool.process), flush=True)\n"
+        "if __name__ == '__main__':\n    pool = Pool(); print(*pool.run(programs_pool.process), flush=True)\n"
         "    time.sleep(60)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    command, how = [sys.executable, "-c", script], {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    parents = [subprocess.Popen(command, env=environment, **how) for _ in range(2)]
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
     try:
-        pids = [int(parent.stdout.readline()) for parent in parents]
-        parents[0].send_signal(signal.SIGINT)
-        parents[1].kill()
-        until = time.monotonic() + 20
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        parent.send_signal(how)
+        parent.wait(timeout=20)
+        until = time.monotonic() + 10
         while any(map(alive, pids)) and time.monotonic() < until:
             time.sleep(0.05)
         assert not any(map(alive, pids))
     finally:
-        for parent in parents:
-            parent.kill()
-            parent.wait()
-            parent.stdout.close()
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()

@@ -24,8 +24,8 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
 )
 from by_hand import cuts, cuts_of_two, handed_on
-from launching import launch
 
+from launching import launch
 from steppe import GSAM, SAM, USAM, LightSAM, SharpnessAware, accumulated_step
 from steppe.ascents import L2
 from steppe.triggers import Every

@@ -17,7 +17,6 @@ pytest.importorskip("transformers")
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from by_hand import cuts_of_two
-from launching import launch
 from trainers import (
     METHODS,
     SharpTrainer,
@@ -30,6 +29,8 @@ from trainers import (
     weights,
 )
 from transformers import TrainerCallback
+
+from launching import launch
 
 DDP = [
     ("sam", "replay", "global", True),

@@ -236,7 +236,7 @@ class Steep(Trigger):
     def due(self, step):
         return True
 
-    def fires(self, step, slope):
+    def fires(self, slope):
         return slope.norm > self.least
 
 

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .accumulation import accumulated_step as accumulated_step
     from .batches import ScheduledBatchSampler as ScheduledBatchSampler
+    from .groups import norm_layers as norm_layers
     from .methods import ASAM as ASAM
+    from .methods import ESAM as ESAM
     from .methods import GSAM as GSAM
+    from .methods import MSAM as MSAM
+    from .methods import PGN as PGN
     from .methods import SAM as SAM
     from .methods import USAM as USAM
     from .methods import AdaSAM as AdaSAM
     from .methods import AMSGrad as AMSGrad
+    from .methods import FriendlySAM as FriendlySAM
     from .methods import LightSAM as LightSAM
+    from .methods import LookSAM as LookSAM
+    from .methods import UnifiedSAM as UnifiedSAM
+    from .methods import VaSSO as VaSSO
     from .optimizer import SharpnessAware as SharpnessAware
     from .schedules import ParamGroupSchedule as ParamGroupSchedule
     from .schedules import ProportionalToLR as ProportionalToLR
@@ -30,22 +38,32 @@ _HOME = {
     "ProportionalToLR": ".schedules",
     "ScheduledBatchSampler": ".batches",
     "accumulated_step": ".accumulation",
-    **dict.fromkeys(("SAM", "USAM", "ASAM", "GSAM", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
+    **dict.fromkeys(("SAM", "USAM", "ASAM", "GSAM", "MSAM", "LookSAM", "ESAM", "PGN", "UnifiedSAM"), ".methods"),
+    **dict.fromkeys(("FriendlySAM", "VaSSO", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
+    "norm_layers": ".groups",
 }
 
 __all__ = [
     "ASAM",
+    "ESAM",
     "GSAM",
+    "MSAM",
+    "PGN",
     "SAM",
     "USAM",
     "AMSGrad",
     "AdaSAM",
+    "FriendlySAM",
     "LightSAM",
+    "LookSAM",
     "ParamGroupSchedule",
     "ProportionalToLR",
     "ScheduledBatchSampler",
     "SharpnessAware",
+    "UnifiedSAM",
+    "VaSSO",
     "accumulated_step",
+    "norm_layers",
 ]
 
 

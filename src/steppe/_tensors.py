@@ -7,6 +7,7 @@ the device.
 from __future__ import annotations
 
 import math
+from random import Random
 from typing import final
 
 import torch
@@ -52,6 +53,11 @@ def ratio(x: Scalar, y: Scalar) -> Scalar:
     if isinstance(y, Tensor):
         return torch.where(y == 0, 0.0, x / y)
     return x / y if y != 0 else 0.0
+
+
+def draw(seed: int, step: Scalar) -> Random:
+    """Return a source of random numbers for one step: the same on every process, and after every checkpoint."""
+    return Random((seed << 64) + int(step))
 
 
 @final
@@ -105,6 +111,12 @@ class Ops:
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""
         return torch._foreach_mul(xs, ys) if self.foreach else [x * y for x, y in zip(xs, ys, strict=True)]
+
+    def plus(self, xs: Tensors, ys: Tensors, c: float) -> Tensors:
+        """Return ``x + c y``."""
+        if self.foreach:
+            return torch._foreach_add(xs, ys, alpha=c)
+        return [x.add(y, alpha=c) for x, y in zip(xs, ys, strict=True)]
 
     def abs_plus(self, xs: Tensors, c: float) -> Tensors:
         """Return ``|x| + c``."""

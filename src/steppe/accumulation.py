@@ -89,10 +89,14 @@ def accumulated_step(
         2.5
     """
     _check(opt, micro_batches, climb, model, replicas)
-    traffic = _Traffic(opt, model, replicas)
+    alone = not opt.ascent.needs_gradient
+    traffic = _Traffic(opt, model, "global" if alone else replicas)
     opt.zero_grad()
     with traffic.fresh():
-        if climb == "replay":
+        if alone:  # the same climb for all
+            with opt.ascended():
+                loss = _run(micro_batches, backward, traffic, exchanged=True)
+        elif climb == "replay":
             loss = _replay(opt, micro_batches, backward, traffic, scale)
         else:
             loss = _micro(opt, micro_batches, backward, traffic, scale)
@@ -109,24 +113,27 @@ def _replay(
     traffic: _Traffic,
     scale: Scalar,
 ) -> Tensor:
-    def run(*, exchanged: bool) -> Tensor:
-        losses = []
-        for i, batch in enumerate(micro_batches):
-            with traffic.exchanged(exchanged and i + 1 == len(micro_batches)):
-                losses.append(backward(batch).detach())
-        return torch.stack(losses).sum()
-
-    loss = run(exchanged=not traffic.own)
+    loss = _run(micro_batches, backward, traffic, exchanged=not traffic.own)
     if traffic.by_hand and not traffic.climbs:
         return loss
     if traffic.own:
         _stay_without_gradient(opt)
     with opt.ascended(scale) as climbs:
         if climbs:
-            run(exchanged=True)
+            _run(micro_batches, backward, traffic, exchanged=True)
             if traffic.by_hand:
                 _stay_without_gradient(opt)
     return loss
+
+
+def _run(
+    micro_batches: Sequence[Batch], backward: Callable[[Batch], Tensor], traffic: _Traffic, *, exchanged: bool
+) -> Tensor:
+    losses = []
+    for i, batch in enumerate(micro_batches):
+        with traffic.exchanged(exchanged and i + 1 == len(micro_batches)):
+            losses.append(backward(batch).detach())
+    return torch.stack(losses).sum()
 
 
 def _micro(
@@ -151,8 +158,9 @@ def _micro(
             clean = False
             return loss
 
-        # Without a climb gradients add up by themselves.
-        losses.append((opt.backward(closure, scale) if traffic.climbs else closure()).detach())
+        # Without a climb gradients add up by themselves, unless a blend changes them.
+        apart = traffic.climbs or (opt.blend is not None and opt.blend.memories)
+        losses.append((opt.backward(closure, scale) if apart else closure()).detach())
     return torch.stack(losses).sum()
 
 
@@ -193,7 +201,7 @@ class _Traffic:
         if not hasattr(self.model, "reshard"):
             yield
             return
-        handle = self.opt.around_sharp_pass(lambda: resharded(self.model))
+        handle = self.opt.around_sharp_pass(lambda: resharded(self.model), only=True)
         try:
             yield
         finally:
@@ -300,7 +308,7 @@ def _check(
             f'replicas="own" does not go with {type(opt.trigger).__name__}, which looks at gradients: some processes '
             'would climb and others not. Use replicas="global".'
         )
-    if opt.ascent.remembers:
+    if opt.ascent.remembers or (opt.blend is not None and opt.blend.memories):
         raise ValueError(
             f'replicas="own" does not go with {type(opt).__name__}, whose climbs remember gradients: each process '
             'would have a memory of its own, of which a checkpoint holds one. Use replicas="global".'

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from ._shards import like
-from ._tensors import Ops, Scalar, Tensors, filled, on, ratio, wide
+from ._shards import like, sharded
+from ._tensors import Ops, Scalar, Tensors, draw, filled, on, ratio, wide
 
 State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]
@@ -28,43 +30,66 @@ Directions = tuple[Tensors, Scalar]
 
 @final
 class Slope:
-    """The parameters that move together, their gradients, the one norm over them all, and their memory.
+    """The parameters that move together, what they move along, the one norm over it all, and their memory.
 
     Args:
-        owners: the parameters as the optimizer knows them; each has a gradient.
+        owners: the parameters as the optimizer knows them.
+        vectors: what they move along, as a rule their gradients.
         state: the optimizer's state.
         ops: arithmetic for them.
-        guarded: whether accumulators must stay as they are when the gradient is not finite.
-        scale: what the gradients are multiplied by already; they are divided by it.
+        guarded: whether accumulators must stay as they are when a vector is not finite.
+        scale: what the vectors are multiplied by already; they are divided by it.
+        step: how many steps have been taken before.
 
     Raises:
-        TypeError: if a gradient is sparse.
+        TypeError: if a vector is sparse.
     """
 
-    def __init__(self, owners: list[Tensor], state: State, ops: Ops, *, guarded: bool, scale: Scalar = 1.0) -> None:
-        self.owners, self.state, self.ops, self.guarded = owners, state, ops, guarded
+    def __init__(
+        self,
+        owners: list[Tensor],
+        vectors: list[Tensor],
+        state: State,
+        ops: Ops,
+        *,
+        guarded: bool,
+        scale: Scalar = 1.0,
+        step: Scalar = 0,
+    ) -> None:
+        self.owners, self.state, self.ops, self.guarded, self.step = owners, state, ops, guarded, step
         self.params = ops.real(owners)
-        grads = _dense_gradients(owners)
+        _need_dense(vectors)
         if not ops.foreach:
-            grads = [like(g, p) for g, p in zip(grads, owners, strict=True)]
+            vectors = [like(g, p) for g, p in zip(vectors, owners, strict=True)]
         if isinstance(scale, Tensor) or scale != 1.0:
-            grads = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in grads]
-        self.grads = ops.real(grads)
+            vectors = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in vectors]
+        self.grads: Tensors = ops.real(vectors)
         self._norm: Scalar | None = None
 
     @property
     def norm(self) -> Scalar:
-        """The l2 norm over all gradients: a number on the CPU, a 0-dim tensor on an accelerator."""
+        """The l2 norm over all vectors: a number on the CPU, a 0-dim tensor on an accelerator."""
         if self._norm is None:
             self._norm = self.ops.norm(self.grads)
         return self._norm
 
+    def along(self, vectors: Tensors) -> Slope:
+        """Return the same slope with other vectors to move along."""
+        other = copy(self)
+        other.grads, other._norm = vectors, None
+        return other
+
     def or_else(self, new: Tensors, old: Tensors) -> Tensors:
-        """Return ``new`` if the gradient is finite and ``old`` if it is not."""
+        """Return ``new`` if the vectors are finite and ``old`` if they are not."""
         finite = not self.guarded or self.norm < math.inf
         if isinstance(finite, Tensor):
             return [torch.where(on(finite, n.device), n, o) for n, o in zip(new, old, strict=True)]
         return new if finite else old
+
+    def number_or_else(self, new: Scalar, old: Scalar) -> Scalar:
+        """Return ``new`` if the vectors are finite and ``old`` if they are not."""
+        finite = not self.guarded or self.norm < math.inf
+        return torch.where(finite, new, old) if isinstance(finite, Tensor) else new if finite else old
 
     def remember(self, name: str, start: float) -> list[Tensor]:
         """Return the accumulator ``name`` of every parameter, filled with ``start`` where it is new.
@@ -85,15 +110,13 @@ class Slope:
         return self.state["shared"]
 
 
-def _dense_gradients(owners: list[Tensor]) -> list[Tensor]:
-    grads = [p.grad for p in owners if p.grad is not None]
-    if {g.layout for g in grads} != {torch.strided}:
-        shape = next(tuple(g.shape) for g in grads if g.layout is not torch.strided)
+def _need_dense(vectors: list[Tensor]) -> None:
+    if {g.layout for g in vectors} != {torch.strided}:
+        shape = next(tuple(g.shape) for g in vectors if g.layout is not torch.strided)
         raise TypeError(
             f"A parameter of shape {shape} has a sparse gradient, which cannot be climbed. Use sparse=False in its "
             "embedding, or give its group rho=0 and a base that takes sparse gradients."
         )
-    return grads
 
 
 class Ascent(ABC):
@@ -103,10 +126,20 @@ class Ascent(ABC):
     """Whether the climb is the same if all gradients are multiplied by one number."""
 
     remembers: ClassVar[bool] = False
-    """Whether the climb depends on earlier gradients."""
+    """Whether the climb depends on earlier gradients that are kept here."""
+
+    needs_gradient: ClassVar[bool] = True
+    """Whether there must be a gradient before the climb. Without one, a step has one pass, the sharp one."""
 
     group_options: ClassVar[tuple[str, ...]] = ()
     """The fields that a `Descent` keeps in its parameter groups, where schedulers can reach them."""
+
+    def vector(self, p: Tensor, memory: Mapping[str, Any]) -> Tensor | None:
+        """Return what ``p`` climbs along, or None if it stays where it is; ``memory`` is its state in the base."""
+        return p.grad
+
+    def check_base(self, base: Optimizer) -> None:  # noqa: B027 (most ask for nothing)
+        """Raise if the climb asks for something that ``base`` has not."""
 
     @abstractmethod
     def directions(self, slope: Slope) -> Directions:
@@ -155,6 +188,122 @@ class Adaptive(Ascent):
         return slope.ops.mul(scales, scaled), ratio(1.0, slope.ops.norm(scaled))
 
 
+@final
+@dataclass(frozen=True)
+class Mix(Ascent):
+    """``d = g``, ``c = 1 - lam + lam / ||g||``: between the climb that is not normalised (0) and that which is (1).
+
+    ``lam`` is a number, or follows the count ``t = 1, 2, ...`` of steps: ``"1/t"`` or ``"1-1/t"``.
+    """
+
+    lam: float | str = "1-1/t"
+
+    def __post_init__(self) -> None:
+        if not (self.lam in ("1/t", "1-1/t") if isinstance(self.lam, str) else 0.0 <= self.lam <= 1.0):
+            raise ValueError(f"lam must be a number in [0, 1], '1/t' or '1-1/t', got {self.lam!r}.")
+
+    def directions(self, slope: Slope) -> Directions:
+        lam: Scalar
+        if isinstance(self.lam, str):
+            lam = 1 / (slope.step + 1) if self.lam == "1/t" else 1 - 1 / (slope.step + 1)
+        else:
+            lam = self.lam
+        return slope.grads, 1 - lam + ratio(lam, slope.norm)
+
+
+@final
+@dataclass(frozen=True)
+class Momentum(Ascent):
+    """Climb as ``shape`` does, along the base's momentum instead of a gradient: against the way the weights move.
+
+    Parameters without momentum stay where they are, as all do before the first step.
+    """
+
+    shape: Ascent = L2()
+
+    scale_free: ClassVar[bool] = True  # the base has divided by the scale
+    needs_gradient: ClassVar[bool] = False
+
+    def vector(self, p: Tensor, memory: Mapping[str, Any]) -> Tensor | None:
+        for name in ("momentum_buffer", "exp_avg"):
+            if isinstance(memory.get(name), Tensor):
+                found: Tensor = memory[name]
+                return found if p.requires_grad else None
+        if memory:
+            raise RuntimeError(
+                "The base has no momentum to climb along: its state holds neither 'momentum_buffer' nor 'exp_avg', but "
+                f"{', '.join(map(repr, memory))}. Use SGD with momentum, AdamW, or another base that keeps one."
+            )
+        return None
+
+    def check_base(self, base: Optimizer) -> None:
+        for i, group in enumerate(base.param_groups):
+            momentum = group.get("momentum", group["betas"][0] if "betas" in group else None)
+            if momentum is not None and not isinstance(momentum, Tensor) and momentum == 0:
+                raise ValueError(
+                    f"The base must keep a momentum to climb along, but that of {type(base).__name__} is 0 in param "
+                    f"group {i}. Use for example SGD(params, lr=0.1, momentum=0.9)."
+                )
+
+    def directions(self, slope: Slope) -> Directions:
+        return self.shape.directions(slope)
+
+
+@final
+@dataclass(frozen=True)
+class Filtered(Ascent):
+    """Climb as ``shape`` does, along ``g - sigma m``; then ``m <- decay m + (1 - decay) g``, from ``m = 0``.
+
+    A ``sigma > 0`` takes out of the gradient what it has in common with those before, and leaves what is this batch's
+    own; a ``sigma < 0`` adds it, and climbs along an average.
+    """
+
+    sigma: float = 1.0
+    decay: float = 0.9
+    shape: Ascent = L2()
+
+    remembers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.sigma < math.inf:
+            raise ValueError(f"sigma must be a finite number, got {self.sigma}.")
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must lie in [0, 1), got {self.decay}.")
+
+    def directions(self, slope: Slope) -> Directions:
+        grads = [wide(g) for g in slope.grads]
+        means = slope.remember("mean", 0.0)
+        directions = self.shape.directions(slope.along(slope.ops.plus(grads, means, -self.sigma)))
+        slope.ops.lerp_(means, slope.or_else(grads, means), 1 - self.decay)
+        return directions
+
+
+@final
+@dataclass(frozen=True)
+class Masked(Ascent):
+    """Climb as ``shape`` does, but each weight with probability ``keep`` alone, and then ``1 / keep`` as far.
+
+    What is drawn depends on ``seed`` and the count of steps, and on nothing else.
+    """
+
+    keep: float = 0.5
+    seed: int = 0
+    shape: Ascent = L2()
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"keep must lie in (0, 1], got {self.keep}.")
+
+    def directions(self, slope: Slope) -> Directions:
+        if sharded(slope.owners):
+            raise TypeError("Random masks of DTensors are not drawn: every process would draw its own. Use SAM.")
+        directions, factor = self.shape.directions(slope)
+        seed = draw(self.seed, slope.step).getrandbits(62)
+        sources = {d.device: torch.Generator(d.device).manual_seed(seed) for d in directions}
+        masks = [torch.empty_like(d).bernoulli_(self.keep, generator=sources[d.device]) for d in directions]
+        return slope.ops.mul(directions, masks), factor / self.keep
+
+
 def _check_eps(eps: float) -> None:
     if not 0.0 < eps < float("inf"):
         raise ValueError(f"eps must be a finite number > 0: it is the floor under sqrt(v). Got {eps}.")
@@ -175,8 +324,7 @@ class AdaGradNorm(Ascent):
     def directions(self, slope: Slope) -> Directions:
         old = slope.shared.get("sum", self.eps**2)
         new = old + slope.norm * slope.norm
-        finite = not slope.guarded or slope.norm < math.inf
-        slope.shared["sum"] = torch.where(finite, new, old) if isinstance(finite, Tensor) else new if finite else old
+        slope.shared["sum"] = slope.number_or_else(new, old)
         return slope.grads, slope.shared["sum"] ** -0.5
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from ._parts import fraction_of as fraction_of
+from ._parts import hardest as hardest
 from ._parts import microbatches as microbatches
 
 BatchSize = Callable[[int], int]

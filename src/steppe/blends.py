@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from ._tensors import Ops, Tensors, ratio
+from ._tensors import Tensors, on_host, ratio, wide
+from .ascents import Slope
 
 
 class Blend(ABC):
@@ -15,13 +16,19 @@ class Blend(ABC):
     needs_clean: ClassVar[bool]
     """Whether the engine must keep a copy of the clean gradient through the sharp pass (memory: one per parameter)."""
 
-    @abstractmethod
-    def blend_(self, sharp: Tensors, clean: Tensors, ops: Ops) -> None:
-        """Overwrite the gradients ``sharp`` with those to hand on.
+    memories: ClassVar[tuple[str, ...]] = ()
+    """What is remembered of each parameter, from zero on, and used in steps that do not climb."""
 
-        Both lists hold the parameters that climbed and have a gradient in both passes. ``clean`` is empty unless
+    @abstractmethod
+    def blend_(self, sharp: Slope, clean: Tensors) -> None:
+        """Overwrite the gradients ``sharp.grads`` with those to hand on.
+
+        Both hold the parameters that climbed and have a gradient in both passes. ``clean`` is empty unless
         `needs_clean`; it may be overwritten.
         """
+
+    def between_(self, clean: Slope) -> None:  # noqa: B027 (most have nothing to do then)
+        """Overwrite the gradients ``clean.grads`` of a step that does not climb; asked only if there are `memories`."""
 
 
 @final
@@ -34,11 +41,63 @@ class SurrogateGap(Blend):
     needs_clean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not -float("inf") < self.alpha < float("inf"):
-            raise ValueError(f"alpha must be a finite number, got {self.alpha}.")
+        _check_alpha(self.alpha)
 
-    def blend_(self, sharp: Tensors, clean: Tensors, ops: Ops) -> None:
+    def blend_(self, sharp: Slope, clean: Tensors) -> None:
+        ops = sharp.ops
         # Nothing is parallel to a zero gradient.
-        parallel = ratio(ops.dot(clean, sharp), ops.dot(sharp, sharp))
-        ops.scale_(sharp, 1 + self.alpha * parallel)
-        ops.add_(sharp, clean, -self.alpha)
+        parallel = ratio(ops.dot(clean, sharp.grads), ops.dot(sharp.grads, sharp.grads))
+        ops.scale_(sharp.grads, 1 + self.alpha * parallel)
+        ops.add_(sharp.grads, clean, -self.alpha)
+
+
+@final
+@dataclass(frozen=True)
+class Weighted(Blend):
+    """Hand on ``(1 - alpha) g + alpha s``; an ``alpha > 1`` goes beyond the sharp gradient."""
+
+    alpha: float = 0.8
+
+    needs_clean: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    def blend_(self, sharp: Slope, clean: Tensors) -> None:
+        sharp.ops.scale_(sharp.grads, self.alpha)
+        sharp.ops.add_(sharp.grads, clean, 1 - self.alpha)
+
+
+@final
+@dataclass(frozen=True)
+class Reuse(Blend):
+    """Hand on ``s``, and remember its part orthogonal to clean, ``v = s - (<g, s> / ||g||^2) g``.
+
+    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``.
+    """
+
+    alpha: float = 0.2
+
+    needs_clean: ClassVar[bool] = True
+    memories: ClassVar[tuple[str, ...]] = ("orthogonal",)
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    def blend_(self, sharp: Slope, clean: Tensors) -> None:
+        ops = sharp.ops
+        parallel = ratio(ops.dot(clean, sharp.grads), ops.dot(clean, clean))
+        ops.scale_(clean, parallel)
+        rest = sharp.along(ops.plus([wide(s) for s in sharp.grads], clean, -1.0))
+        kept = sharp.remember("orthogonal", 0.0)
+        ops.copy_(kept, rest.or_else(rest.grads, kept))
+        sharp.shared["orthogonal"] = rest.number_or_else(rest.norm, sharp.shared.get("orthogonal", 0.0))
+
+    def between_(self, clean: Slope) -> None:
+        step = on_host(self.alpha * ratio(clean.norm, clean.shared.get("orthogonal", 0.0)))
+        clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), step)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not -float("inf") < alpha < float("inf"):
+        raise ValueError(f"alpha must be a finite number, got {alpha}.")

@@ -55,7 +55,7 @@ class Climb:
         self, slope: Slope, spans: list[tuple[int, int, Scalar]], ascent: Ascent, blend: Blend | None, anchor: Anchor
     ) -> None:
         """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, 0.2)]``."""
-        self.owners, self.params, self.ops = slope.owners, slope.params, slope.ops
+        self.owners, self.params, self.ops, self.state = slope.owners, slope.params, slope.ops, slope.state
         self.slope: Slope | None = slope
         self.spans, self.ascent, self.blend, self.anchor = spans, ascent, blend, anchor
 
@@ -94,19 +94,21 @@ class Climb:
                 self.ops.move_(self.params[start:stop], directions[start:stop], step, guard)
 
     def _hand_on(self) -> None:
-        finite = not isinstance(self.norm, Tensor) and self.norm < math.inf
+        # A climb that is not along the gradient says nothing of it.
+        finite = not self.ascent.needs_gradient or (not isinstance(self.norm, Tensor) and self.norm < math.inf)
         if self.blend is None and finite:
             return
         if not self.ops.foreach:
             for p in self.owners:
                 p.grad = None if p.grad is None else like(p.grad, p)
         sharp = [(i, p.grad) for i, p in enumerate(self.owners) if p.grad is not None]
-        grads = self.ops.real([g for _, g in sharp])
+        grads = [g for _, g in sharp]
         if self.blend is not None and grads:
-            self.blend.blend_(grads, [self.clean[i] for i, _ in sharp] if self.clean else [], self.ops)
+            slope = Slope([self.owners[i] for i, _ in sharp], grads, self.state, self.ops, guarded=True)
+            self.blend.blend_(slope, [self.clean[i] for i, _ in sharp] if self.clean else [])
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
-        mark = marked(grads)
+        mark = marked(self.ops.real(grads))
         if mark is not None and not finite:
             mark.add_(on(0 * self.norm, mark.device) if isinstance(self.norm, Tensor) else math.nan)
 
@@ -118,14 +120,19 @@ def marked(grads: Sequence[Tensor]) -> Tensor | None:
 
 @final
 class Stay:
-    """A step that does not climb: whatever the body does, the clean gradients come back."""
+    """A step that does not climb: whatever the body does, the clean gradients come back.
 
-    def __init__(self, params: list[Tensor]) -> None:
-        self.params = params
+    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none.
+    """
+
+    def __init__(self, params: list[Tensor], *, only: bool = False) -> None:
+        self.params, self.only = params, only
 
     def __enter__(self) -> None:
         self.clean = [p.grad for p in self.params]
 
     def __exit__(self, *error: object) -> None:
+        if self.only and any(p.grad is not None for p in self.params):
+            return
         for p, g in zip(self.params, self.clean, strict=True):
             p.grad = g

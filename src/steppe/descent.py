@@ -95,7 +95,8 @@ class Descent(Optimizer):
         if not flat:
             return
         ops = Ops.choose(flat, self.foreach)
-        directions, factor = ascent.directions(Slope(flat, self.state, ops, guarded=False))
+        grads = [p.grad for p in flat if p.grad is not None]
+        directions, factor = ascent.directions(Slope(flat, grads, self.state, ops, guarded=False))
         start = 0
         for group, members in zip(groups, owners, strict=True):
             if not members:

@@ -12,11 +12,10 @@ One step::
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakMethod
 
@@ -25,7 +24,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._shards import local, refuse_flat
+from ._checks import check_base, refuse_others
+from ._shards import like, local, refuse_flat
 from ._tensors import Ops, Scalar, on_host
 from .ascents import Ascent, Slope
 from .blends import Blend
@@ -34,6 +34,7 @@ from .descent import load_uncast
 from .schedules import ProportionalToLR, Radius, check_radius
 from .triggers import Always, Trigger
 
+_NOTHING: Mapping[str, Any] = {}
 _AFTER_SHARP = "after the sharp pass. Did it call loss.backward()?"
 
 
@@ -104,18 +105,20 @@ class SharpnessAware(Optimizer):
         rho: Radius,
         foreach: bool | None = None,
     ) -> None:
-        _check_base(base)
+        check_base(base)
         check_radius(rho)
+        ascent.check_base(base)
         self.base = base
         self.ascent = ascent
         self.blend = blend
         self.trigger = Always() if trigger is None else trigger
+        _check_parts(self.ascent, self.blend, self.trigger)
         self.foreach = foreach
         self._rho = rho
         self._schedules: list[ProportionalToLR | None] = []
         self._inside = False
         self._anchor = Anchor()
-        self._around_sharp: dict[int, Callable[[], AbstractContextManager[Any]]] = OrderedDict()
+        self._around_sharp: dict[int, tuple[Callable[[], AbstractContextManager[Any]], bool]] = OrderedDict()
         groups, defaults = base.param_groups, base.defaults
         for i, group in enumerate(groups):
             check_radius(group.get("rho", rho), i)
@@ -150,17 +153,22 @@ class SharpnessAware(Optimizer):
         self._schedules.append(schedule)
         group["rho"] = schedule(group["lr"]) if schedule else rho
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, ascent: Callable[[], Any] | None = None) -> Any:
         """Take one step and return the clean loss.
 
         Args:
             closure: zeroes the gradients, computes the loss, calls ``backward()`` and returns the loss. It is called
                 twice if this step climbs and once otherwise, on the same batch each time.
+            ascent: what is called instead in the clean pass, likewise: as a rule the same on a part of the batch
+                (`steppe.batches.fraction_of`), so that the climb costs a part of a gradient. Where a step does not
+                climb, only ``closure`` counts; ``ascent`` is called before it if the trigger looks at gradients.
 
         Returns:
-            What the closure returned in the clean pass.
+            What the clean pass returned; if the ascent needs no gradient, and there is no clean pass, what the closure
+            returned at ``w + delta``.
 
         Raises:
+            TypeError: if there is an ``ascent`` but no clean pass.
             RuntimeError: without a closure; if no parameter has a gradient after either pass; if a GradScaler passes
                 the closure; inside `ascended`. In every case, and if the closure raises, the weights are ``w``.
         """
@@ -173,12 +181,25 @@ class SharpnessAware(Optimizer):
                 'optimizer and use "with opt.ascended():" around a second backward pass.'
             )
         self._refuse_nesting()
-        loss = _evaluate(closure)
+        if not self.ascent.needs_gradient:
+            if ascent is not None:
+                raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
+            with self.ascended():
+                loss = _evaluate(closure)
+            self.base.step()
+            return loss
+        part = ascent is not None and self.will_climb()
+        loss = _evaluate(ascent if ascent is not None and part else closure)
         climb = self._decide("after the closure. Did it call loss.backward()?")
         if climb is not None:
             with self._inside_of(climb):
                 _evaluate(closure)
                 self._need_gradient(_AFTER_SHARP)
+        else:
+            if part:
+                loss = _evaluate(closure)
+                self._need_gradient("after the closure. Did it call loss.backward()?")
+            self._reuse()
         self.base.step()
         return loss
 
@@ -211,6 +232,9 @@ class SharpnessAware(Optimizer):
         """
         self._refuse_nesting()
         params = [p for group in self.param_groups for p in group["params"]]
+        if not self.ascent.needs_gradient:
+            with self._inside_of(self._decide("") or nullcontext()):
+                return self._add_up(params, closure)
         # Where there are processes, gradients may lie in memory that the next backward pass uses.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         held = [p.grad.clone() if distributed and p.grad is not None else p.grad for p in params]
@@ -228,13 +252,20 @@ class SharpnessAware(Optimizer):
                     held = [None] * len(params)
                 else:
                     _put(params, [None] * len(params))
-                before = _versions(params)
-                _evaluate(closure)
-                if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
-                    raise RuntimeError(f"No parameter has a gradient {_AFTER_SHARP}")
+                self._add_up(params, closure)
+        else:
+            self._reuse()
         for p, g in zip(params, held, strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else g.add_(p.grad)
+        return loss
+
+    @staticmethod
+    def _add_up(params: list[Tensor], closure: Callable[[], Any]) -> Any:
+        before = _versions(params)
+        loss = _evaluate(closure)
+        if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
+            raise RuntimeError(f"No parameter has a gradient {_AFTER_SHARP}")
         return loss
 
     @contextmanager
@@ -250,8 +281,9 @@ class SharpnessAware(Optimizer):
 
         The body starts without gradients, as after ``zero_grad()``, and may add up several backward passes. It gets
         True, or False if this step does not climb: then it may be skipped, and whatever it does the clean gradient
-        stays. A GradScaler must get the base in every call, in ``scaler.unscale_(opt.base)`` for clipping too: it tells
-        optimizers apart, and would divide twice.
+        stays. If the ascent needs no gradient there is nothing to do before: the one pass is that of the body, also in
+        a step that does not climb. A GradScaler must get the base in every call, in ``scaler.unscale_(opt.base)`` for
+        clipping too: it tells optimizers apart, and would divide twice.
 
         Args:
             scale: what the gradients are multiplied by, as a GradScaler does. Normalised ascents (SAM, ASAM, GSAM) do
@@ -264,18 +296,24 @@ class SharpnessAware(Optimizer):
         self._refuse_nesting()
         climb = self._decide("to climb along. Call loss.backward() before ascended().", scale)
         params = [p for group in self.param_groups for p in group["params"]]
-        with self._inside_of(climb or Stay(params)):
+        with self._inside_of(climb or Stay(params, only=not self.ascent.needs_gradient)):
             _put(params, [None] * len(params))
             yield climb is not None
             if climb is not None:
                 self._need_gradient(_AFTER_SHARP)
+        if climb is None:
+            self._reuse()
 
-    def around_sharp_pass(self, context: Callable[[], AbstractContextManager[Any]]) -> RemovableHandle:
-        """Surround every sharp pass, of `step`, `backward` and `ascended` alike.
+    def around_sharp_pass(
+        self, context: Callable[[], AbstractContextManager[Any]], *, only: bool = False
+    ) -> RemovableHandle:
+        """Surround every sharp pass that follows a clean one, of `step`, `backward` and `ascended` alike.
 
         Args:
             context: makes a context manager, which is entered once the weights are at ``w + delta``, and left before
                 they come back. It is not part of the state, nor of copies.
+            only: whether to surround sharp passes too that are the only ones of their step, as `MSAM` has. What keeps
+                a second pass from leaving traces, such as `frozen_norm_stats`, must not.
 
         Returns:
             A handle whose ``remove()`` ends it.
@@ -289,20 +327,21 @@ class SharpnessAware(Optimizer):
             >>> handle = opt.around_sharp_pass(lambda: frozen_norm_stats(model))
         """
         handle = RemovableHandle(self._around_sharp)
-        self._around_sharp[handle.id] = context
+        self._around_sharp[handle.id] = context, only
         return handle
 
     @contextmanager
-    def _inside_of(self, climb: Climb | Stay) -> Iterator[None]:
+    def _inside_of(self, climb: AbstractContextManager[None]) -> Iterator[None]:
         self._inside = True
         try:
             with climb:
-                if not self._around_sharp or isinstance(climb, Stay):
+                if not self._around_sharp or not isinstance(climb, Climb):
                     yield
                     return
                 with ExitStack() as stack:
-                    for context in self._around_sharp.values():
-                        stack.enter_context(context())
+                    for context, only in self._around_sharp.values():
+                        if only or self.ascent.needs_gradient:
+                            stack.enter_context(context())
                     yield
         finally:
             self._inside = False
@@ -321,17 +360,47 @@ class SharpnessAware(Optimizer):
             rho = self._radius(i, group)
             if isinstance(rho, Tensor) or rho > 0:
                 start = len(owners)
-                owners += [p for p in group["params"] if p.grad is not None]
-                spans.append((start, len(owners), rho))
+                owners += self._climbing(group["params"])
+                stretch = self.trigger.stretch
+                spans.append((start, len(owners), rho if stretch == 1.0 else rho * stretch))
         if not owners:
-            self._need_gradient(when)
+            if self.ascent.needs_gradient:
+                self._need_gradient(when)
             return None
         refuse_flat(owners[:1])  # in case they became flat after they came here
-        scale = 1.0 if self.ascent.scale_free else scale
-        slope = Slope(owners, self.state, Ops.choose(owners, self.foreach), guarded=True, scale=scale)
-        if not self.trigger.fires(self.state["engine"].get("step", 0), slope):
+        slope = self._slope(owners, 1.0 if self.ascent.scale_free else scale)
+        if not self.trigger.fires(slope):
             return None
         return Climb(slope, spans, self.ascent, self.blend, self._anchor)
+
+    def _climbing(self, params: list[Tensor]) -> list[Tensor]:
+        if self.ascent.needs_gradient:
+            return [p for p in params if p.grad is not None]
+        return [p for p in params if self._vector(p) is not None]
+
+    def _vector(self, p: Tensor) -> Tensor | None:
+        return self.ascent.vector(p, self.base.state.get(p, _NOTHING))
+
+    def _slope(self, owners: list[Tensor], scale: Scalar = 1.0) -> Slope:
+        """Return what ``owners`` climb along."""
+        vectors = [p.grad if self.ascent.needs_gradient else self._vector(p) for p in owners]
+        found = [v for v in vectors if v is not None]
+        step = self.state["engine"].get("step", 0)
+        ops = Ops.choose(owners, self.foreach)
+        return Slope(owners, found, self.state, ops, guarded=True, scale=scale, step=step)
+
+    def _reuse(self) -> None:
+        """Let a blend that remembers earlier climbs change the gradient of a step that does not climb."""
+        if self.blend is None or not self.blend.memories:
+            return
+        name = self.blend.memories[0]
+        owners = [p for p, memory in self.state.items() if name in memory and isinstance(p, Tensor)]
+        owners = [p for p in owners if p.grad is not None]
+        if owners:
+            with torch.no_grad():
+                for p in owners:
+                    p.grad = None if p.grad is None else like(p.grad, p)
+                self.blend.between_(self._slope(owners))
 
     def _follow(self) -> None:
         """Count the steps of the base, whoever asks for them: this optimizer, a GradScaler, a trainer."""
@@ -382,7 +451,7 @@ class SharpnessAware(Optimizer):
                 is changed then.
         """
         if "base" not in state_dict:
-            _refuse_others(state_dict)
+            refuse_others(state_dict)
             radii = [group["rho"] for group in self.param_groups]
             self.base.load_state_dict(dict(state_dict))
             for group, rho in zip(self.param_groups, radii, strict=True):
@@ -435,15 +504,13 @@ class SharpnessAware(Optimizer):
         raise RuntimeError(f"No parameter has a gradient {when}")
 
 
-def _refuse_others(state_dict: Mapping[str, Any]) -> None:
-    """Refuse what other SAMs save: copies of weights and gradients that the base would carry along, or choke on."""
-    names = {*state_dict, *(name for entry in state_dict.get("state", {}).values() for name in entry)}
-    theirs = sorted(names & {"base_optimizer", "e_w", "gv", "old_grad_p", "old_p"})
-    if theirs:
-        raise ValueError(
-            f"This is the state of another package's sharpness-aware optimizer, with {', '.join(theirs)}. "
-            "docs/migration.md has a few lines that take from it what belongs to the base."
-        )
+def _check_parts(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
+    for part in (blend, trigger if trigger.needs_gradient else None):
+        if not ascent.needs_gradient and part is not None:
+            raise ValueError(
+                f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
+                "Leave it out, or take another ascent."
+            )
 
 
 def _put(params: list[Tensor], grads: Sequence[Tensor | None]) -> None:
@@ -461,27 +528,3 @@ def _evaluate(closure: Callable[[], Any]) -> Any:
         return closure()
     with torch.enable_grad():
         return closure()
-
-
-def _check_base(base: object) -> None:
-    if isinstance(base, type) and issubclass(base, Optimizer):
-        raise TypeError(
-            f"base must be an optimizer instance, got the class {base.__name__}. Write for example "
-            "SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)."
-        )
-    if not isinstance(base, Optimizer):
-        raise TypeError(
-            f"base must be an instance of torch.optim.Optimizer, got {type(base).__name__}. Write for example "
-            "SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)."
-        )
-    name = type(base).__name__
-    if isinstance(base, SharpnessAware):
-        raise TypeError(f"base must be a plain optimizer, got {name}, which is sharpness-aware itself.")
-    if "rho" in base.defaults:
-        raise ValueError(
-            f"The groups of this {name} already have a 'rho': either it is wrapped by another sharpness-aware "
-            "optimizer (make a new base), or it means something else by it, as Adadelta does (choose another base)."
-        )
-    closure = inspect.signature(base.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(f"{name}.step() needs a closure of its own, so it cannot be given one gradient per step.")

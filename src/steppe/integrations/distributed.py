@@ -201,16 +201,16 @@ def _make_room(base: Optimizer, params: list[Tensor]) -> None:
 @torch.no_grad()
 def _memories(opt: SharpnessAware, params: list[Tensor]) -> dict[Tensor, dict[str, Any]]:
     """Return what climbs remember of each parameter, of those that have not climbed too."""
-    if not opt.ascent.remembers:
+    names = opt.blend.memories if opt.blend else ()
+    if not (opt.ascent.remembers or names):
         return {}
     # An ascent makes room when it first sees a gradient, and remembers nothing of one that is not finite.
     state: dict[Any, dict[str, Any]] = defaultdict(dict, {p: dict(opt.state[p]) for p in params if p in opt.state})
     state["shared"] = dict(opt.state["shared"])
-    for p in params:
-        p.grad = torch.full_like(p, torch.nan)
-    try:
-        opt.ascent.directions(Slope(params, state, Ops.choose(params, None), guarded=True))
-    finally:
-        for p in params:
-            p.grad = None
+    nowhere = [torch.full_like(p, torch.nan) for p in params]
+    slope = Slope(params, nowhere, state, Ops.choose(params, None), guarded=True)
+    if opt.ascent.remembers:
+        opt.ascent.directions(slope)
+    for name in names:
+        slope.remember(name, 0.0)
     return {p: state[p] for p in params}

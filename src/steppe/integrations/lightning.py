@@ -73,6 +73,10 @@ _STRATEGIES = {
 }
 
 
+class _NoGradientError(Exception):
+    """``training_step`` or a callback wants no gradient."""
+
+
 @final
 class SharpnessAwareCallback(Callback):
     """Sharpness-aware steps in a Lightning Trainer.
@@ -231,6 +235,8 @@ class SharpnessAwareCallback(Callback):
     def _gradient(self, trainer: Trainer, opt: SharpnessAware, closure: Callable[[], Any]) -> Any:
         """Run both passes, leave the gradient for the base, and return the clean loss."""
         automatic = trainer.lightning_module.automatic_optimization
+        if not opt.ascent.needs_gradient:
+            return self._only_gradient(opt, closure, automatic)
         same = same_random_state() if self.same_random_state else nullcontext()
         self._went_back = False
         with same:
@@ -248,6 +254,18 @@ class SharpnessAwareCallback(Callback):
             finally:
                 self._in_step = False
                 self._ascended.discard(opt)
+        return loss
+
+    def _only_gradient(self, opt: SharpnessAware, closure: Callable[[], Any], automatic: bool) -> Any:
+        """Run the one pass of a method that climbs without a gradient."""
+        self._went_back = False
+        try:
+            with opt.ascended():
+                loss = closure()
+                if automatic and not self._went_back:
+                    raise _NoGradientError
+        except _NoGradientError:
+            pass
         return loss
 
     @contextmanager

@@ -14,16 +14,30 @@ from torch.optim import Optimizer
 from .adasam import AdaSAM
 from .amsgrad import AMSGrad
 from .asam import ASAM
+from .esam import ESAM
+from .friendlysam import FriendlySAM
 from .gsam import GSAM
 from .lightsam import LightSAM
+from .looksam import LookSAM
+from .msam import MSAM
+from .pgn import PGN
 from .sam import SAM
+from .unifiedsam import UnifiedSAM
 from .usam import USAM
+from .vasso import VaSSO
 
 METHODS: Mapping[str, Callable[..., Optimizer]] = {
     "sam": SAM,
     "usam": USAM,
     "asam": ASAM,
     "gsam": GSAM,
+    "msam": MSAM,
+    "looksam": LookSAM,
+    "friendlysam": FriendlySAM,
+    "vasso": VaSSO,
+    "pgn": PGN,
+    "unifiedsam": UnifiedSAM,
+    "esam": ESAM,
     "amsgrad": AMSGrad,
     "adasam": AdaSAM,
     "lightsam-i": partial(LightSAM, variant="adagrad-norm"),
@@ -31,4 +45,20 @@ METHODS: Mapping[str, Callable[..., Optimizer]] = {
     "lightsam-iii": partial(LightSAM, variant="adam"),
 }
 
-__all__ = ["ASAM", "GSAM", "METHODS", "SAM", "USAM", "AMSGrad", "AdaSAM", "LightSAM"]
+__all__ = [
+    "ASAM",
+    "ESAM",
+    "GSAM",
+    "METHODS",
+    "MSAM",
+    "PGN",
+    "SAM",
+    "USAM",
+    "AMSGrad",
+    "AdaSAM",
+    "FriendlySAM",
+    "LightSAM",
+    "LookSAM",
+    "UnifiedSAM",
+    "VaSSO",
+]

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from ..ascents import Adaptive
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..triggers import Trigger
 
 
 @final
@@ -26,6 +27,7 @@ class ASAM(SharpnessAware):
         rho: radius, >= 0, or a `ProportionalToLR`; the paper uses 0.5 on CIFAR-10 and 1.0 on CIFAR-100, about ten
             times SAM's.
         eta: floor under the scaling, >= 0, so that weights at zero can still move. The paper uses 0.01.
+        trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
@@ -55,5 +57,13 @@ class ASAM(SharpnessAware):
         [0.002499, -0.199938]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.5, eta: float = 0.01, foreach: bool | None = None) -> None:
-        super().__init__(base, ascent=Adaptive(eta), rho=rho, foreach=foreach)
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: Radius = 0.5,
+        eta: float = 0.01,
+        trigger: Trigger | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(base, ascent=Adaptive(eta), trigger=trigger, rho=rho, foreach=foreach)

@@ -10,6 +10,7 @@ from ..ascents import L2
 from ..blends import SurrogateGap
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..triggers import Trigger
 
 
 @final
@@ -28,6 +29,7 @@ class GSAM(SharpnessAware):
         base: the optimizer instance that takes the step.
         rho: radius, >= 0, or a `ProportionalToLR`, which the paper uses: rho falls with the learning rate.
         alpha: weight of the orthogonal part; the paper uses 0.01 to 1.0, its CIFAR example 0.4.
+        trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
@@ -61,5 +63,13 @@ class GSAM(SharpnessAware):
         [0.950604, -0.950022]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.05, alpha: float = 0.4, foreach: bool | None = None) -> None:
-        super().__init__(base, ascent=L2(), blend=SurrogateGap(alpha), rho=rho, foreach=foreach)
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        rho: Radius = 0.05,
+        alpha: float = 0.4,
+        trigger: Trigger | None = None,
+        foreach: bool | None = None,
+    ) -> None:
+        super().__init__(base, ascent=L2(), blend=SurrogateGap(alpha), trigger=trigger, rho=rho, foreach=foreach)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from ..ascents import L2
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..triggers import Trigger
 
 
 @final
@@ -26,6 +27,7 @@ class SAM(SharpnessAware):
         base: the optimizer instance that takes the step.
         rho: radius, >= 0, or a `ProportionalToLR`. The paper's default is 0.05; the best value depends on the model
             and is found on validation data, on a grid such as {0.01, 0.02, 0.05, 0.1, 0.2, 0.5}.
+        trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
@@ -59,5 +61,7 @@ class SAM(SharpnessAware):
         [0.94975, -0.950062]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.05, foreach: bool | None = None) -> None:
-        super().__init__(base, ascent=L2(), rho=rho, foreach=foreach)
+    def __init__(
+        self, base: Optimizer, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
+    ) -> None:
+        super().__init__(base, ascent=L2(), trigger=trigger, rho=rho, foreach=foreach)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from ..ascents import Unnormalized
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..triggers import Trigger
 
 
 @final
@@ -23,6 +24,7 @@ class USAM(SharpnessAware):
     Args:
         base: the optimizer instance that takes the step.
         rho: ascent step size, >= 0, in units of one over curvature (a learning rate uphill), or a `ProportionalToLR`.
+        trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
@@ -54,5 +56,7 @@ class USAM(SharpnessAware):
         [0.945, 0.0]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.05, foreach: bool | None = None) -> None:
-        super().__init__(base, ascent=Unnormalized(), rho=rho, foreach=foreach)
+    def __init__(
+        self, base: Optimizer, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
+    ) -> None:
+        super().__init__(base, ascent=Unnormalized(), trigger=trigger, rho=rho, foreach=foreach)

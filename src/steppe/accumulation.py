@@ -144,13 +144,15 @@ def _micro(
     scale: Scalar,
 ) -> Tensor:
     losses = []
+    # Without a climb gradients add up by themselves, unless a blend changes each of them.
+    each = bool(traffic.climbs or (opt.blend is not None and opt.blend.memories))
     for i, batch in enumerate(micro_batches):
         last = i + 1 == len(micro_batches)
         clean = traffic.climbs
 
         def closure(batch: Batch = batch, last: bool = last) -> Tensor:
             nonlocal clean
-            exchanged = not traffic.own if clean else last or (traffic.climbs and traffic.apart)
+            exchanged = not traffic.own if clean else last or (each and traffic.apart)
             with traffic.exchanged(exchanged):
                 loss = backward(batch)
             if traffic.own and (not exchanged or traffic.by_hand):
@@ -158,9 +160,7 @@ def _micro(
             clean = False
             return loss
 
-        # Without a climb gradients add up by themselves, unless a blend changes them.
-        apart = traffic.climbs or (opt.blend is not None and opt.blend.memories)
-        losses.append((opt.backward(closure, scale) if apart else closure()).detach())
+        losses.append((opt.backward(closure, scale) if each else closure()).detach())
     return torch.stack(losses).sum()
 
 

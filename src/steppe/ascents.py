@@ -300,7 +300,9 @@ class Masked(Ascent):
         directions, factor = self.shape.directions(slope)
         seed = draw(self.seed, slope.step).getrandbits(62)
         sources = {d.device: torch.Generator(d.device).manual_seed(seed) for d in directions}
-        masks = [torch.empty_like(d).bernoulli_(self.keep, generator=sources[d.device]) for d in directions]
+        # Into contiguous memory, which is filled in the order of the elements, whatever the strides of the weights.
+        empty = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
+        masks = [mask.bernoulli_(self.keep, generator=sources[mask.device]) for mask in empty]
         return slope.ops.mul(directions, masks), factor / self.keep
 
 

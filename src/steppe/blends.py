@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from ._tensors import Tensors, on_host, ratio, wide
+from ._tensors import Tensors, ratio, wide
 from .ascents import Slope
 
 
@@ -71,9 +71,10 @@ class Weighted(Blend):
 @final
 @dataclass(frozen=True)
 class Reuse(Blend):
-    """Hand on ``s``, and remember its part orthogonal to clean, ``v = s - (<g, s> / ||g||^2) g``.
+    """Hand on ``s``, and remember which way its part orthogonal to clean points, ``v = s - (<g, s> / ||g||^2) g``.
 
-    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``.
+    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. What is kept is ``v / ||v||``, which does not
+    depend on the scale of the loss. Of several climbs in one step the last is remembered.
     """
 
     alpha: float = 0.2
@@ -89,13 +90,12 @@ class Reuse(Blend):
         parallel = ratio(ops.dot(clean, sharp.grads), ops.dot(clean, clean))
         ops.scale_(clean, parallel)
         rest = sharp.along(ops.plus([wide(s) for s in sharp.grads], clean, -1.0))
+        ops.scale_(rest.grads, ratio(1.0, rest.norm))
         kept = sharp.remember("orthogonal", 0.0)
         ops.copy_(kept, rest.or_else(rest.grads, kept))
-        sharp.shared["orthogonal"] = rest.number_or_else(rest.norm, sharp.shared.get("orthogonal", 0.0))
 
     def between_(self, clean: Slope) -> None:
-        step = on_host(self.alpha * ratio(clean.norm, clean.shared.get("orthogonal", 0.0)))
-        clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), step)
+        clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), self.alpha * clean.norm)
 
 
 def _check_alpha(alpha: float) -> None:

@@ -122,7 +122,8 @@ def marked(grads: Sequence[Tensor]) -> Tensor | None:
 class Stay:
     """A step that does not climb: whatever the body does, the clean gradients come back.
 
-    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none.
+    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none; if it raises, those
+    of an earlier step do not come back.
     """
 
     def __init__(self, params: list[Tensor], *, only: bool = False) -> None:
@@ -131,8 +132,8 @@ class Stay:
     def __enter__(self) -> None:
         self.clean = [p.grad for p in self.params]
 
-    def __exit__(self, *error: object) -> None:
-        if self.only and any(p.grad is not None for p in self.params):
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if self.only and (kind is not None or any(p.grad is not None for p in self.params)):
             return
         for p, g in zip(self.params, self.clean, strict=True):
             p.grad = g

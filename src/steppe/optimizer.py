@@ -184,6 +184,7 @@ class SharpnessAware(Optimizer):
         if not self.ascent.needs_gradient:
             if ascent is not None:
                 raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
+            self.base.zero_grad()  # what an earlier step has left is not this one's
             with self.ascended():
                 loss = _evaluate(closure)
             self.base.step()
@@ -302,6 +303,7 @@ class SharpnessAware(Optimizer):
             if climb is not None:
                 self._need_gradient(_AFTER_SHARP)
         if climb is None:
+            self._need_gradient(_AFTER_SHARP)
             self._reuse()
 
     def around_sharp_pass(
@@ -348,21 +350,26 @@ class SharpnessAware(Optimizer):
 
     def will_climb(self) -> bool:
         """Say whether the next step climbs, as far as that can be known without its gradient: if not, it does not."""
-        radii = [self._radius(i, group) for i, group in enumerate(self.param_groups)]
+        climbing = self._groups()
         due = self.trigger.due(self.state["engine"].get("step", 0))
-        return bool(due and any(isinstance(rho, Tensor) or rho > 0 for rho in radii))
+        if not self.ascent.needs_gradient:  # then all is known
+            return due and any(self._climbing(params) for params, _ in climbing)
+        return due and bool(climbing)
+
+    def _groups(self) -> list[tuple[list[Tensor], Scalar]]:
+        """Return the parameters of the groups that climb, with their radii."""
+        radii = [(group["params"], self._radius(i, group)) for i, group in enumerate(self.param_groups)]
+        return [(params, rho) for params, rho in radii if isinstance(rho, Tensor) or rho > 0]
 
     def _decide(self, when: str, scale: Scalar = 1.0) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         owners: list[Tensor] = []
         spans: list[tuple[int, int, Scalar]] = []
-        for i, group in enumerate(self.param_groups):
-            rho = self._radius(i, group)
-            if isinstance(rho, Tensor) or rho > 0:
-                start = len(owners)
-                owners += self._climbing(group["params"])
-                stretch = self.trigger.stretch
-                spans.append((start, len(owners), rho if stretch == 1.0 else rho * stretch))
+        stretch = self.trigger.stretch
+        for params, rho in self._groups():
+            start = len(owners)
+            owners += self._climbing(params)
+            spans.append((start, len(owners), rho if stretch == 1.0 else rho * stretch))
         if not owners:
             if self.ascent.needs_gradient:
                 self._need_gradient(when)
@@ -394,8 +401,8 @@ class SharpnessAware(Optimizer):
         if self.blend is None or not self.blend.memories:
             return
         name = self.blend.memories[0]
-        owners = [p for p, memory in self.state.items() if name in memory and isinstance(p, Tensor)]
-        owners = [p for p in owners if p.grad is not None]
+        climbing = [p for params, _ in self._groups() for p in params if p.grad is not None]
+        owners = [p for p in climbing if name in self.state.get(p, _NOTHING)]
         if owners:
             with torch.no_grad():
                 for p in owners:

@@ -158,6 +158,7 @@ class SharpnessAwareCallback(Callback):
         self.freeze_norm_stats = freeze_norm_stats
         self.same_random_state = same_random_state
         self._in_sharp_pass = False
+        self._in_only_pass = False
         self._in_step = False
         self._went_back = False
         self._ascended: set[SharpnessAware] = set()
@@ -193,7 +194,7 @@ class SharpnessAwareCallback(Callback):
         def optimizer_step(optimizer: Any, closure: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
             if not isinstance(optimizer, SharpnessAware):
                 return plain(optimizer, closure, *args, **kwargs)
-            if self._in_sharp_pass:
+            if self._in_sharp_pass or self._in_only_pass:
                 raise RuntimeError(
                     "The weights are at w + delta: call opt.step() after the ascended() block, not in it."
                 )
@@ -213,8 +214,9 @@ class SharpnessAwareCallback(Callback):
         assert self._undo is not None
         for opt in trainer.optimizers:
             if isinstance(opt, SharpnessAware):
-                handle = opt.around_sharp_pass(partial(self._sharp_pass, trainer, pl_module, opt))
-                self._undo.callback(handle.remove)
+                alone = not opt.ascent.needs_gradient
+                around = partial(self._only_pass, opt) if alone else partial(self._sharp_pass, trainer, pl_module, opt)
+                self._undo.callback(opt.around_sharp_pass(around, only=alone).remove)
         self._metrics = _metrics(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,7 +268,19 @@ class SharpnessAwareCallback(Callback):
                     raise _NoGradientError
         except _NoGradientError:
             pass
+        finally:
+            self._ascended.discard(opt)
         return loss
+
+    @contextmanager
+    def _only_pass(self, opt: SharpnessAware) -> Iterator[None]:
+        """Note that there was the one pass of a method without a clean one; all that it leaves behind counts."""
+        self._ascended.add(opt)
+        self._in_only_pass = True
+        try:
+            yield
+        finally:
+            self._in_only_pass = False
 
     @contextmanager
     def _sharp_pass(self, trainer: Trainer, pl_module: LightningModule, opt: SharpnessAware) -> Iterator[None]:

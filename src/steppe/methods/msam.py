@@ -65,7 +65,7 @@ class MSAM(SharpnessAware):
         >>> [round(opt.step(closure).item(), 6) for _ in range(2)]
         [20.5, 6.504634]
         >>> [round(x, 6) for x in w.tolist()]
-        [0.85725, 0.449937]
+        [0.85725, 0.449938]
     """
 
     def __init__(

@@ -9,8 +9,22 @@ from typing import Any
 import torch
 
 import reference
-from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, AMSGrad, LightSAM, SharpnessAware
-from steppe.ascents import L2
+from steppe import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MSAM,
+    PGN,
+    SAM,
+    USAM,
+    AdaSAM,
+    AMSGrad,
+    FriendlySAM,
+    LightSAM,
+    LookSAM,
+    UnifiedSAM,
+    VaSSO,
+)
 from steppe.descent import Descent
 from steppe.triggers import Every
 
@@ -54,9 +68,16 @@ class Case:
     reference: Callable[..., Any] | None
     wraps: bool = True
     climbs: bool = True  # False: a plain optimizer
-    every: int = 1  # climbs at steps 0, every, 2 every, ...
+    clean: bool = True  # False: climbs without a clean pass
+    first: int = 0  # the first step that climbs: before, there is no momentum
+    every: int = 1  # climbs at steps first, first + every, ...
     scale_free: bool = True  # the climb does not change with the scale of the loss
     remembers: bool = False  # the ascent has a memory of past gradients
+    blends: bool = False  # what it hands on is made of both gradients
+    reuses: bool = False  # steps that do not climb hand on something else than their gradient
+    draws: bool = False  # the climb is random
+    held: int = 1  # tensors per parameter in the state, with the first base
+    bases: tuple[str, ...] = ("sgd-momentum", "adamw", "adamw-fused")  # with which the generic tests run
     lr: float | None = None  # of methods that do not wrap
     plain: Callable[..., Any] | None = None  # the same method without a climb, of methods that do not wrap
 
@@ -66,15 +87,34 @@ class Case:
             return self.make((base or BASES[0]).make(params, foreach=foreach), foreach=foreach, **kwargs)
         return self.make(params, **{"lr": self.lr, **kwargs}, foreach=foreach)
 
-    def rows(self, problem, batches, base):
-        """The reference's iterates on ``problem``."""
-        kwargs = {**self.kwargs, "update": base.update()} if self.wraps else {**self.kwargs, "lr": self.lr}
+    def rows(self, problem, batches, base, gradient=None, update=None, **override):
+        """The reference's iterates on ``problem``, or on another gradient or with another step of the base."""
+        kwargs = {**self.kwargs, **override}
+        kwargs |= {"update": update or base.update()} if self.wraps else {"lr": self.lr}
         kwargs.pop("variant", None)
-        return self.reference(problem.flat(), problem.gradient, batches, **kwargs)
+        return self.reference(problem.flat(), gradient or problem.gradient, batches, **kwargs)
+
+    def climbs_at(self, step):
+        """Whether step number ``step`` climbs."""
+        return self.climbs and step >= self.first and (step - self.first) % self.every == 0
+
+    def passes(self, step):
+        """The passes of step number ``step``, by name."""
+        return ["clean", "sharp"] if self.clean and self.climbs_at(step) else ["sharp" if not self.clean else "clean"]
+
+    def warm_up(self, opt):
+        """Let the base take the steps before the first climb, along the present gradients, to where it is."""
+        rates = [group["lr"] for group in opt.param_groups]
+        for group in opt.param_groups:
+            group["lr"] = 0.0
+        for _ in range(self.first):
+            opt.base.step()
+        for group, lr in zip(opt.param_groups, rates, strict=True):
+            group["lr"] = lr
 
 
-def every_third(base, *, rho, foreach=None):
-    return SharpnessAware(base, ascent=L2(), trigger=Every(3), rho=rho, foreach=foreach)
+def periodic(base, *, k, stretched=False, **kwargs):
+    return SAM(base, trigger=Every(k, stretched=stretched), **kwargs)
 
 
 _ADAM = {"betas": (0.9, 0.99), "eps": 1e-3}
@@ -83,17 +123,18 @@ CASES = [
     Case("sam", SAM, {"rho": 0.1}, reference.sam),
     Case("usam", USAM, {"rho": 0.1}, reference.usam, scale_free=False),
     Case("asam", ASAM, {"rho": 0.5, "eta": 0.01}, reference.asam),
-    Case("gsam", GSAM, {"rho": 0.1, "alpha": 0.4}, reference.gsam),
+    Case("gsam", GSAM, {"rho": 0.1, "alpha": 0.4}, reference.gsam, blends=True),
     Case(
         "adasam",
         AdaSAM,
         {"rho": 0.1, "weight_decay": 0.01, **_ADAM},
         reference.adasam,
         wraps=False,
+        held=3,
         lr=0.01,
         plain=lambda params, rho, **kwargs: AMSGrad(params, **kwargs),
     ),
-    Case("amsgrad", AMSGrad, dict(_ADAM), reference.amsgrad, wraps=False, climbs=False, lr=0.01),
+    Case("amsgrad", AMSGrad, dict(_ADAM), reference.amsgrad, wraps=False, climbs=False, held=3, lr=0.01),
     Case(
         "lightsam-i",
         LightSAM,
@@ -102,6 +143,7 @@ CASES = [
         wraps=False,
         scale_free=False,
         remembers=True,
+        held=0,
         lr=0.5,
         plain=lambda params, rho, variant, **kwargs: _descent("adagrad-norm", params, **kwargs),
     ),
@@ -113,6 +155,7 @@ CASES = [
         wraps=False,
         scale_free=False,
         remembers=True,
+        held=2,
         lr=0.05,
         plain=lambda params, rho, variant, **kwargs: _descent("adagrad", params, **kwargs),
     ),
@@ -124,10 +167,62 @@ CASES = [
         wraps=False,
         scale_free=False,
         remembers=True,
+        held=4,
         lr=0.01,
         plain=lambda params, rho, variant, **kwargs: _descent("adam", params, **kwargs),
     ),
-    Case("sam-every-3", every_third, {"rho": 0.1}, None, every=3),
+    Case("sam-every-3", periodic, {"rho": 0.1, "k": 3}, reference.periodic, every=3),
+    Case(
+        "msam",
+        MSAM,
+        {"rho": 0.1},
+        reference.msam,
+        clean=False,
+        first=1,
+        bases=("sgd-momentum", "adamw-fused"),
+    ),
+    Case("msam-adaptive", MSAM, {"rho": 0.1, "eta": 0.01}, reference.msam, clean=False, first=1, bases=("adamw",)),
+    Case(
+        "looksam",
+        LookSAM,
+        {"rho": 0.1, "k": 3, "alpha": 0.5},
+        reference.looksam,
+        every=3,
+        blends=True,
+        reuses=True,
+        held=2,
+        bases=("sgd-momentum", "adamw-fused"),
+    ),
+    Case(
+        "friendlysam",
+        FriendlySAM,
+        {"rho": 0.1, "sigma": 1.0, "decay": 0.6},
+        reference.friendlysam,
+        scale_free=False,
+        remembers=True,
+        held=2,
+        bases=("sgd-momentum",),
+    ),
+    Case(
+        "vasso",
+        VaSSO,
+        {"rho": 0.1, "theta": 0.4},
+        reference.vasso,
+        scale_free=False,
+        remembers=True,
+        held=2,
+        bases=("adamw",),
+    ),
+    Case("pgn", PGN, {"rho": 0.1, "alpha": 0.8}, reference.pgn, blends=True, bases=("sgd-momentum",)),
+    Case(
+        "unifiedsam",
+        UnifiedSAM,
+        {"rho": 0.1, "lam": "1-1/t"},
+        reference.unifiedsam,
+        scale_free=False,
+        bases=("sgd-momentum", "adamw-fused"),
+    ),
+    Case("esam", ESAM, {"rho": 0.1, "beta": 0.7, "seed": 1}, None, draws=True, bases=("sgd-momentum",)),
 ]
 
 
@@ -138,8 +233,13 @@ def _descent(variant, params, lr, foreach=None, **kwargs):
 
 CLIMBING = [case for case in CASES if case.climbs]
 
-# Every method with every base it can wrap; a method that owns its base stands once.
-COMBINATIONS = [(case, base) for case in CASES for base in (BASES if case.wraps else BASES[:1])]
+# Every method with the bases of its row; a method that owns its base stands once.
+COMBINATIONS = [
+    (case, base)
+    for case in CASES
+    for base in (BASES if case.wraps else BASES[:1])
+    if not case.wraps or base.name in case.bases
+]
 
 
 def combination_id(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -48,6 +50,19 @@ class Problem:
 def quadratic(w):
     """The loss of the papers' test vectors."""
     return 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)
+
+
+def through_ascended(opt, backward, scale=1.0, around=nullcontext):
+    """The passes of a step as hosts run them, and what the first of them returned; says whether it climbs."""
+    alone = not opt.ascent.needs_gradient
+    if not alone:
+        loss = backward()
+    with opt.ascended(scale) as climbs, around():
+        if alone:
+            loss = backward()
+        elif climbs:
+            backward()
+    return loss, climbs
 
 
 def weights(model):

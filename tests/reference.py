@@ -1,6 +1,8 @@
 """The papers' algorithms as plain loops over one flat vector: what every method is checked against.
 
-``f(w, batch)`` is the mini-batch gradient at ``w``; ``update(w, g)`` is the base's step. Nothing here uses steppe.
+``f(w, batch)`` is the mini-batch gradient at ``w``; ``update(w, g)`` is the base's step, and ``update.momentum`` what it
+moves against, None before the first. Where the count of steps matters, ``parts`` says how many batches make a step.
+Nothing here uses steppe.
 """
 
 from __future__ import annotations
@@ -9,14 +11,12 @@ import torch
 
 
 def sgd(lr, momentum=0.0, weight_decay=0.0):
-    buffer = None
-
     def update(w, g):
-        nonlocal buffer
         g = g + weight_decay * w
-        buffer = g if buffer is None else momentum * buffer + g
-        return w - lr * buffer
+        update.momentum = g if update.momentum is None else momentum * update.momentum + g
+        return w - lr * update.momentum
 
+    update.momentum = None
     return update
 
 
@@ -27,12 +27,42 @@ def adamw(lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
     def update(w, g):
         nonlocal m, v, t
         t += 1
-        m = betas[0] * m + (1 - betas[0]) * g
+        m = update.momentum = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g**2
         step = (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
         return w - lr * weight_decay * w - lr * step
 
+    update.momentum = None
     return update
+
+
+def changed(update, change):
+    """The step along ``change(g)``."""
+
+    def both(w, g):
+        w = update(w, change(g))
+        both.momentum = update.momentum
+        return w
+
+    both.momentum = update.momentum
+    return both
+
+
+def added_up(update, n):
+    """A step along the sum of ``n`` gradients, at the last of them."""
+    found = []
+
+    def last(w, g):
+        found.append(g)
+        if len(found) < n:
+            return w
+        w = update(w, sum(found))
+        last.momentum = update.momentum
+        found.clear()
+        return w
+
+    last.momentum = update.momentum
+    return last
 
 
 def sam(w, f, batches, update, rho):
@@ -65,6 +95,93 @@ def gsam(w, f, batches, update, rho, alpha):
         parallel = (g @ g_p) / (g_p @ g_p) * g_p
         orthogonal = g - parallel
         w = update(w, g_p - alpha * orthogonal)
+        yield w
+
+
+def periodic(w, f, batches, update, rho, k, stretched=False, parts=1):
+    for i, batch in enumerate(batches):
+        g = f(w, batch)
+        if i // parts % k == 0:
+            g = f(w + (k if stretched else 1) * rho * g / g.norm(), batch)
+        w = update(w, g)
+        yield w
+
+
+def msam(w, f, batches, update, rho, eta=None, warmup=0):
+    for i, batch in enumerate(batches):
+        m, delta = update.momentum, 0.0
+        if m is not None and i >= warmup:
+            t = 1.0 if eta is None else w.abs() + eta
+            delta = rho * t**2 * m / (t * m).norm()
+        w = update(w, f(w + delta, batch))
+        yield w
+
+
+def looksam(w, f, batches, update, rho, k, alpha, parts=1):
+    for i, batch in enumerate(batches):
+        g = f(w, batch)
+        if i // parts % k == 0:
+            s = f(w + rho * g / g.norm(), batch)
+            v = s - (g @ s) / (g @ g) * g
+            w = update(w, s)
+        else:
+            w = update(w, g + alpha * g.norm() / v.norm() * v)
+        yield w
+
+
+def friendlysam(w, f, batches, update, rho, sigma, decay):
+    m = torch.zeros_like(w)
+    for batch in batches:
+        g = f(w, batch)
+        d = g - sigma * m
+        m = decay * m + (1 - decay) * g
+        w = update(w, f(w + rho * d / d.norm(), batch))
+        yield w
+
+
+def vasso(w, f, batches, update, rho, theta):
+    d = torch.zeros_like(w)
+    for batch in batches:
+        d = (1 - theta) * d + theta * f(w, batch)
+        w = update(w, f(w + rho * d / d.norm(), batch))
+        yield w
+
+
+def pgn(w, f, batches, update, rho, alpha):
+    for batch in batches:
+        g = f(w, batch)
+        s = f(w + rho * g / g.norm(), batch)
+        w = update(w, (1 - alpha) * g + alpha * s)
+        yield w
+
+
+def unifiedsam(w, f, batches, update, rho, lam, parts=1):
+    for i, batch in enumerate(batches):
+        t = i // parts + 1
+        share = {"1/t": 1 / t, "1-1/t": 1 - 1 / t}.get(lam, lam)
+        g = f(w, batch)
+        w = update(w, f(w + rho * (1 - share + share / g.norm()) * g, batch))
+        yield w
+
+
+def esam(w, f, batches, update, rho, beta, masks):
+    for batch, mask in zip(batches, masks, strict=True):
+        g = f(w, batch)
+        w = update(w, f(w + rho / beta * mask * g / g.norm(), batch))
+        yield w
+
+
+def aesam(w, f, batches, update, rho, steps, early, late, decay, climbs=None):
+    """``climbs`` is told at each step whether it climbs."""
+    mean = variance = 0.0
+    for t, batch in enumerate(batches):
+        g = f(w, batch)
+        mean = decay * mean + (1 - decay) * g @ g
+        variance = decay * variance + (1 - decay) * (g @ g - mean) ** 2
+        steep = g @ g >= mean + (t / steps * late + (1 - t / steps) * early) * variance.sqrt()
+        w = update(w, f(w + rho * g / g.norm(), batch) if steep else g)
+        if climbs is not None:
+            climbs.append(bool(steep))
         yield w
 
 

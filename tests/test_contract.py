@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from cases import BASES, CASES, CLIMBING, COMBINATIONS, combination_id
-from problems import Problem, same_bits, weights
+from problems import Problem, same_bits, through_ascended, weights
 
 over_all = pytest.mark.parametrize(("case", "base"), COMBINATIONS, ids=combination_id)
 over_climbing = pytest.mark.parametrize(("case", "base"), [c for c in COMBINATIONS if c[0].climbs], ids=combination_id)
@@ -40,7 +40,7 @@ def test_rho_zero_is_the_base_bit_for_bit(case, base, foreach):
 
 
 @over_all
-def test_closure_runs_twice_per_climbing_step_and_once_otherwise(case, base):
+def test_the_closure_runs_once_for_each_pass(case, base):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base)
     calls = []
@@ -55,7 +55,7 @@ def test_closure_runs_twice_per_climbing_step_and_once_otherwise(case, base):
     for step, batch in enumerate(problem.batches(7)):
         calls.clear()
         opt.step(counted(problem.closure(opt, batch)))
-        assert len(calls) == (2 if case.climbs and step % case.every == 0 else 1)
+        assert len(calls) == len(case.passes(step))
 
 
 @over_climbing
@@ -63,7 +63,8 @@ def test_passes_see_the_climb_and_the_base_sees_w(case, base):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base)
     seen = []
-    (batch,) = problem.batches(1)
+    *before, batch = problem.batches(case.first + 1)
+    train(opt, problem, before)
     at_w = weights(problem.model)
     inner = problem.closure(opt, batch)
 
@@ -73,15 +74,18 @@ def test_passes_see_the_climb_and_the_base_sees_w(case, base):
 
     opt.base.register_step_pre_hook(lambda *_: seen.append(weights(problem.model)))
     opt.step(closure)
-    clean, sharp, descent = seen
-    assert same_bits(clean, at_w)
+    *clean, sharp, descent = seen
+    assert [same_bits(each, at_w) for each in clean] == ([True] if case.clean else [])
     assert not any(torch.equal(x, y) for x, y in zip(sharp, at_w, strict=True))
     assert same_bits(descent, at_w)
 
 
-@over_climbing
+@pytest.mark.parametrize(
+    ("case", "base", "fails_in"),
+    [(case, base, i) for case, base in COMBINATIONS if case.climbs for i, _ in enumerate(case.passes(1), start=1)],
+    ids=combination_id,
+)
 @over_paths
-@pytest.mark.parametrize("fails_in", [1, 2])
 def test_a_raising_closure_leaves_the_weights_bit_for_bit(case, base, foreach, fails_in):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base, foreach)
@@ -99,8 +103,6 @@ def test_a_raising_closure_leaves_the_weights_bit_for_bit(case, base, foreach, f
             raise KeyboardInterrupt("no more")
         return inner()
 
-    if case.every > 1 and fails_in == 2:
-        return  # the second step of this one has no second pass
     with pytest.raises(KeyboardInterrupt, match="no more"):
         opt.step(closure)
     assert same_bits(weights(problem.model), before)
@@ -113,9 +115,10 @@ def test_a_raising_closure_leaves_the_weights_bit_for_bit(case, base, foreach, f
 def test_a_raising_body_of_ascended_leaves_the_weights_bit_for_bit(case, base):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base)
-    before = weights(problem.model)
     (batch,) = problem.batches(1)
     problem.loss(batch).backward()
+    case.warm_up(opt)
+    before = weights(problem.model)
     inside = []
 
     def body():
@@ -142,7 +145,7 @@ def test_storage_stays_where_it_is(case, base, foreach):
 def test_a_loss_of_zero_is_a_loss(case, base):
     problem, shifted = Problem(), Problem()
     opts = [case.build(p.model.parameters(), base) for p in (problem, shifted)]
-    for batch in problem.batches(3):
+    for step, batch in enumerate(problem.batches(3)):
         value = problem.loss(batch).item()
 
         def closure(batch=batch, value=value):
@@ -151,26 +154,31 @@ def test_a_loss_of_zero_is_a_loss(case, base):
             loss.backward()
             return loss
 
-        opts[0].step(problem.closure(opts[0], batch))
-        assert opts[1].step(closure).item() == 0.0
+        expected = opts[0].step(problem.closure(opts[0], batch)) - value
+        assert torch.equal(opts[1].step(closure), expected)
+        assert (expected.item() == 0.0) == (case.clean or not case.climbs_at(step))
     assert same_bits(shifted.model.parameters(), problem.model.parameters())
 
 
 @over_all
-def test_step_returns_the_clean_loss(case, base):
+def test_step_returns_the_clean_loss_or_that_of_the_only_pass(case, base):
     problem = Problem()
     opt = case.build(problem.model.parameters(), base)
-    for batch in problem.batches(4):
-        expected = problem.loss(batch).item()
-        assert opt.step(problem.closure(opt, batch)).item() == expected
+    for step, batch in enumerate(problem.batches(4)):
+        at_w, seen, inner = problem.loss(batch).item(), [], problem.closure(opt, batch)
+
+        def closure(seen=seen, inner=inner):
+            seen.append(inner())
+            return seen[-1]
+
+        found = opt.step(closure)
+        assert found is seen[0]
+        assert (found.item() == at_w) == (case.clean or not case.climbs_at(step))
 
 
 def by_ascended(opt, problem, batch):
     opt.zero_grad()
-    problem.loss(batch).backward()
-    with opt.ascended() as climbs:
-        if climbs:
-            problem.loss(batch).backward()
+    through_ascended(opt, lambda: problem.loss(batch).backward())
     opt.base.step()
 
 
@@ -194,14 +202,14 @@ def test_ascended_says_whether_it_climbs_and_keeps_the_clean_gradient_if_not(cas
     problem.loss(batch).backward()
     clean = [p.grad.clone() for p in problem.model.parameters()]
     with opt.ascended() as climbing:
-        (problem.loss(batch) * 7).backward()
+        (problem.loss(batch) * 8).backward()
     assert climbing is False
-    assert same_bits([p.grad for p in problem.model.parameters()], clean)
+    found = [p.grad for p in problem.model.parameters()]
+    assert same_bits(found, clean if case.clean else [8 * g for g in clean])
     opt.param_groups[0]["rho"] = 0.1
-    if case.every == 1:
-        with opt.ascended() as climbing:
-            problem.loss(batch).backward()
-        assert climbing is True
+    with opt.ascended() as climbing:
+        problem.loss(batch).backward()
+    assert climbing is case.climbs_at(0)
 
 
 @over_all
@@ -414,8 +422,9 @@ def test_groups_climb_by_their_own_rho_and_one_norm(case, base, foreach):
     opt = case.build(groups, base, foreach, rho=0.1)
     assert [group["rho"] for group in opt.param_groups] == [0.2, 0.0, 0.1]
     (batch,) = problem.batches(1)
-    before = weights(problem.model)
     problem.loss(batch).backward()
+    case.warm_up(opt)
+    before = weights(problem.model)
     with opt.ascended():
         deltas = [p.detach() - w for p, w in zip(problem.model.parameters(), before, strict=True)]
         problem.loss(batch).backward()
@@ -424,6 +433,7 @@ def test_groups_climb_by_their_own_rho_and_one_norm(case, base, foreach):
     alone = Problem()
     expected = case.build([p for i, p in enumerate(alone.model.parameters()) if i in (0, 3)], base, foreach, rho=0.1)
     alone.loss(batch).backward()
+    case.warm_up(expected)
     start = weights(alone.model)
     with expected.ascended():
         moved = [p.detach() - w for p, w in zip(alone.model.parameters(), start, strict=True)]
@@ -442,8 +452,9 @@ def test_added_groups_climb_too(case, base, through):
     (opt if through == "opt" else opt.base).add_param_group({"params": rest[:2]})
     (opt if through == "opt" else opt.base).add_param_group({"params": rest[2:], "rho": 0.0})
     (batch,) = problem.batches(1)
-    before = weights(problem.model)
     problem.loss(batch).backward()
+    case.warm_up(opt)
+    before = weights(problem.model)
     with opt.ascended():
         moved = [not torch.equal(p, w) for p, w in zip(problem.model.parameters(), before, strict=True)]
         problem.loss(batch).backward()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cases import CLIMBING
-from problems import same_bits, weights
+from problems import same_bits, through_ascended, weights
 from steppe import SAM, accumulated_step
 from steppe.passes import frozen_norm_stats, same_random_state
 
@@ -80,10 +80,7 @@ def take(door, opt, model, batch):
     if door == "backward":
         opt.backward(backward)
     else:
-        backward()
-        with opt.ascended() as climbing:
-            if climbing:
-                backward()
+        through_ascended(opt, backward)
     opt.base.step()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cases import CLIMBING
-from problems import same_bits, weights
+from problems import same_bits, through_ascended, weights
 from steppe import SAM
 from steppe.passes import frozen_norm_stats, same_random_state
 
@@ -188,10 +188,7 @@ def through(door, opt, backward):
     if door == "backward":
         loss = opt.backward(backward)
     else:
-        loss = backward()
-        with opt.ascended() as climbing:
-            if climbing:
-                backward()
+        loss, _ = through_ascended(opt, backward)
     opt.base.step()
     return loss
 

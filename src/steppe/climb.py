@@ -122,8 +122,8 @@ def marked(grads: Sequence[Tensor]) -> Tensor | None:
 class Stay:
     """A step that does not climb: whatever the body does, the clean gradients come back.
 
-    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none; if it raises, those
-    of an earlier step do not come back.
+    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none. If that pass
+    raises, the gradients of an earlier step do not come back.
     """
 
     def __init__(self, params: list[Tensor], *, only: bool = False) -> None:

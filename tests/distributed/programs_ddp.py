@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 import cases
 import steppe
 from steppe.ascents import L2
-from steppe.triggers import Every
+from steppe.batches import fraction_of
+from steppe.triggers import Every, LargeGradient, Randomly, Trigger
 
 METHODS = {case.name: case for case in cases.CASES}
 GRADIENT = sum(p.numel() for p in network().parameters())
@@ -332,3 +333,95 @@ def every_other(replicas: str, find_unused: bool) -> tuple[list[int], float]:
             steppe.accumulated_step(opt, parts[distributed.get_rank()], backward, replicas=replicas, model=wrapped)
         exchanges.append(collectives.all_reduces(at_least=30))  # branches in use have 36 entries or more
     return exchanges, distance(alone.parameters(), model.parameters())
+
+
+# What needs less than two whole passes
+
+
+def joined(batch: Any) -> list[tuple[Tensor, ...]]:
+    """Micro-batches of one process, each of what the ranks have in theirs."""
+    return [tuple(map(torch.cat, zip(*same, strict=True))) for same in zip(*micro_batches(batch), strict=True)]
+
+
+def accumulated_case(name: str, climb: str, replicas: str, host: Any = DistributedDataParallel) -> dict[str, Any]:
+    """``accumulated_step`` on both ranks against one process, and how often all was exchanged in each step."""
+    case, alone, model = METHODS[name], network(), network()
+    wrapped = host(model)
+    opts = [case.build(alone.parameters()), case.build(wrapped.parameters())]
+
+    def backward_of(net: nn.Module) -> Any:
+        def backward(part: Any) -> Tensor:
+            loss = (net(part[0]) - part[1]).square().mean() / PARTS
+            loss.backward()
+            return loss
+
+        return backward
+
+    exchanges = []
+    for batch in data(5):
+        steppe.accumulated_step(opts[0], joined(batch), backward_of(alone), climb=climb)
+        own_parts = micro_batches(batch)[distributed.get_rank()]
+        with Collectives() as seen:
+            steppe.accumulated_step(
+                opts[1], own_parts, backward_of(wrapped), climb=climb, replicas=replicas, model=wrapped
+            )
+        exchanges.append(seen.all_reduces(at_least=GRADIENT))
+    return {"gap": distance(alone.parameters(), wrapped.parameters()), "exchanges": exchanges}
+
+
+TRIGGERS: dict[str, Callable[[], Trigger]] = {
+    "randomly": lambda: Randomly(0.5, seed=4),
+    "large gradient": lambda: LargeGradient(8, decay=0.5),
+    "both": lambda: LargeGradient(8, decay=0.5) & Every(2, stretched=True),
+}
+
+
+def triggered(name: str) -> dict[str, Any]:
+    """Calls of the closure, step by step, and how far two processes end from one."""
+    alone, model = network(), network()
+    wrapped = DistributedDataParallel(model)
+    opts = [steppe.SAM(base(net.parameters()), rho=0.1, trigger=TRIGGERS[name]()) for net in (alone, model)]
+    calls = []
+    for x, y in data(8):
+        train(opts[0], alone, [(x, y)])
+        a, b = own((x, y))
+        calls.append(0)
+
+        def closure(a: Tensor = a, b: Tensor = b) -> Tensor:
+            opts[1].zero_grad()
+            calls[-1] += 1
+            loss = (wrapped(a) - b).square().mean()
+            loss.backward()
+            return loss
+
+        opts[1].step(closure)
+    return {"calls": calls, "gap": distance(alone.parameters(), model.parameters())}
+
+
+def part_of_the_batch(name: str, host: Any = DistributedDataParallel) -> dict[str, float]:
+    """``opt.step(closure, ascent=...)`` with half of what each rank has, against half of the batch on one process."""
+    case, alone, model = METHODS[name], network(), network()
+    wrapped = host(model)
+    opts = [case.build(alone.parameters()), case.build(wrapped.parameters())]
+
+    def closure_of(opt: Any, net: nn.Module, batch: Any) -> Any:
+        def closure() -> Tensor:
+            opt.zero_grad()
+            loss = (net(batch[0]) - batch[1]).square().mean()
+            loss.backward()
+            return loss
+
+        return closure
+
+    for batch in data(5):
+        halves = [parts[0] for parts in micro_batches(batch)]  # the first of the two parts of each rank
+        part = tuple(map(torch.cat, zip(*halves, strict=True)))
+        opts[0].step(closure_of(opts[0], alone, batch), ascent=closure_of(opts[0], alone, part))
+        mine, half = own(batch), fraction_of(own(batch), 1 / PARTS)
+        opts[1].step(closure_of(opts[1], wrapped, mine), ascent=closure_of(opts[1], wrapped, half))
+    whole_climb = network()
+    train(case.build(whole_climb.parameters()), whole_climb, data(5))
+    return {
+        "gap": distance(alone.parameters(), wrapped.parameters()),
+        "to the whole": distance(alone.parameters(), whole_climb.parameters()),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import programs_ddp
 import torch
 from plain import accumulated_gradients, data, network
 from programs_ddp import METHODS, PARTS, Poison, base, micro_batches, train
@@ -29,7 +30,7 @@ def whole_batch(
     train(opt, model, [own(batch) for batch in batches])
     memories = [
         value
-        for o in (opt, getattr(opt, "base", opt))
+        for o in {opt, getattr(opt, "base", opt)}
         for memory in o.state.values()
         for value in memory.values()
         if isinstance(value, Tensor) and value.dim() > 0
@@ -69,6 +70,14 @@ def accumulated(name: str, climb: str) -> dict[str, Any]:
             steppe.accumulated_step(opt, parts[distributed.get_rank()], backward, climb=climb, model=model)
         gaps.append(distance(alone.parameters(), model.parameters()))
     return {"gap": max(gaps), "exchanges": sum("reduce_scatter" in name for name, _ in collectives.seen)}
+
+
+def accumulated_case(name: str, climb: str) -> dict[str, Any]:
+    return programs_ddp.accumulated_case(name, climb, "global", shard)
+
+
+def part_of_the_batch(name: str) -> dict[str, float]:
+    return programs_ddp.part_of_the_batch(name, shard)
 
 
 def columns(name: str) -> float:
@@ -114,10 +123,10 @@ def mixed_precision(name: str) -> tuple[bool, float]:
 
 
 def not_finite(name: str) -> dict[str, Any]:
-    """One entry of one shard of the clean gradient is infinite."""
+    """One entry of one shard of what is climbed along is infinite."""
     model = shard(network())
     opt = METHODS[name].build(model.parameters())
-    train(opt, model, [own(batch) for batch in data(2)])
+    train(opt, model, [own(batch) for batch in data(METHODS[name].every)])
     memories = [
         (memory, key, value.to_local().clone() if isinstance(value, DTensor) else value)
         for memory in opt.state.values()
@@ -126,10 +135,12 @@ def not_finite(name: str) -> dict[str, Any]:
     ((x, y),) = data(1)
     opt.zero_grad()
     (model(x) - y).square().mean().backward()
+    weight = model[0].weight
     if distributed.get_rank() == 1:
-        model[0].weight.grad.to_local()[0, 0] = math.inf
+        opt.ascent.vector(weight, opt.base.state[weight]).to_local()[0, 0] = math.inf
     before = [p.to_local().clone() for p in model.parameters()]
-    with opt.ascended():
+    with opt.ascended() as climbs:
+        assert climbs
         stayed = all(map(torch.equal, (p.to_local() for p in model.parameters()), before))
         (model(x) - y).square().mean().backward()
     return {
@@ -248,7 +259,9 @@ def accumulated_fails() -> float:
 def refusals() -> dict[str, str]:
     model = shard(network())
     opt = METHODS["sam"].build(model.parameters())
+    masked = METHODS["esam"].build(model.parameters())
     return {
+        "masks": message_of(TypeError, lambda: train(masked, model, [own(batch) for batch in data(1)])),
         "own": message_of(ValueError, lambda: steppe.accumulated_step(opt, [0], train, model=model, replicas="own")),
     }
 

@@ -158,3 +158,47 @@ def test_a_pass_that_raises_leaves_the_weights(pool, climb, replicas, at):
     assert found["message"] == f"call {at}"
     assert found["back"]
     assert found["gap"] < 1e-12
+
+
+# What needs less than two whole passes
+
+# Exchanges of all gradients in five steps of two micro-batches, of which LookSAM climbs in the first and the fourth.
+CHEAP = {
+    ("msam", "replay"): [1, 1, 1, 1, 1],
+    ("msam", "micro"): [1, 1, 1, 1, 1],
+    ("looksam", "replay"): [2, 1, 1, 2, 1],
+    ("looksam", "micro"): [4, 2, 2, 4, 2],
+    ("friendlysam", "micro"): [3, 3, 3, 3, 3],
+    ("pgn", "micro"): [4, 4, 4, 4, 4],
+    ("unifiedsam", "replay"): [2, 2, 2, 2, 2],
+    ("esam", "micro"): [3, 3, 3, 3, 3],
+}
+
+
+@pytest.mark.parametrize(("name", "climb"), CHEAP)
+@pytest.mark.stack("DDP", "accumulation")
+def test_accumulated_step_is_that_of_one_process(pool, name, climb):
+    for found in pool.run(programs.accumulated_case, name, climb, "global"):
+        assert found["gap"] < 1e-12
+        assert found["exchanges"] == CHEAP[name, climb]
+
+
+@over_climbs
+def test_momentum_is_the_same_everywhere_so_own_climbs_are_too(pool, climb):
+    for found in pool.run(programs.accumulated_case, "msam", climb, "own"):
+        assert found["gap"] < 1e-12
+        assert found["exchanges"] == [1] * 5
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "looksam"])
+def test_a_climb_along_a_part_of_the_batch(pool, name):
+    for found in pool.run(programs.part_of_the_batch, name):
+        assert found["gap"] < 1e-12
+        assert found["to the whole"] > 1e-6
+
+
+@pytest.mark.parametrize("name", programs.TRIGGERS)
+def test_all_ranks_climb_at_the_same_steps(pool, name):
+    found = both(pool.run(programs.triggered, name))
+    assert set(found["calls"]) == {1, 2}
+    assert found["gap"] < 1e-12

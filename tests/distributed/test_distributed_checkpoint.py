@@ -7,11 +7,12 @@ import re
 import programs_checkpoint as programs
 import pytest
 import torch
+from programs_ddp import METHODS
 from torch import nn
 
 from steppe.integrations.distributed import SharpnessAwareState
 
-NAMES = ["sam-adamw", "adasam", "lightsam-i", "lightsam-ii", "sam-every-3"]
+NAMES = ["sam-adamw", "adasam", "lightsam-i", "lightsam-ii", "sam-every-3", "msam", "looksam", "friendlysam"]
 KINDS = ["fsdp", "ddp", "one"]
 
 
@@ -20,7 +21,13 @@ def both(results):
     return results[0]
 
 
-@pytest.mark.parametrize(("name", "after"), [*((name, 4) for name in NAMES), ("sam-adamw", 0), ("lightsam-iii", 0)])
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        *((name, 4) for name in NAMES),
+        *((name, 0) for name in ("sam-adamw", "lightsam-iii", "looksam")),
+    ],
+)
 @pytest.mark.parametrize("saver", KINDS)
 @pytest.mark.stack("DDP", "resume")
 @pytest.mark.stack("FSDP2", "resume")
@@ -61,8 +68,10 @@ def test_parameters_without_gradients_and_wide_accumulators(pool, tmp_path, name
     assert found["same"]
     assert found["numbers"][0] == found["numbers"][1]
     assert found["bases"][0] == found["bases"][1]
-    wide = torch.float32 if name in ("adasam", "lightsam-ii", "lightsam-iii") else dtype
-    assert set(found["dtypes"]) <= {str(wide)}
+    case = METHODS.get(name)
+    wide = case is not None and (case.remembers or case.reuses or not case.wraps) and case.held > 0
+    assert set(found["dtypes"]) <= {str(dtype), *(["torch.float32"] if wide else [])}
+    assert "torch.float32" in found["dtypes"] or not wide
 
 
 def test_plain_optimizers_are_refused():

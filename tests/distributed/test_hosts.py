@@ -9,7 +9,7 @@ stack = pytest.mark.stack
 DDP, FSDP, TENSOR, COMPILED = "DDP", "FSDP2", "Tensor parallelism", "torch.compile"
 
 
-@pytest.mark.parametrize("name", ["sam", "gsam", "adasam"])
+@pytest.mark.parametrize("name", ["sam", "gsam", "adasam", "msam"])
 @pytest.mark.parametrize(
     ("host", "loop"),
     [
@@ -28,7 +28,7 @@ def test_two_processes_end_where_one_does(pool, host, loop, name):
         assert found["moved"] > 1e-3
 
 
-@pytest.mark.parametrize("name", ["sam", "gsam", "adasam"])
+@pytest.mark.parametrize("name", ["sam", "gsam", "adasam", "msam"])
 @pytest.mark.parametrize(
     "host",
     [

@@ -5,12 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
+import reference
 from problems import Problem, same_bits
-from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, AMSGrad, LightSAM, ProportionalToLR, SharpnessAware
-from steppe.ascents import L2, Adam, Adaptive
-from steppe.blends import SurrogateGap
+from steppe import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MSAM,
+    PGN,
+    SAM,
+    USAM,
+    AdaSAM,
+    AMSGrad,
+    FriendlySAM,
+    LightSAM,
+    LookSAM,
+    ProportionalToLR,
+    SharpnessAware,
+    UnifiedSAM,
+    VaSSO,
+    norm_layers,
+)
+from steppe.ascents import L2, Adam, Adaptive, Filtered, Masked, Mix, Momentum, Unnormalized
+from steppe.blends import Reuse, SurrogateGap, Weighted
 from steppe.descent import Descent
-from steppe.triggers import Always, Every
+from steppe.triggers import After, Always, Every, Randomly
 
 over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
 
@@ -53,6 +72,128 @@ EXACTLY = {
         lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), trigger=Every(1), rho=0.1, **f),
         lambda p, **f: SAM(sgd(p), rho=0.1, **f),
     ),
+    "a trigger of SAM is that of the engine": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(3), **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), trigger=Every(3), rho=0.1, **f),
+    ),
+    "a trigger of USAM is that of the engine": (
+        lambda p, **f: USAM(sgd(p), rho=0.1, trigger=Every(3), **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=Unnormalized(), trigger=Every(3), rho=0.1, **f),
+    ),
+    "a trigger of ASAM is that of the engine": (
+        lambda p, **f: ASAM(sgd(p), rho=0.5, trigger=Every(3), **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=Adaptive(), trigger=Every(3), rho=0.5, **f),
+    ),
+    "a trigger of GSAM is that of the engine": (
+        lambda p, **f: GSAM(sgd(p), rho=0.1, trigger=Every(3), **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=SurrogateGap(), trigger=Every(3), rho=0.1, **f),
+    ),
+    "always & x is x": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Always() & Every(3, stretched=True), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(3, stretched=True), **f),
+    ),
+    "x & always is x": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(3, stretched=True) & Always(), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(3, stretched=True), **f),
+    ),
+    "every 2 & every 3 is every 6": (
+        lambda p, **f: SAM(sgd(p), rho=0.05, trigger=Every(2, stretched=True) & Every(3), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(6), **f),
+    ),
+    "stretched by 4 is a radius of 4 rho": (
+        lambda p, **f: SAM(sgd(p), rho=0.025, trigger=Every(4, stretched=True), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(4), **f),
+    ),
+    "after 0 is always": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=After(0), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "after the end is never": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=After(30), **f),
+        lambda p, **f: sgd(p, **f),
+    ),
+    "with probability 1 is always": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Randomly(1.0), **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "with probability 0 is never": (
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Randomly(0.0), **f),
+        lambda p, **f: sgd(p, **f),
+    ),
+    "LookSAM with k = 1 is SAM": (
+        lambda p, **f: LookSAM(sgd(p), rho=0.1, k=1, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "LookSAM with alpha = 0 is SAM every k steps": (
+        lambda p, **f: LookSAM(sgd(p), rho=0.1, k=4, alpha=0.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, trigger=Every(4), **f),
+    ),
+    "LookSAM is the engine with Reuse": (
+        lambda p, **f: LookSAM(sgd(p), rho=0.1, k=4, alpha=0.3, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=Reuse(0.3), trigger=Every(4), rho=0.1, **f),
+    ),
+    "FriendlySAM with sigma = 0 is SAM": (
+        lambda p, **f: FriendlySAM(sgd(p), rho=0.1, sigma=0.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "FriendlySAM is the engine with Filtered": (
+        lambda p, **f: FriendlySAM(sgd(p), rho=0.1, sigma=0.7, decay=0.6, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=Filtered(0.7, 0.6), rho=0.1, **f),
+    ),
+    "VaSSO with theta = 1 is SAM": (
+        lambda p, **f: VaSSO(sgd(p), rho=0.1, theta=1.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "VaSSO is FriendlySAM with a negative sigma": (
+        lambda p, **f: VaSSO(sgd(p), rho=0.1, theta=0.25, **f),
+        lambda p, **f: FriendlySAM(sgd(p), rho=0.1, sigma=-3.0, decay=0.75, **f),
+    ),
+    "PGN with alpha = 1 is SAM": (
+        lambda p, **f: PGN(sgd(p), rho=0.1, alpha=1.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "PGN with alpha = 0 is the base": (
+        lambda p, **f: PGN(sgd(p), rho=0.1, alpha=0.0, **f),
+        lambda p, **f: sgd(p, **f),
+    ),
+    "PGN is the engine with Weighted": (
+        lambda p, **f: PGN(sgd(p), rho=0.1, alpha=0.6, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=L2(), blend=Weighted(0.6), rho=0.1, **f),
+    ),
+    "UnifiedSAM with lam = 0 is USAM": (
+        lambda p, **f: UnifiedSAM(sgd(p), rho=0.1, lam=0.0, **f),
+        lambda p, **f: USAM(sgd(p), rho=0.1, **f),
+    ),
+    "UnifiedSAM with lam = 1 is SAM": (
+        lambda p, **f: UnifiedSAM(sgd(p), rho=0.1, lam=1.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "UnifiedSAM is the engine with Mix": (
+        lambda p, **f: UnifiedSAM(sgd(p), rho=0.1, lam="1/t", **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=Mix("1/t"), rho=0.1, **f),
+    ),
+    "ESAM with beta = 1 is SAM": (
+        lambda p, **f: ESAM(sgd(p), rho=0.1, beta=1.0, **f),
+        lambda p, **f: SAM(sgd(p), rho=0.1, **f),
+    ),
+    "ESAM is the engine with Masked": (
+        lambda p, **f: ESAM(sgd(p), rho=0.1, beta=0.3, seed=5, **f),
+        lambda p, **f: SharpnessAware(sgd(p), ascent=Masked(0.3, 5), rho=0.1, **f),
+    ),
+    "MSAM that warms up to the end is the base": (
+        lambda p, **f: MSAM(sgd(p), rho=0.1, warmup=30, **f),
+        lambda p, **f: sgd(p, **f),
+    ),
+    "MSAM is the engine with Momentum": (
+        lambda p, **f: MSAM(sgd(p), rho=0.1, eta=0.1, warmup=3, **f),
+        lambda p, **f: SharpnessAware(
+            sgd(p), ascent=Momentum(Adaptive(0.1)), trigger=After(3), blend=None, rho=0.1, **f
+        ),
+    ),
+    "one step that warms up costs MSAM nothing": (
+        lambda p, **f: MSAM(sgd(p), rho=0.1, warmup=1, **f),
+        lambda p, **f: MSAM(sgd(p), rho=0.1, **f),
+    ),
     "ProportionalToLR at one learning rate is rho_max": (
         lambda p, **f: SAM(sgd(p), rho=ProportionalToLR(0.1, 0.0, 0.05, 0.05), **f),
         lambda p, **f: SAM(sgd(p), rho=0.1, **f),
@@ -89,6 +230,11 @@ NEARLY = {
         lambda p: torch.optim.Adagrad(p, lr=0.05, eps=0.0, initial_accumulator_value=1e-16),
         1e-13,
     ),
+    "MSAM with a large eta is MSAM": (
+        lambda p: MSAM(sgd(p), rho=0.1 / 1e9, eta=1e9),
+        lambda p: MSAM(sgd(p), rho=0.1),
+        1e-7,
+    ),
     "USAM and SAM both become the base as rho vanishes": (
         lambda p: USAM(sgd(p), rho=1e-9),
         lambda p: SAM(sgd(p), rho=1e-9),
@@ -109,6 +255,51 @@ def test_adamw_and_amsgrad_differ_as_documented():
     ours = trained(lambda p: AMSGrad(p, 0.01))
     torchs = trained(lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True))
     assert max((x - y).abs().max() for x, y in zip(ours, torchs, strict=True)) > 1e-2
+
+
+@over_paths
+@pytest.mark.parametrize("parts", ["all norm", "all climb"])
+def test_norm_layers_are_groups(parts, foreach):
+    """With norm layers alone, and with the radius of their group for all, it is SAM on the model."""
+    runs = []
+    for grouped in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.LayerNorm(6), torch.nn.Linear(6, 3), torch.nn.LayerNorm(3)).double()
+        if parts == "all norm":
+            model[1].requires_grad_(False)
+        groups = norm_layers(model, rho=0.5)
+        if parts == "all climb":
+            groups[1]["rho"] = 0.5
+        order = [p for group in groups for p in group["params"]]  # the order of a sum is that of the groups
+        opt = SAM(sgd(groups if grouped else order), rho=0.5, foreach=foreach)
+        for _ in range(5):
+
+            def closure(opt=opt, model=model):
+                opt.zero_grad()
+                loss = (model(torch.arange(24.0, dtype=torch.float64).view(4, 6)) - 1).square().mean()
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+        runs.append(list(model.parameters()))
+    assert same_bits(*runs)
+
+
+def wsam(w, f, batches, update, rho, gamma):
+    """WSAM without decoupling: the gradient of ``L + gamma / (1 - gamma) (L(w + delta) - L)``."""
+    for batch in batches:
+        g = f(w, batch)
+        s = f(w + rho * g / g.norm(), batch)
+        w = update(w, g + gamma / (1 - gamma) * (s - g))
+        yield w
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.6])
+def test_wsam_in_its_coupled_form_is_pgn(gamma):
+    problem = Problem()
+    *_, expected = wsam(problem.flat(), problem.gradient, problem.batches(30), reference.sgd(0.05, 0.9), 0.1, gamma)
+    found = trained(lambda p: PGN(sgd(p), rho=0.1, alpha=gamma / (1 - gamma)))
+    torch.testing.assert_close(torch.cat([p.detach().flatten() for p in found]), expected, rtol=0, atol=1e-12)
 
 
 def test_parts_combine_freely():

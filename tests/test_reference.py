@@ -5,9 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
+import cases
+import reference
 from cases import COMBINATIONS, combination_id
 from problems import Problem, quadratic
-from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, LightSAM
+from steppe import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MSAM,
+    PGN,
+    SAM,
+    USAM,
+    AdaSAM,
+    FriendlySAM,
+    LightSAM,
+    LookSAM,
+    UnifiedSAM,
+    VaSSO,
+)
 
 _SGD = lambda params: torch.optim.SGD(params, lr=0.05)  # noqa: E731
 
@@ -90,3 +106,77 @@ def test_plain_loop_over_200_mini_batches(case, base, foreach):
         opt.step(problem.closure(opt, batch))
         torch.testing.assert_close(problem.flat(), w, rtol=0.0, atol=1e-12)
     assert (problem.flat() - start).norm() > 0.1
+
+
+# name: (method, plain loop, settings of both)
+FORMS = {
+    "periodic, stretched": (cases.periodic, reference.periodic, {"rho": 0.02, "k": 4, "stretched": True}),
+    "msam after a warm-up": (MSAM, reference.msam, {"rho": 0.1, "warmup": 7}),
+    "adaptive msam after a warm-up": (MSAM, reference.msam, {"rho": 0.2, "eta": 0.1, "warmup": 7}),
+    "looksam, the defaults": (LookSAM, reference.looksam, {"rho": 0.05, "k": 5, "alpha": 0.2}),
+    "friendlysam, part of the average": (FriendlySAM, reference.friendlysam, {"rho": 0.1, "sigma": 0.3, "decay": 0.9}),
+    "vasso, the defaults": (VaSSO, reference.vasso, {"rho": 0.05, "theta": 0.9}),
+    "pgn beyond the sharp gradient": (PGN, reference.pgn, {"rho": 0.05, "alpha": 3.0}),
+    "unified sam, half and half": (UnifiedSAM, reference.unifiedsam, {"rho": 0.1, "lam": 0.5}),
+    "unified sam, from sam to usam": (UnifiedSAM, reference.unifiedsam, {"rho": 0.1, "lam": "1/t"}),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_other_settings(name):
+    method, plain, kwargs = FORMS[name]
+    problem, base = Problem(), cases.BASES[0]
+    batches = problem.batches(40)
+    opt = method(base.make(problem.model.parameters()), **kwargs)
+    for batch, w in zip(
+        batches, plain(problem.flat(), problem.gradient, batches, base.update(), **kwargs), strict=True
+    ):
+        opt.step(problem.closure(opt, batch))
+        torch.testing.assert_close(problem.flat(), w, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
+def test_esam_is_the_plain_loop_with_its_masks(foreach):
+    problem, base, rho, beta = Problem(), cases.BASES[0], 0.1, 0.6
+    batches, start = problem.batches(60), problem.flat()
+    opt = ESAM(base.make(problem.model.parameters()), rho=rho, beta=beta, foreach=foreach)
+    masks, rows = [], []
+    for batch in batches:
+        before = problem.flat()
+        opt.zero_grad()
+        problem.loss(batch).backward()
+        with opt.ascended():
+            masks.append((problem.flat() != before).double())  # no entry of this gradient is zero
+            problem.loss(batch).backward()
+        opt.base.step()
+        rows.append(problem.flat())
+    expected = reference.esam(start, problem.gradient, batches, base.update(), rho, beta, masks)
+    for row, w in zip(rows, expected, strict=True):
+        torch.testing.assert_close(row, w, rtol=0.0, atol=1e-12)
+    share = torch.stack(masks).mean(0)  # over steps, of each weight
+    assert share.mean().item() == pytest.approx(beta, abs=3 * (beta * (1 - beta) / (60 * len(start))) ** 0.5)
+    assert share.min() > 0.25
+    assert share.max() < 0.95
+    assert len({tuple(mask.tolist()) for mask in masks}) == len(masks)
+
+
+def test_masks_depend_on_seed_and_step_and_on_nothing_else():
+    def moved(seed, step, layout=torch.contiguous_format, dtype=torch.float64, foreach=None):
+        w = torch.nn.Parameter(torch.ones(4, 3, 2, 2, dtype=dtype).to(memory_format=layout))
+        opt = ESAM(_SGD([w]), rho=0.5, seed=seed, foreach=foreach)
+        opt.state["engine"]["step"] = step
+        torch.manual_seed(int(torch.randint(1000, ())))  # whoever else draws
+        w.grad = torch.ones_like(w)
+        with opt.ascended():
+            found = (w.detach() != 1).flatten().tolist()
+            w.grad = torch.ones_like(w)
+        return found
+
+    first = moved(0, 0)
+    assert 0 < sum(first) < len(first)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float64, torch.bfloat16):
+            for foreach in (True, False):
+                assert moved(0, 0, layout, dtype, foreach) == first
+    assert moved(0, 1) != first
+    assert moved(1, 0) != first

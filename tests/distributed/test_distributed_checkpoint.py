@@ -71,7 +71,7 @@ def test_parameters_without_gradients_and_wide_accumulators(pool, tmp_path, name
     case = METHODS.get(name)
     wide = case is not None and (case.remembers or case.reuses or not case.wraps) and case.held > 0
     assert set(found["dtypes"]) <= {str(dtype), *(["torch.float32"] if wide else [])}
-    assert "torch.float32" in found["dtypes"] or not wide
+    assert "torch.float32" in found["dtypes"] or not wide or steps == 0
 
 
 def test_plain_optimizers_are_refused():

@@ -17,7 +17,10 @@ import reference
 import steppe._tensors
 from cases import BASES, CLIMBING, COMBINATIONS, combination_id
 from problems import Problem, same_bits, through_ascended, weights
-from steppe import SAM
+from steppe import SAM, SharpnessAware
+from steppe.ascents import L2, Filtered, Unnormalized
+from steppe.blends import Reuse, SurrogateGap, Weighted
+from steppe.triggers import After, LargeGradient
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
 over_all = pytest.mark.parametrize(("case", "base"), [c for c in COMBINATIONS if c[0].climbs], ids=combination_id)
@@ -76,6 +79,38 @@ def test_a_scale_that_is_a_power_of_two_changes_no_bit(case, base, foreach, as_t
         scaled_step(opt, scaler, scaled, batch, as_tensor=as_tensor)
         other.step(unscaled.closure(other, batch))
     assert scaler.get_scale() == 2.0**12  # and it grew meanwhile
+    assert same_bits(scaled.model.parameters(), unscaled.model.parameters())
+    torch.testing.assert_close(opt.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+# name: parts that no method combines, of which one needs the scale
+PARTS = {
+    "USAM with the surrogate gap": {"ascent": Unnormalized(), "blend": SurrogateGap(0.4)},
+    "VaSSO with both gradients": {"ascent": Filtered(-0.5, 0.6), "blend": Weighted(0.7)},
+    "AE-SAM": {"ascent": L2(), "trigger": LargeGradient(10, late=1.0)},
+    "AE-LookSAM": {"ascent": L2(), "blend": Reuse(0.3), "trigger": LargeGradient(10, late=0.5) & After(1)},
+    "USAM where gradients are large": {"ascent": Unnormalized(), "trigger": LargeGradient(10)},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("on_host", [True, False], ids=["host", "device"])
+def test_a_scale_changes_no_bit_of_combinations(name, as_tensor, on_host, monkeypatch):
+    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: on_host)
+    scaled, unscaled = Problem(torch.float32), Problem(torch.float32)
+    opt, other = (
+        SharpnessAware(torch.optim.SGD(p.model.parameters(), lr=0.1, momentum=0.9), rho=0.1, **PARTS[name])
+        for p in (scaled, unscaled)
+    )
+    scaler = GradScaler("cpu", init_scale=2.0**10, growth_interval=4)
+    climbs = []
+    for batch in scaled.batches(10):
+        climbs.append(scaled_step(opt, scaler, scaled, batch, as_tensor=as_tensor))
+        other.step(unscaled.closure(other, batch))
+    assert scaler.get_scale() == 2.0**12
+    assert True in climbs
+    assert (False in climbs) == ("trigger" in PARTS[name])
     assert same_bits(scaled.model.parameters(), unscaled.model.parameters())
     torch.testing.assert_close(opt.state_dict(), other.state_dict(), rtol=0, atol=0)
 

@@ -38,7 +38,7 @@ class Slope:
         state: the optimizer's state.
         ops: arithmetic for them.
         guarded: whether accumulators must stay as they are when a vector is not finite.
-        scale: what the vectors are multiplied by already; they are divided by it.
+        scale: what the vectors are multiplied by already; they are divided by it, but kept as they came as ``scaled``.
         step: how many steps have been taken before.
 
     Raises:
@@ -61,6 +61,7 @@ class Slope:
         _need_dense(vectors)
         if not ops.foreach:
             vectors = [like(g, p) for g, p in zip(vectors, owners, strict=True)]
+        self.scaled: Tensors = ops.real(vectors)
         if isinstance(scale, Tensor) or scale != 1.0:
             vectors = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in vectors]
         self.grads: Tensors = ops.real(vectors)

@@ -83,7 +83,8 @@ class Climb:
         slope, self.slope = self.slope, None
         assert slope is not None
         self.norm = slope.norm
-        self.clean = [g.clone() for g in slope.grads] if self.blend and self.blend.needs_clean else []
+        # As much scaled as the sharp ones will be.
+        self.clean = [g.clone() for g in slope.scaled] if self.blend and self.blend.needs_clean else []
         directions, factor = self.ascent.directions(slope)
         for start, stop, rho in self.spans:
             step = on_host(rho) * factor

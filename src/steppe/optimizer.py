@@ -288,8 +288,9 @@ class SharpnessAware(Optimizer):
 
         Args:
             scale: what the gradients are multiplied by, as a GradScaler does. Normalised ascents (SAM, ASAM, GSAM) do
-                not care. The others (USAM, LightSAM) need it: ``scaler.get_scale()``, or without waiting for an
-                accelerator ``scaler.scale(torch.ones((), device=device))``.
+                not care. The others (USAM, LightSAM, FriendlySAM) and triggers that look at gradients need it:
+                ``scaler.get_scale()``, or without waiting for an accelerator
+                ``scaler.scale(torch.ones((), device=device))``.
 
         Raises:
             RuntimeError: if no parameter has a gradient before or after the body; inside itself or `step`.
@@ -348,6 +349,11 @@ class SharpnessAware(Optimizer):
         finally:
             self._inside = False
 
+    @property
+    def needs_scale(self) -> bool:
+        """Whether `ascended` and `backward` have to know what gradients are multiplied by."""
+        return self.trigger.needs_gradient or not self.ascent.scale_free
+
     def will_climb(self) -> bool:
         """Say whether the next step climbs, as far as that can be known without its gradient: if not, it does not."""
         climbing = self._groups()
@@ -375,7 +381,7 @@ class SharpnessAware(Optimizer):
                 self._need_gradient(when)
             return None
         refuse_flat(owners[:1])  # in case they became flat after they came here
-        slope = self._slope(owners, 1.0 if self.ascent.scale_free else scale)
+        slope = self._slope(owners, scale if self.needs_scale else 1.0)
         if not self.trigger.fires(slope):
             return None
         return Climb(slope, spans, self.ascent, self.blend, self._anchor)

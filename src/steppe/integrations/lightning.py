@@ -399,7 +399,7 @@ def _warn_random_state() -> None:
 def _scale(trainer: Trainer, opt: SharpnessAware) -> Any:
     """Return what the loss is multiplied by."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or opt.ascent.scale_free:
+    if scaler is None or not opt.needs_scale:
         return 1.0
     return scaler.scale(torch.ones((), device=trainer.strategy.root_device))
 

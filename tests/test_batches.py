@@ -7,7 +7,7 @@ import multiprocessing
 import pickle
 import re
 import sys
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from functools import partial
 from itertools import chain, pairwise
 
@@ -21,8 +21,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from problems import Problem
-from steppe import SAM, ScheduledBatchSampler
-from steppe.batches import capped, constant, geometric, linear, microbatches, multiply, scale_lr
+from steppe import ESAM, SAM, ScheduledBatchSampler
+from steppe.batches import (
+    capped,
+    constant,
+    fraction_of,
+    geometric,
+    hardest,
+    linear,
+    microbatches,
+    multiply,
+    scale_lr,
+)
+
+Pair = namedtuple("Pair", ["x", "y"])
 
 sizes = st.integers(1, 9)
 schedules = st.one_of(
@@ -383,7 +395,6 @@ def test_a_step_in_parts_is_the_step(n, at_most):
 
 
 def test_nested_batches():
-    Pair = namedtuple("Pair", ["x", "y"])
     x = torch.arange(10).view(5, 2)
     batch = {
         "pair": Pair(x, [x, (x[:, 0],)]),
@@ -413,6 +424,110 @@ def test_a_list_of_tensors_is_a_batch():
     parts = [part for part, _ in microbatches([x, y], at_most=2)]
     assert [type(part) for part in parts] == [list, list]
     assert torch.equal(parts[1][0], x[2:])
+
+
+# The first examples, and the hardest
+
+
+class Encoding(UserDict):
+    """A mapping that is no dict, as what tokenizers return."""
+
+
+X = torch.arange(10).view(5, 2)
+NESTED = {
+    "a tensor": (X, lambda rows: X[rows]),
+    "a tuple": ((X, X[:, 0]), lambda rows: (X[rows], X[rows, 0])),
+    "a list": ([X, X[:, 0]], lambda rows: [X[rows], X[rows, 0]]),
+    "a named tuple": (Pair(X, [X]), lambda rows: Pair(X[rows], [X[rows]])),
+    "a dict": ({"x": X, "y": (X,)}, lambda rows: {"x": X[rows], "y": (X[rows],)}),
+    "an encoding": (Encoding(x=X, y=X[:, 1]), lambda rows: {"x": X[rows], "y": X[rows, 1]}),
+    "texts": (
+        {"x": X, "texts": list("abcde"), "ids": tuple("abcde")},
+        lambda rows: {"x": X[rows], "texts": ["abcde"[i] for i in rows], "ids": tuple("abcde"[i] for i in rows)},
+    ),
+    "what is no example": (
+        (X, torch.tensor(2.0), ["cat", "dog"], "word", None, True, 3),
+        lambda rows: (X[rows], torch.tensor(2.0), ["cat", "dog"], "word", None, True, 3),
+    ),
+}
+
+
+def alike(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return type(a) is type(b) and a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(alike, a, b))
+    return a is b or a == b
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_the_first_examples(name):
+    batch, of = NESTED[name]
+    assert alike(fraction_of(batch, 0.5), of([0, 1, 2]))  # rounded up
+    assert alike(fraction_of(batch, 0.4), of([0, 1]))
+    assert alike(fraction_of(batch, 1.0), of([0, 1, 2, 3, 4]))
+    assert alike(fraction_of(batch, 1e-9), of([0]))
+
+
+def test_the_first_examples_are_views():
+    assert fraction_of((X, X), 0.4)[1].data_ptr() == X.data_ptr()
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_the_hardest_examples(name):
+    batch, of = NESTED[name]
+    rise = torch.tensor([0.3, -1.0, 0.9, 0.1, 0.5])
+    assert alike(hardest(batch, rise, 0.5), of([0, 2, 4]))  # in their order
+    assert alike(hardest(batch, rise, 0.2), of([2]))
+    assert alike(hardest(batch, rise, 1.0), of([0, 1, 2, 3, 4]))
+
+
+def test_the_hardest_examples_are_copies_and_need_no_gradient_of_the_rise():
+    rise = (X[:, 0] * torch.tensor(1.0, requires_grad=True)).clone()
+    found = hardest(X, rise, 0.4)
+    assert torch.equal(found, X[3:])
+    found.zero_()
+    assert X[3:].all()
+
+
+@few
+@given(st.integers(1, 200), st.integers(1, 100))
+def test_fractions_round_up_but_for_the_rounding_of_floats(n, percent):
+    expected = -(-n * percent // 100)
+    assert len(fraction_of(torch.zeros(n), percent / 100)) == expected
+    assert len(hardest(torch.zeros(n), torch.zeros(n), percent / 100)) == expected
+
+
+def test_esam_in_its_two_closures_is_the_plain_loop():
+    """The climb on the batch, and the descent on the half of it that rises most."""
+    problem, rho = Problem(), 0.1
+    opt = ESAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=rho, beta=1.0)
+    w = problem.flat()
+
+    def losses(batch):
+        return nn.functional.cross_entropy(problem.model(problem.x[batch]), problem.y[batch], reduction="none")
+
+    for batch in problem.batches(6):
+        before = losses(batch).detach()
+        g = problem.gradient(w, batch)
+        seen = []
+
+        def sharp(batch=batch, before=before, seen=seen):
+            with torch.no_grad():
+                rise = losses(batch) - before
+            seen.append(hardest(batch, rise, 0.5))
+            assert rise[(batch[:, None] != seen[0]).all(1)].max() <= rise.sort().values[len(batch) // 2]
+            opt.zero_grad()
+            loss = problem.loss(seen[0])
+            loss.backward()
+            return loss
+
+        opt.step(sharp, ascent=problem.closure(opt, batch))
+        w = w - 0.1 * problem.gradient(w + rho * g / g.norm(), seen[0])
+        torch.testing.assert_close(problem.flat(), w, rtol=0, atol=1e-12)
+        assert len(seen[0]) == len(batch) // 2
 
 
 # Learning rates
@@ -451,6 +566,33 @@ sampler = partial(ScheduledBatchSampler, 10, constant(2))
 two = partial(ScheduledBatchSampler, 10, num_replicas=2, rank=0)
 
 BAD = {
+    "no fraction": (lambda: fraction_of(X, 0.0), ValueError, "fraction must lie in (0, 1], got 0.0."),
+    "more than all": (lambda: fraction_of(X, 1.1), ValueError, "fraction must lie in (0, 1], got 1.1."),
+    "a switch for a fraction": (lambda: fraction_of(X, True), ValueError, "fraction must lie in (0, 1], got True."),
+    "not a number": (lambda: fraction_of(X, math.nan), ValueError, "fraction must lie in (0, 1], got nan."),
+    "no hardest": (lambda: hardest(X, X[:, 0], -0.5), ValueError, "fraction must lie in (0, 1], got -0.5."),
+    "a switch for the hardest": (lambda: hardest(X, X[:, 0], True), ValueError, "fraction must lie in (0, 1], got"),
+    "a fraction of parts that differ": (
+        lambda: fraction_of((X, X[:3]), 0.5),
+        ValueError,
+        "The tensors of a batch must have one first dimension, got [3, 5]. Split them alike.",
+    ),
+    "a fraction of nothing": (
+        lambda: fraction_of(["a", "b"], 0.5),
+        ValueError,
+        "There is nothing to split: the batch, a list, has no tensor with at least one example.",
+    ),
+    "the hardest of nothing": (lambda: hardest(X[:0], X[:0, 0], 0.5), ValueError, "There is nothing to split: the"),
+    "a mean for a rise": (
+        lambda: hardest(X, torch.tensor(0.5), 0.5),
+        ValueError,
+        "rise must have shape (5,), one number per example, got ().",
+    ),
+    "a rise of another batch": (
+        lambda: hardest(X, torch.zeros(4), 0.5),
+        ValueError,
+        "rise must have shape (5,), one number per example, got (4,).",
+    ),
     "b": (lambda: constant(0), ValueError, "b must be an int >= 1, got 0."),
     "b of multiply": (lambda: multiply(1.5, 2, 1), ValueError, "b must be an int >= 1, got 1.5."),
     "every": (lambda: multiply(1, 2, 0), ValueError, "every must be an int >= 1, got 0."),

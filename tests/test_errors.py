@@ -11,10 +11,28 @@ from torch.nn import Parameter
 from torch.optim import SGD
 
 from problems import Problem
-from steppe import ASAM, GSAM, SAM, USAM, AdaSAM, AMSGrad, LightSAM, ProportionalToLR, SharpnessAware
-from steppe.ascents import L2
+from steppe import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MSAM,
+    PGN,
+    SAM,
+    USAM,
+    AdaSAM,
+    AMSGrad,
+    FriendlySAM,
+    LightSAM,
+    LookSAM,
+    ProportionalToLR,
+    SharpnessAware,
+    UnifiedSAM,
+    VaSSO,
+    norm_layers,
+)
+from steppe.ascents import L2, Masked
 from steppe.descent import Descent
-from steppe.triggers import Every
+from steppe.triggers import After, Every, LargeGradient, Randomly
 
 
 def param():
@@ -118,6 +136,75 @@ BAD = {
         "variant must be one of 'adagrad-norm', 'adagrad', 'adam', got 'adagard'.",
     ),
     "k of zero": (lambda: Every(0), ValueError, "k must be >= 1, got 0."),
+    "k of LookSAM": (lambda: LookSAM(sgd(), k=0), ValueError, "k must be >= 1, got 0."),
+    "a start before the first step": (
+        lambda: After(-1),
+        ValueError,
+        "start must be a number of steps >= 0, got -1.",
+    ),
+    "a warm-up before the first step": (
+        lambda: MSAM(sgd(momentum=0.9), warmup=-1),
+        ValueError,
+        "start must be a number of steps >= 0, got -1.",
+    ),
+    "a probability above one": (lambda: Randomly(1.5), ValueError, "p must lie in [0, 1], got 1.5."),
+    "a probability that is none": (lambda: Randomly(math.nan), ValueError, "p must lie in [0, 1], got nan."),
+    "a training of no steps": (
+        lambda: LargeGradient(0),
+        ValueError,
+        "steps must be the length of the training, >= 1, got 0.",
+    ),
+    "statistics that never move": (
+        lambda: LargeGradient(10, decay=1.0),
+        ValueError,
+        "decay must lie in [0, 1), got 1.0.",
+    ),
+    "negative eta of the momentum's climb": (
+        lambda: MSAM(sgd(momentum=0.9), eta=-1.0),
+        ValueError,
+        "eta must be a finite number >= 0, got -1.0.",
+    ),
+    "no momentum": (
+        lambda: MSAM(sgd()),
+        ValueError,
+        "The base must keep a momentum to climb along, but that of SGD is 0 in param group 0. Use for example "
+        "SGD(params, lr=0.1, momentum=0.9).",
+    ),
+    "infinite alpha of LookSAM": (lambda: LookSAM(sgd(), alpha=math.inf), ValueError, "alpha must be a finite number"),
+    "alpha of PGN": (lambda: PGN(sgd(), alpha=math.nan), ValueError, "alpha must be a finite number, got nan."),
+    "infinite sigma": (
+        lambda: FriendlySAM(sgd(), sigma=math.inf),
+        ValueError,
+        "sigma must be a finite number, got inf.",
+    ),
+    "a decay of one": (lambda: FriendlySAM(sgd(), decay=1.0), ValueError, "decay must lie in [0, 1), got 1.0."),
+    "theta of zero": (lambda: VaSSO(sgd(), theta=0.0), ValueError, "theta must lie in (0, 1], got 0.0."),
+    "theta above one": (lambda: VaSSO(sgd(), theta=1.1), ValueError, "theta must lie in (0, 1], got 1.1."),
+    "lam above one": (
+        lambda: UnifiedSAM(sgd(), lam=1.1),
+        ValueError,
+        "lam must be a number in [0, 1], '1/t' or '1-1/t', got 1.1.",
+    ),
+    "an unknown lam": (
+        lambda: UnifiedSAM(sgd(), lam="t"),
+        ValueError,
+        "lam must be a number in [0, 1], '1/t' or '1-1/t', got 't'.",
+    ),
+    "beta of zero": (lambda: ESAM(sgd(), beta=0.0), ValueError, "beta must lie in (0, 1], got 0.0."),
+    "masks that keep more than all": (lambda: Masked(1.5), ValueError, "keep must lie in (0, 1], got 1.5."),
+    "no normalization layer": (
+        lambda: norm_layers(
+            torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2, elementwise_affine=False)), 0.1
+        ),
+        ValueError,
+        "Sequential has no normalization layer with parameters, which is a module whose class has 'norm' in its name. "
+        "Give all parameters to the base instead.",
+    ),
+    "a negative radius of normalization layers": (
+        lambda: SAM(SGD(norm_layers(torch.nn.LayerNorm(2), -1.0), lr=0.1)),
+        ValueError,
+        "rho must be a finite number >= 0, got -1.0 (param group 0).",
+    ),
     "negative rho_max": (
         lambda: ProportionalToLR(-0.1, 0.0, 0.1, 0.0),
         ValueError,

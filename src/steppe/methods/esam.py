@@ -74,4 +74,6 @@ class ESAM(SharpnessAware):
     def __init__(
         self, base: Optimizer, *, rho: Radius = 0.05, beta: float = 0.5, seed: int = 0, foreach: bool | None = None
     ) -> None:
+        if not 0.0 < beta <= 1.0:
+            raise ValueError(f"beta must lie in (0, 1], got {beta}.")
         super().__init__(base, ascent=Masked(beta, seed), rho=rho, foreach=foreach)

@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 OUT ?= runs/mnist1d-adamw
+# Those whose settings for this task were searched for.
+METHODS ?= adamw,sam,usam,asam,gsam,amsgrad,adasam,lightsam-i,lightsam-ii,lightsam-iii
 ARGS ?=
 
 VENV := .venv
@@ -17,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: compare test lint types tests bench clean
 
 compare: $(STAMP)
-	$(BIN)/steppe compare --out $(OUT) $(ARGS)
+	$(BIN)/steppe compare --out $(OUT) --methods $(METHODS) $(ARGS)
 
 test: lint types tests
 

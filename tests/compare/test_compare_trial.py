@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from steppe._errors import UserError
-from steppe.compare import records
+from steppe.compare import optimizers, records
 from steppe.compare.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
 from steppe.compare.records import Record, TrialConfig
 from steppe.compare.tasks import Task
@@ -53,16 +53,20 @@ def without_times(record: Record) -> dict:
     return content
 
 
+SETTINGS = {"looksam": {"k": 3.0}, "esam": {"seed": 1.0}}
+PASSES = {"msam": [4, 8, 12], "looksam": [4 + 2, 8 + 3, 12 + 4]}  # by the epoch; others climb always or never
+
+
 @pytest.mark.parametrize("method", [*BASES, *METHODS])
 def test_every_method_trains_and_is_deterministic(method):
-    settings = {"lr": 0.1, "rho": 0.01} if "sam" in method else {"lr": 0.1}
+    settings = {"lr": 0.1, **SETTINGS.get(method, {}), **({"rho": 0.01} if optimizers.has_radius(method) else {})}
     first, second = (run_trial(config(method, hyperparameters=settings), task()) for _ in range(2))
     assert without_times(first) == without_times(second)
     assert first.status == "finished"
     assert first.final.train_loss < first.curve.train_loss[0]
-    passes = 2 if "sam" in method else 1
-    assert first.curve.gradient_evaluations == [passes * 4 * epoch for epoch in (1, 2, 3)]
-    assert first.gradient_evaluations == passes * 12
+    evaluations = PASSES.get(method, [8, 16, 24] if optimizers.has_radius(method) else [4, 8, 12])
+    assert first.curve.gradient_evaluations == evaluations
+    assert first.gradient_evaluations == evaluations[-1]
     assert first.curve.seconds == sorted(first.curve.seconds)
 
 
@@ -248,6 +252,7 @@ def test_hyperparameters_go_to_method_or_base():
         ("sam", {"lr": 0.1, "rho": -1.0}, "sam refuses rho=-1.0: "),
         ("sam", {"lr": -0.1, "rho": 1.0}, "sam over adamw refuses lr=-0.1: Invalid learning rate"),
         ("adamw", {"betas": 0.9}, "adamw refuses betas=0.9: "),
+        ("looksam", {"k": 2.5}, "looksam needs a whole number for 'k', got 2.5"),
         (
             "lightsam-i",
             {"rho": 0.1},

@@ -122,8 +122,12 @@ def _make(
     ]
     if required:
         raise UserError(f"{label} needs a value for {required[0]!r}; give it in a file for --config, under settings")
+    whole = [name for name in hyperparameters if inspect.signature(make).parameters[name].annotation in (int, "int")]
+    for name in whole:
+        if not float(hyperparameters[name]).is_integer():  # type: ignore[arg-type]
+            raise UserError(f"{label} needs a whole number for {name!r}, got {hyperparameters[name]}")
     try:
-        return make(first, **hyperparameters)
+        return make(first, **{**hyperparameters, **{name: int(hyperparameters[name]) for name in whole}})  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         values = ", ".join(f"{name}={value}" for name, value in hyperparameters.items())
         raise UserError(f"{label} refuses {values}: {one_line(error)}") from error

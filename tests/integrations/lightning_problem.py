@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from steppe import GSAM, SAM, USAM, AdaSAM, LightSAM, SharpnessAware
-from steppe.ascents import L2
+from steppe import GSAM, MSAM, SAM, USAM, AdaSAM, LightSAM, LookSAM
 from steppe.integrations.lightning import SharpnessAwareCallback
 from steppe.passes import frozen_norm_stats, same_random_state
-from steppe.triggers import Every
 
 METHODS = {
     "sam": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
@@ -21,7 +19,8 @@ METHODS = {
     "gsam": lambda params: GSAM(torch.optim.AdamW(params, lr=0.01), rho=0.1),
     "adasam": lambda params: AdaSAM(params, lr=0.01, rho=0.1),
     "lightsam": lambda params: LightSAM(params, 0.01, rho=0.01, variant="adam", eps=1e-3),
-    "every-2": lambda params: SharpnessAware(torch.optim.SGD(params, lr=0.1), ascent=L2(), trigger=Every(2), rho=0.1),
+    "looksam": lambda params: LookSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, k=2, alpha=0.5),
+    "msam": lambda params: MSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
 }
 STEPS = 6
 
@@ -103,10 +102,13 @@ def plain(make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same
                 loss = None if fabric else nn.functional.cross_entropy(out, y)
             scaler.scale(nn.functional.cross_entropy(out.float(), y) if fabric else loss).backward()
 
+        alone = not opt.ascent.needs_gradient
         opt.zero_grad()
-        backward()
-        with opt.ascended(scaler.scale(torch.ones(()))) as climbs, frozen_norm_stats(net) if freeze else nullcontext():
-            if climbs:
+        if not alone:
+            backward()
+        frozen = frozen_norm_stats(net) if freeze and not alone else nullcontext()
+        with opt.ascended(scaler.scale(torch.ones(()))) as climbs, frozen:
+            if climbs or alone:
                 backward()
         scaler.unscale_(opt.base)
         if clip:
@@ -190,11 +192,13 @@ class Ascended(Manual):
 
     def training_step(self, batch, batch_idx):
         opt, same = self.optimizers(), same_random_state()
+        alone = not opt.optimizer.ascent.needs_gradient
         opt.zero_grad()
-        with same:
-            self.backward_of(batch)
+        if not alone:
+            with same:
+                self.backward_of(batch)
         with opt.optimizer.ascended() as climbs:
-            if climbs:
+            if climbs or alone:
                 with same:
                     self.backward_of(batch)
         self.before_step(opt)

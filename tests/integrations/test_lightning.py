@@ -43,7 +43,7 @@ from lightning_problem import (  # noqa: E402
 from torchmetrics import MeanMetric, MetricCollection, SumMetric  # noqa: E402
 
 import steppe  # noqa: E402
-from steppe import SAM  # noqa: E402
+from steppe import MSAM, SAM  # noqa: E402
 from steppe.integrations import lightning as ours  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
 
@@ -191,13 +191,17 @@ class Chatty(pl.Callback):
         self.went_back += 1
 
 
-def test_a_step_leaves_behind_what_one_pass_leaves():
-    module, chatty, recorder = Busy(), Chatty(), Recorder()
+@pytest.mark.parametrize(
+    ("method", "passes"), [("sam", ["clean", "zero", "sharp"]), ("msam", ["clean", "zero"])], ids=["sam", "msam"]
+)
+def test_a_step_leaves_behind_what_one_pass_leaves(method, passes):
+    """That of a method with one pass is at ``w + delta``, and is logged and counted as any other."""
+    module, chatty, recorder = Busy(METHODS[method]), Chatty(), Recorder()
     module.sam = SharpnessAwareCallback()
     host = fit(module, chatty, sam=module.sam, logger=recorder, log_every_n_steps=1)
     assert host.global_step == STEPS
-    assert module.calls == ["clean", "zero", "sharp", "step", "end"] * STEPS
-    assert (chatty.zeroed, chatty.went_back) == (STEPS, 2 * STEPS)
+    assert module.calls == [*passes, "step", "end"] * STEPS
+    assert (chatty.zeroed, chatty.went_back) == (STEPS, (len(passes) - 1) * STEPS)
     steps, (last, epoch) = recorder.rows[:-1], recorder.rows[-1]
     assert [step for step, _ in steps] == list(range(STEPS))
     for (_, row), clean, gradient in zip(steps, module.clean, module.gradients, strict=True):
@@ -230,7 +234,7 @@ def test_metrics_are_updated_once():
 
 
 def test_steps_that_do_not_climb_are_plain():
-    module = Busy(METHODS["every-2"])
+    module = Busy(METHODS["looksam"])
     module.sam = SharpnessAwareCallback()
     fit(module, sam=module.sam)
     assert module.calls == ["clean", "zero", "sharp", "step", "end", "clean", "zero", "step", "end"] * (STEPS // 2)
@@ -245,18 +249,26 @@ def test_hooks_see_weights_between_steps_only():
     assert all(torch.equal(p, q) for p, q in zip(module.seen, before, strict=True))
 
 
-def test_a_batch_without_loss_is_skipped():
+@pytest.mark.parametrize(
+    "make",
+    [
+        METHODS["adasam"],
+        METHODS["msam"],
+        lambda params: MSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, warmup=99),
+    ],
+    ids=["adasam", "msam", "msam that does not climb"],
+)
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")  # Lightning says so once
+def test_a_batch_without_loss_is_skipped(make):
     def steps(base):
         module = Module(base)
         inner = module.training_step
         module.training_step = lambda batch, batch_idx: None if batch_idx % 2 else inner(batch, batch_idx)
         module.on_train_batch_end = lambda *_: seen.append(module.net[0].weight.detach().clone())
         seen = []
-        with pytest.warns(UserWarning, match="returned `None`"):
-            host = fit(module)
-        return host, seen
+        return fit(module), seen
 
-    host, seen = steps(METHODS["adasam"])
+    host, seen = steps(make)
     assert host.global_step == STEPS
     moved = [not torch.equal(p, q) for p, q in itertools.pairwise(seen)]
     assert moved == [False, True, False, True, False]

@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 
 from by_hand import cuts
 from trainers import (
+    CHEAP,
     CLIP,
     DECAY,
     LR,
@@ -27,6 +28,7 @@ from trainers import (
     SharpTrainer,
     arguments,
     bert,
+    cheaply_by_hand,
     every_third,
     logged,
     mean_over_the_update,
@@ -62,6 +64,36 @@ def test_equals_a_loop_by_hand(tmp_path, method, accumulation, climb):
     assert not torch.equal(weights(other), weights(bert()))
     assert logged(trainer) == pytest.approx(losses, abs=1e-6)  # the Trainer adds up losses in float32
     assert isinstance(trainer.sharpness_aware, SharpnessAware)
+
+
+@pytest.mark.parametrize("method", CHEAP)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_cheap_methods_equal_a_loop_by_hand(tmp_path, method, accumulation):
+    """And take as few passes: an update of MSAM one of each micro-batch, LookSAM at every other update two."""
+    passes = []
+
+    class Counting(SharpTrainer):
+        def compute_loss(self, *args, **kwargs):
+            passes.append(self.state.global_step)
+            return super().compute_loss(*args, **kwargs)
+
+    trainer = Counting(
+        bert(),
+        arguments(tmp_path, gradient_accumulation_steps=accumulation),
+        train_dataset=sentences(),
+        compute_loss_func=mean_over_the_update,
+        sharpness=CHEAP[method],
+    )
+    trainer.train()
+    other = bert()
+    losses, expected = cheaply_by_hand(other, cuts(sentences(), 4, accumulation, "replay") * 2, method)
+    torch.testing.assert_close(weights(trainer.model), weights(other), rtol=0, atol=1e-12)
+    assert logged(trainer) == pytest.approx(losses, abs=1e-6)
+    assert [passes.count(step) for step in range(len(expected))] == expected
+    plain = Trainer(bert(), trainer.args, train_dataset=sentences())
+    plain.train()
+    counted = sum(expected) / (2 * len(cuts(sentences(), 4, 1, "replay")))  # in passes of the plain one
+    assert trainer.state.total_flos == pytest.approx(counted * plain.state.total_flos)
 
 
 def test_one_process_has_one_replica(tmp_path):

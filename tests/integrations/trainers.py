@@ -14,7 +14,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from steppe import GSAM, SAM, USAM, LightSAM, SharpnessAware
+from steppe import GSAM, MSAM, SAM, USAM, LightSAM, LookSAM, SharpnessAware
 from steppe.ascents import L2
 from steppe.integrations.transformers import SharpnessAwareTrainerMixin
 from steppe.triggers import Every
@@ -121,6 +121,54 @@ def logged(trainer, name="loss"):
 
 def every_third(base):
     return SharpnessAware(base, ascent=L2(), trigger=Every(3), rho=0.1)
+
+
+CHEAP = {
+    "msam": lambda base: MSAM(base, rho=0.1),
+    "looksam": lambda base: LookSAM(base, rho=0.1, k=2, alpha=0.3),
+}
+
+
+def cheaply_by_hand(model, steps, method):
+    """The same for methods with less than two passes, one climb to an update; return losses and passes."""
+    base, schedule = optimizer_of_the_trainer(model, steps, foreach=False)
+    params, losses, passes, v = list(model.parameters()), [], [], None
+
+    def gradient(part, moved=None):
+        before = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p, d in zip(params, moved or [0.0] * len(params), strict=True):
+                p += d
+        loss = loss_of(model, part, sum(len(batch) for batch in part))
+        grads = torch.autograd.grad(loss, params)
+        with torch.no_grad():
+            for p, w in zip(params, before, strict=True):
+                p.copy_(w)
+        passes[-1] += len(part)
+        return loss.item(), grads
+
+    def dot(xs, ys):
+        return sum((x * y).sum() for x, y in zip(xs, ys, strict=True))
+
+    for t, ((part,),) in enumerate(zip(steps, strict=True)):
+        passes.append(0)
+        if method == "msam":
+            m = [base.state[p]["exp_avg"] for p in params] if t else None
+            loss, grads = gradient(part, m and [0.1 * d / dot(m, m) ** 0.5 for d in m])
+        else:
+            loss, g = gradient(part)
+            if t % 2 == 0:
+                _, grads = gradient(part, [0.1 * d / dot(g, g) ** 0.5 for d in g])
+                v = [s - dot(g, grads) / dot(g, g) * d for s, d in zip(grads, g, strict=True)]
+            else:
+                grads = [d + 0.3 * (dot(g, g) / dot(v, v)) ** 0.5 * e for d, e in zip(g, v, strict=True)]
+        losses.append(loss)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
+        nn.utils.clip_grad_norm_(params, CLIP)
+        base.step()
+        schedule.step()
+    return losses, passes
 
 
 REMEMBERING = (LightSAM, {"lr": 0.05, "rho": 0.1, "variant": "adam"})

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from problems import Problem
-from steppe import ASAM, GSAM, SAM, SharpnessAware
+from steppe import ASAM, GSAM, PGN, SAM, FriendlySAM, LookSAM, SharpnessAware
 from steppe.ascents import Adaptive
 from steppe.blends import SurrogateGap
 from steppe.passes import frozen_norm_stats
@@ -116,7 +116,7 @@ def start_anew(names):
 
 
 def test_code_runs(names):
-    line_for_line, closure, package, gsam, scaled, norm, recipe, loading = AFTER
+    line_for_line, closure, package, gsam, coupled, scaled, norm, recipe, loading = AFTER
     start = start_anew(names)
 
     exec(line_for_line, names)
@@ -136,6 +136,10 @@ def test_code_runs(names):
     exec(norm, names)
     names["opt"].step(names["closure"])
     assert names["model"][1].num_batches_tracked.item() == counted + 1
+
+    exec(coupled, names)
+    names["opt"].step(names["closure"])
+    assert names["opt"].blend.alpha == pytest.approx(9.0)
 
     before = start_anew(names)
     exec(scaled, names | {"scaler": torch.amp.GradScaler("cpu")})
@@ -170,6 +174,56 @@ def test_gsam_is_the_same_to_rounding(make):
     assert same_steps(lambda p: GSAM(make(p), rho=RHO), OldRun(make, hand_on=decomposed))
     both = {"ascent": Adaptive(0.0), "blend": SurrogateGap(0.4)}
     assert same_steps(lambda p: SharpnessAware(make(p), rho=RHO, **both), OldRun(make, adaptive, decomposed))
+
+
+@over_bases
+def test_pgn_is_wsam_without_decoupling_to_rounding(make):
+    gamma = 0.7
+    alpha = gamma / (1 - gamma)
+    theirs = OldRun(make, hand_on=lambda g, s: alpha * s + (1 - alpha) * g)
+    assert same_steps(lambda p: PGN(make(p), rho=RHO, alpha=alpha), theirs)
+
+
+def looked(theirs, g, s):
+    """Their LookSAM, which decomposes each tensor by itself."""
+    pieces = zip(theirs.pieces(g), theirs.pieces(s), strict=True)
+    return torch.cat([(y - (x * y).sum() / (x * x).sum() * x).flatten() for x, y in pieces])
+
+
+def test_looksam_and_friendlysam_take_other_steps():
+    """The formulas that the page says are theirs."""
+
+    class Look(OldRun):
+        def step(self, batch):
+            w = self.problem.flat()
+            g = self.problem.gradient(w, batch)
+            self.count = getattr(self, "count", -1) + 1
+            if self.count % 2 == 0:
+                s = self.problem.gradient(w + plain(w, g), batch)
+                self.v = looked(self, g, s)
+                self.put(s)
+            else:
+                both = zip(self.pieces(g), self.pieces(self.v), strict=True)
+                self.put(torch.cat([(x + 0.7 * x.norm() / y.norm() * y).flatten() for x, y in both]))
+            self.base.step()
+
+    class Friendly(OldRun):
+        def step(self, batch):
+            w = self.problem.flat()
+            g = self.problem.gradient(w, batch)
+            if not hasattr(self, "m"):
+                self.m = g.clone()
+            else:
+                g = g - self.m
+                self.m = 0.9 * self.m + 0.1 * g
+            self.put(self.problem.gradient(w + plain(w, g), batch))
+            self.base.step()
+
+    make = BASES["sgd"]
+    assert same_steps(lambda p: LookSAM(make(p), rho=RHO, k=2, alpha=0.7), Look(make), n=1)
+    assert not same_steps(lambda p: LookSAM(make(p), rho=RHO, k=2, alpha=0.7), Look(make), rel=1e-6)
+    assert same_steps(lambda p: FriendlySAM(make(p), rho=RHO), Friendly(make), n=1)
+    assert not same_steps(lambda p: FriendlySAM(make(p), rho=RHO), Friendly(make), rel=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "theirs"), [(1e-3, 1.0), (1e-12, 0.5)])

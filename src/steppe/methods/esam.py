@@ -36,7 +36,7 @@ class ESAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`; ValueError if ``beta`` is out of range; TypeError for DTensors.
 
     Cost:
-        1 gradient, 1 forward pass and ``gamma`` gradients per step; 1 copy of the parameters and the masked climb. On
+        1 gradient, 1 forward pass and ``gamma`` gradients per step; 1 copy of the parameters, and briefly 2 more. On
         CPUs drawing the mask may cost more than ``gamma`` saves.
 
     Reference:

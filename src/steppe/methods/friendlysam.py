@@ -34,7 +34,7 @@ class FriendlySAM(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`; ValueError if ``sigma`` is not finite or ``decay`` out of range.
 
     Cost:
-        2 gradients per step; 3 copies of the parameters, 2 of them kept from step to step.
+        2 gradients per step; 2 copies of the parameters, kept from step to step, and briefly 1 more while it climbs.
 
     Reference:
         Li et al., Friendly Sharpness-Aware Minimization, CVPR 2024 (https://arxiv.org/abs/2403.12350).

@@ -32,7 +32,7 @@ class VaSSO(SharpnessAware):
         TypeError, ValueError: as `SharpnessAware`; ValueError if ``theta`` is out of range.
 
     Cost:
-        2 gradients per step; 3 copies of the parameters, 2 of them kept from step to step.
+        2 gradients per step; 2 copies of the parameters, kept from step to step, and briefly 1 more while it climbs.
 
     Reference:
         Li and Giannakis, Enhancing Sharpness-Aware Optimization Through Variance Suppression, NeurIPS 2023

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import reference
-from problems import Problem, same_bits
+from problems import Problem, same_bits, through_ascended
 from steppe import (
     ASAM,
     ESAM,
@@ -283,6 +285,32 @@ def test_norm_layers_are_groups(parts, foreach):
             opt.step(closure)
         runs.append(list(model.parameters()))
     assert same_bits(*runs)
+
+
+@pytest.mark.parametrize("door", ["step", "ascended", "backward"])
+def test_without_a_radius_nothing_is_reused(door):
+    """A radius that becomes 0 makes LookSAM its base from then on, whatever it remembers."""
+    ours, plain = Problem(), Problem()
+    opt = LookSAM(sgd(ours.model.parameters()), rho=0.1, k=3, alpha=0.5)
+    batches = ours.batches(10)
+    for batch in batches[:4]:
+        opt.step(ours.closure(opt, batch))
+    plain.model.load_state_dict(ours.model.state_dict())
+    base = sgd(plain.model.parameters())
+    base.load_state_dict(copy.deepcopy(opt.base.state_dict()))
+    opt.param_groups[0]["rho"] = 0.0
+    for batch in batches[4:]:
+        base.step(plain.closure(base, batch))
+        if door == "step":
+            opt.step(ours.closure(opt, batch))
+            continue
+        opt.zero_grad()
+        if door == "backward":
+            opt.backward(lambda batch=batch: ours.loss(batch).backward())
+        else:
+            through_ascended(opt, lambda batch=batch: ours.loss(batch).backward())
+        opt.base.step()
+    assert same_bits(ours.model.parameters(), plain.model.parameters())
 
 
 def wsam(w, f, batches, update, rho, gamma):

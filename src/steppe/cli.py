@@ -47,6 +47,7 @@ def build() -> typer.Typer:
     """Assemble the sub-commands."""
     import typer
 
+    from .bench.command import bench
     from .compare.command import compare
     from .compare.measure_command import measure
     from .studies.command import study
@@ -63,6 +64,7 @@ def build() -> typer.Typer:
     app.command()(compare)
     app.command()(measure)
     app.command()(theory)
+    app.command()(bench)
     app.add_typer(study, name="study")
     return app
 

@@ -33,10 +33,12 @@ def _arm_name(name: str) -> str:
 
 
 def _method_name(name: str) -> str:
-    from .optimizers import names
+    from .optimizers import find
 
-    if name not in names():
-        raise ValueError(f"unknown method {name!r}{nearest(name, names())}")
+    try:
+        find(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
     return name
 
 

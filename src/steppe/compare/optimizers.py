@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import torch
@@ -12,11 +13,19 @@ from torch.optim import Optimizer
 
 from .._errors import UserError, nearest, one_line
 from ..methods import METHODS
+from ..optimizer import SharpnessAware
+from ..triggers import After, Always, Every, Randomly, Trigger
 
 Value: TypeAlias = "float | bool | tuple[float, ...]"
 Hyperparameters: TypeAlias = "Mapping[str, Value]"
 
 BASES: dict[str, Callable[..., Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+WHEN = ("every", "stretched", "after", "probability")
+"""Hyper-parameters of methods that have a trigger: they climb every so many steps, from some step on, or at random."""
+
+FRACTION = "fraction"
+"""A hyper-parameter of methods with a clean pass: of the batch, the part that it sees."""
 
 
 def check_base(base: str) -> None:
@@ -56,24 +65,49 @@ def check_methods(methods: Iterable[str], arms: Iterable[str] = ()) -> None:
         raise UserError(f"no method to compare; list at least one of {', '.join(known)}")
 
 
+def find(method: str) -> Callable[..., Optimizer]:
+    """Return what makes the optimizer.
+
+    Args:
+        method: A name in `BASES` or in ``steppe.methods.METHODS``, or ``MODULE:FUNCTION``: a function, or a class, that
+            takes parameters or, if it calls its first argument ``base``, an optimizer instance, then hyper-parameters
+            by name, and returns an optimizer whose ``step`` takes a closure.
+
+    Raises:
+        UserError: There is no such method, module or function.
+    """
+    module, colon, function = method.partition(":")
+    if not colon:
+        known: Mapping[str, Callable[..., Optimizer]] = {**BASES, **METHODS}
+        if method not in known:
+            raise UserError(f"unknown method {method!r}{nearest(method, known)}, or MODULE:FUNCTION")
+        return known[method]
+    try:
+        found: Callable[..., Optimizer] = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the method {method!r} cannot be imported: {one_line(error)}") from error
+    return found
+
+
 def is_wrapper(method: str) -> bool:
     """Return whether a method wraps a base optimizer instance (its first parameter is called ``base``)."""
-    return method in METHODS and next(iter(_keywords(METHODS[method]))) == "base"
+    return method not in BASES and next(iter(_keywords(find(method)))) == "base"
 
 
 def has_radius(method: str) -> bool:
     """Return whether a method has a ``rho``."""
-    return method in METHODS and "rho" in _keywords(METHODS[method])
+    return method not in BASES and "rho" in _keywords(find(method))
 
 
 def build(method: str, base: str, parameters: Iterable[nn.Parameter], hyperparameters: Hyperparameters) -> Optimizer:
     """Build the optimizer of a trial.
 
     Args:
-        method: A name in `BASES` or in ``steppe.methods.METHODS``.
+        method: What `find` knows.
         base: The name of the optimizer that a wrapping method wraps; others ignore it.
         parameters: The model's parameters.
-        hyperparameters: Those that a wrapping method takes go to it, all others to its base.
+        hyperparameters: Those that a wrapping method takes go to it, all others to its base. Where it has a trigger
+            those in `WHEN` make it; that in `FRACTION` belongs to the loop.
 
     Returns:
         The optimizer; its ``step`` takes a closure.
@@ -85,15 +119,23 @@ def build(method: str, base: str, parameters: Iterable[nn.Parameter], hyperparam
         >>> build("sam", "sgd", nn.Linear(2, 1).parameters(), {"lr": 0.1, "rho": 0.05}).param_groups[0]["rho"]
         0.05
     """
+    make = find(method)
+    own = _keywords(make)[1:]
+    given: dict[str, Any] = dict(hyperparameters)
+    fraction = given.pop(FRACTION, None)
+    if "trigger" in own:
+        when = {name: given.pop(name) for name in WHEN if name in given}
+        given |= {"trigger": _trigger(method, when)} if when else {}
     if not is_wrapper(method):
-        make = BASES[method] if method in BASES else METHODS[method]
-        known = _keywords(make)[1:]
-        return _make(make, parameters, hyperparameters, method, known)
-    own, inner = _keywords(METHODS[method])[1:], _keywords(BASES[base])[1:]
-    for_base = {name: value for name, value in hyperparameters.items() if name not in own}
-    for_method = {name: value for name, value in hyperparameters.items() if name in own}
-    wrapped = _make(BASES[base], parameters, for_base, f"{method} over {base}", own + inner)
-    return _make(METHODS[method], wrapped, for_method, method, own)
+        made = _make(make, parameters, given, method, own)
+    else:
+        for_base = {name: value for name, value in given.items() if name not in own}
+        for_method = {name: value for name, value in given.items() if name in own}
+        wrapped = _make(BASES[base], parameters, for_base, f"{method} over {base}", [*own, *_keywords(BASES[base])[1:]])
+        made = _make(make, wrapped, for_method, method, own)
+    if fraction is not None:
+        _check_fraction(method, made, fraction)
+    return made
 
 
 def check_hyperparameters(method: str, base: str, hyperparameters: Hyperparameters) -> None:
@@ -103,6 +145,33 @@ def check_hyperparameters(method: str, base: str, hyperparameters: Hyperparamete
         UserError: A hyper-parameter is unknown, missing, or refused by the optimizer.
     """
     build(method, base, [nn.Parameter(torch.zeros(1))], hyperparameters)
+
+
+def _trigger(method: str, when: Mapping[str, Any]) -> Trigger:
+    found: Trigger = Always()
+    try:
+        if "every" in when or "stretched" in when:
+            found = Every(_whole("every", when.get("every", 1)), bool(when.get("stretched", False)))
+        if "after" in when:
+            found = found & After(_whole("after", when["after"]))
+        if "probability" in when:
+            found = found & Randomly(float(when["probability"]))
+    except ValueError as error:
+        raise UserError(f"{method}: {one_line(error)}") from error
+    return found
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"{name} must be a whole number of steps, got {value!r}.")
+    return int(value)
+
+
+def _check_fraction(method: str, made: Optimizer, fraction: Any) -> None:
+    if not (isinstance(made, SharpnessAware) and made.ascent.needs_gradient):
+        raise UserError(f"{method} has no clean pass, so no {FRACTION} of the batch for it")
+    if isinstance(fraction, (bool, tuple)) or not 0 < fraction <= 1:
+        raise UserError(f"{method}: {FRACTION} must lie in (0, 1], got {fraction!r}")
 
 
 def _keywords(make: Callable[..., Any]) -> list[str]:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..batches import microbatches
+from ..batches import fraction_of, microbatches
 from ..passes import frozen_norm_stats
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
-from .optimizers import build
+from .optimizers import FRACTION, build
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .schedules import attach
 from .tasks import Split, Task, batches, size
@@ -87,6 +88,7 @@ class _Training:
         self.optimizer: Optimizer = build(
             config.method, config.base or "", self.model.parameters(), config.hyperparameters
         )
+        self.fraction: Any = config.hyperparameters.get(FRACTION)
         sizes = shared_sizes(config.schedules.batch_size, config.batch_size, host.processes)
         self.total = total_updates(
             sizes, config.updates, config.epochs, config.batch_size, size(task.train), host.processes
@@ -152,17 +154,17 @@ class _Training:
         return total / max(examples, 1)
 
     def _update(self, x: Tensor, y: Tensor) -> float:
-        parts = list(microbatches((x, y), self.micro or len(x)))
         passes = count()
 
-        def closure() -> Tensor:
+        def closure(batch: tuple[Tensor, Tensor] = (x, y)) -> Tensor:
             with frozen_norm_stats(self.model) if next(passes) else nullcontext():
-                return one_pass()
+                return one_pass(batch)
 
-        def one_pass() -> Tensor:
+        def one_pass(batch: tuple[Tensor, Tensor]) -> Tensor:
             self.evaluations += 1
-            self.examples += len(x) * self.host.processes
+            self.examples += len(batch[0]) * self.host.processes
             self.optimizer.zero_grad()
+            parts = list(microbatches(batch, self.micro or len(x)))
             losses = []
             for k, ((inputs, targets), weight) in enumerate(parts):
                 more = k < len(parts) - 1
@@ -172,7 +174,10 @@ class _Training:
                 losses.append(loss.detach())
             return torch.stack(losses).sum()
 
-        clean_loss: Tensor = self.optimizer.step(closure)  # type: ignore[arg-type, assignment]
+        options: dict[str, Any] = {}
+        if self.fraction is not None:
+            options["ascent"] = partial(closure, fraction_of((x, y), self.fraction))
+        clean_loss: Tensor = self.optimizer.step(closure, **options)  # type: ignore[arg-type, assignment]
         return self.host.mean(clean_loss.detach())
 
     def _mark_diverged(self) -> None:

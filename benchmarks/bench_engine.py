@@ -1,6 +1,6 @@
 """What a sharpness-aware step costs on models whose weights do not fit into a cache, in passes over the weights.
 
-    python benchmarks/bench_engine.py [--device cpu] [--shapes minilm gpt2] [--bases SGD AdamW] [--page docs/benchmarks.md]
+    python benchmarks/bench_engine.py [--device cpu] [--shapes minilm gpt2] [--bases SGD AdamW] [--page FILE]
 
 Three tables. **Time**: what a step takes beyond its closures and its base's step. One move is one read or one write of
 all parameters; copying them takes two, and is timed before every step that is measured, so that a machine that becomes
@@ -26,7 +26,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any

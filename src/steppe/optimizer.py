@@ -45,8 +45,8 @@ class SharpnessAware(Optimizer):
     no paper has combined yet.
 
     A climbing step costs two gradients and one copy of the parameters that climb, whose memory is kept for the next
-    step (another copy, not kept, if the blend needs the clean gradient). Where it does not climb (every ``rho`` is 0,
-    or the trigger says no), a step is exactly the base's own, at the price of one gradient.
+    step unless `keep_copy` is False (another copy, not kept, if the blend needs the clean gradient). Where it does not
+    climb (every ``rho`` is 0, or the trigger says no), a step is exactly the base's own, at the price of one gradient.
 
     Args:
         base: the optimizer *instance* that takes the step; any torch optimizer whose ``step`` works without a closure.
@@ -92,6 +92,13 @@ class SharpnessAware(Optimizer):
 
     found_inf: Tensor | None = None
     """Set by a GradScaler while it steps an optimizer that claims so."""
+
+    keep_copy: bool = True
+    """Whether the memory of the copy of the weights is kept for the next climb.
+
+    If False it is freed when a climb ends, so that the base's step and whatever comes between two steps can have it; a
+    climb on large models is slower then. It is a setting of this object and of its copies, and not in the `state_dict`.
+    """
 
     state: defaultdict[Any, dict[str, Any]]
 
@@ -396,7 +403,7 @@ class SharpnessAware(Optimizer):
         slope = self._slope(owners, vectors, 1.0 if self.ascent.scale_free else scale)
         if not self.trigger.fires(slope):
             return None
-        return Climb(slope, spans, self.ascent, self.blend, self._anchor)
+        return Climb(slope, spans, self.ascent, self.blend, self._anchor, keep=self.keep_copy)
 
     def _vector(self, p: Tensor) -> Tensor | None:
         return p.grad if self.ascent.needs_gradient else self.ascent.vector(p, self.base.state.get(p, _NOTHING))
@@ -487,7 +494,8 @@ class SharpnessAware(Optimizer):
         load_uncast(self, ours)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("defaults", "state", "base", "ascent", "blend", "trigger", "foreach", "_rho", "_schedules", "_inside")
+        parts = ("base", "ascent", "blend", "trigger")
+        names = ("defaults", "state", *parts, "foreach", "keep_copy", "_rho", "_schedules", "_inside")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

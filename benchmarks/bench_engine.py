@@ -2,21 +2,22 @@
 
     python benchmarks/bench_engine.py [--device cpu] [--shapes minilm gpt2] [--bases SGD AdamW] [--page FILE]
 
-Three tables. **Time**: what a step takes beyond its closures and its base's step. One move is one read or one write of
-all parameters; copying them takes two, and is timed before every step that is measured, so that a machine that becomes
-slower changes nothing. Closures point `.grad` at gradients that are there already. A plain climb needs 8 moves: one
-for the norm, two for the copy, three to go up, two to come back. **Memory**: the most that is alive at once in tensors
-during a step, in copies of the parameters; the closures free the gradients and make new ones, as `zero_grad()` and
-`backward()` do, and every row is a process of its own. **Small model**: whole steps of the default task's network,
-forward and backward passes included, where no memory is moved and every call counts.
+Three kinds of tables. Time: what a step takes beyond its closures and its base's step. One move is one read or one
+write of all parameters; copying them takes two, and is timed before every step that is measured, so that a machine that
+becomes slower changes nothing. Closures point `.grad` at gradients that are there already. A plain climb needs 8 moves:
+one for the norm, two for the copy, three to go up, two to come back. Memory: the most that is alive at once in tensors
+during a step, in copies of the parameters; here the closures free the gradients and make new ones, as `zero_grad()` and
+`backward()` do. Small model: whole steps of the default task's network, forward and backward passes included, where
+little memory is moved and every call counts.
 
-Other packages' optimizers are measured if they are installed.
+Of the first two kinds every row is measured in a process of its own, as a training is one: what a step costs that asks
+for fresh memory depends on what else has lain there. Other packages' optimizers are measured if they are installed;
+those that climb without a norm do less than SAM, and do not count as the best other one.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
@@ -41,8 +43,12 @@ from steppe import ASAM, GSAM, MSAM, SAM, LookSAM
 Closure = Callable[[], float]
 Step = Callable[[Closure], object]
 
+_EXPLANATION = "Three kinds" + (__doc__ or "").partition("Three kinds")[2].strip()
+
 PEERS = {"pytorch_optimizer": "pytorch-optimizer", "temperon": "temperon", "heavyball": "heavyball opt_einsum"}
 LOOK_EVERY = 5
+ALONE = "the base alone"
+FREED = ", copy not kept"
 BLOCK = 10  # so many steps of one small model run in a row, as in a training, before it is another's turn
 
 
@@ -108,179 +114,200 @@ class Clock:
         return self.now() - start - self.elsewhere
 
 
-def base_of(name: str, params: list[Parameter], state: Any = None) -> torch.optim.Optimizer:
+def base_of(name: str, params: list[Parameter]) -> torch.optim.Optimizer:
     make, options = BASES[name]
-    base = make(params, **options)
-    if state is not None:  # many optimizers, one momentum
-        base.state = state
-    return base
+    return make(params, **options)
 
 
-def candidates(base_name: str, params: list[Parameter], clock: Clock, state: Any) -> Iterator[tuple[str, Step]]:
-    """Return what is measured: titles, and functions that take a step with a closure that costs nothing."""
+def steppes(title: str, base_name: str, params: list[Parameter], clock: Clock) -> Step:
+    opt = WRAPPED[title.removesuffix(FREED)](base_of(base_name, params))
+    opt.keep_copy = not title.endswith(FREED)
+    opt.base.step = clock.timed(opt.base.step)
+    return opt.step
+
+
+def pytorch_optimizers(kind: str, foreach: bool | None, base_name: str, params: list[Parameter], clock: Clock) -> Step:
+    import pytorch_optimizer
+
     make, options = BASES[base_name]
-    for title, wrap in WRAPPED.items():
-        opt = wrap(base_of(base_name, params, state))
-        opt.base.step = clock.timed(opt.base.step)
-        yield title, opt.step
-    if "pytorch_optimizer" in PEERS and importlib.util.find_spec("pytorch_optimizer"):
-        import pytorch_optimizer
+    given = {name: value for name, value in options.items() if name != "foreach"}
+    if kind == "LookSAM":
+        given["k"] = LOOK_EVERY
+    opt = getattr(pytorch_optimizer, kind)(params, make, rho=0.05, foreach=foreach, **given)
+    opt.base_optimizer.step = clock.timed(opt.base_optimizer.step)
 
+    def step(closure: Closure) -> None:
+        closure()
+        opt.step(closure)
+
+    return step
+
+
+def temperons(base_name: str, params: list[Parameter], clock: Clock) -> Step:
+    import temperon
+
+    base = base_of(base_name, params)
+    base.step = clock.timed(base.step)
+    return temperon.Temperon(base, total_steps=10**6, tail_frac=1.0, rho=0.05).step
+
+
+def heavyballs(base_name: str, params: list[Parameter], clock: Clock) -> Step:
+    import heavyball
+
+    base = {"SGD": heavyball.SGD, "AdamW": heavyball.AdamW}[base_name](params, lr=1e-6)
+    base._step = clock.timed(base._step)  # what its step does after the closure
+    return heavyball.SAMWrapper(params, base, ball=0.05).step
+
+
+def alone(base_name: str, params: list[Parameter], clock: Clock) -> Step:
+    base = base_of(base_name, params)
+    update = clock.timed(base.step)
+
+    def step(closure: Closure) -> None:
+        closure()
+        update()
+
+    return step
+
+
+def candidates(base_name: str) -> dict[str, Callable[[list[Parameter], Clock], Step]]:
+    """Return what is measured: makers of functions that take a step with a closure, of which the base's is timed."""
+    found: dict[str, Callable[[list[Parameter], Clock], Step]] = {ALONE: partial(alone, base_name)}
+    for title in WRAPPED:
+        found[title] = partial(steppes, title, base_name)
+    for title in WRAPPED:
+        found[title + FREED] = partial(steppes, title + FREED, base_name)
+    if "pytorch_optimizer" in PEERS and importlib.util.find_spec("pytorch_optimizer"):
         for kind in ("SAM", "LookSAM"):
             # Its foreach= is its base's as well, and excludes fused.
-            for foreach in (None,) if "fused" in base_name else (True, False):
-                given = {k: v for k, v in options.items() if k != "foreach"}
-                extra = {"k": LOOK_EVERY} if kind == "LookSAM" else {}
-                opt = getattr(pytorch_optimizer, kind)(params, make, rho=0.05, foreach=foreach, **extra, **given)
-                opt.base_optimizer.step = clock.timed(opt.base_optimizer.step)
-                if state is not None:
-                    opt.base_optimizer.state = state
-                    if kind == "SAM":  # it keeps its copy there
-                        opt.state = state
-
-                def step(closure: Closure, opt: Any = opt) -> None:
-                    closure()
-                    opt.step(closure)
-
-                how = {None: "", True: ", foreach", False: ", loop"}[foreach]
-                yield f"pytorch-optimizer's {kind}{how}", step
+            hows = {"": None} if "fused" in base_name else {", foreach": True, ", loop": False}
+            for how, foreach in hows.items():
+                found[f"pytorch-optimizer's {kind}{how}"] = partial(pytorch_optimizers, kind, foreach, base_name)
     if "temperon" in PEERS and importlib.util.find_spec("temperon"):
-        import temperon
-
-        base = base_of(base_name, params, state)
-        base.step = clock.timed(base.step)
-        yield "temperon", temperon.Temperon(base, total_steps=10**6, tail_frac=1.0, rho=0.05).step
+        found["temperon"] = partial(temperons, base_name)
     if "heavyball" in PEERS and importlib.util.find_spec("heavyball") and "fused" not in base_name:
-        import heavyball
-
-        kind = {"SGD": heavyball.SGD, "AdamW": heavyball.AdamW}[base_name]
-        inner = kind(params, lr=1e-6)
-        opt = heavyball.SAMWrapper(params, inner, ball=0.05)
-        # Its base calls the closure in the middle of its own step. What it does afterwards is the base's.
-        update = inner._step if hasattr(inner, "_step") else None
-        if update is not None:
-            inner._step = clock.timed(update)
-            yield "heavyball's SAMWrapper (adaptive, no norm)", opt.step
+        found["heavyball's SAMWrapper, adaptive, without a norm"] = partial(heavyballs, base_name)
+    return found
 
 
-def ready(name: str, device: str) -> tuple[list[Parameter], list[list[Tensor]]]:
-    """Return parameters, and gradients for a clean and a sharp pass."""
-    torch.manual_seed(0)
-    params = [Parameter(0.02 * torch.randn(shape, device=device)) for shape in SHAPES[name]()]
-    return params, [[0.01 * torch.randn_like(p) for p in params] for _ in range(2)]
+def in_a_process(what: str, *arguments: object) -> Any:
+    """Return what a function of `CHILDREN` returns in a process that does nothing else, or None if it fails there."""
+    child = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps([what, *arguments])]
+    done = subprocess.run(child, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr.strip().splitlines()[-1], file=sys.stderr)
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def time_table(shape: str, base_name: str, device: str, repetitions: int) -> Iterator[str]:
+# Time
+
+
+def measure_time(title: str, shape: str, base_name: str, device: str, repetitions: int) -> list[tuple[float, float]]:
+    """Return of every step its seconds, and those of one move just before it."""
     clock = Clock(device)
-    params, grads = ready(shape, device)
-    numbers = sum(p.numel() for p in params)
-    turn = 0
-
-    def closure() -> float:
-        nonlocal turn
-        for p, g in zip(params, grads[turn % 2], strict=True):
-            p.grad = g
-        turn += 1
-        return 0.0
-
+    torch.manual_seed(0)
+    params = [Parameter(0.02 * torch.randn(size, device=device)) for size in SHAPES[shape]()]
+    grads = [[0.01 * torch.randn_like(p) for p in params] for _ in range(2)]
     buffer = [torch.empty_like(p) for p in params]
+    calls = 0
+
+    @clock.timed
+    def closure() -> float:
+        nonlocal calls
+        for p, g in zip(params, grads[calls], strict=True):
+            p.grad = g
+        calls += 1
+        return 0.0
 
     def copy() -> None:
         with torch.no_grad():
             torch._foreach_copy_(buffer, params)
 
-    shared = base_of(base_name, params)
-    closure()
-    shared.step()
-    rows: list[tuple[str, Step, list[float], list[float]]] = []
-    for title, step in candidates(base_name, params, clock, shared.state):
-        if "LookSAM" in title:
-            rows.append((f"{title}, steps that climb", step, [], []))
-            rows.append((f"{title}, steps that do not", step, [], []))
-        else:
-            rows.append((title, step, [], []))
-    timed = clock.timed(closure)
-    for title, step, *_ in rows:
-        if not title.endswith("not"):
-            turn = 0
-            step(timed)  # now every kept buffer is there, and a LookSAM is at step 1
-    moves: list[float] = []
-    for _ in range(repetitions):
-        for title, step, costs, seconds in rows:
-            if title.endswith("not"):
-                continue
-            steps = LOOK_EVERY if "LookSAM" in title else 1
-            for i in range(steps):
-                turn = 0
-                move = clock.seconds(copy) / 2
-                moves.append(move)
-                cost = clock.seconds(lambda step=step: step(timed))
-                row = (costs, seconds)
-                if i < steps - 1:
-                    row = next((c, s) for t, _, c, s in rows if t == title.replace("that climb", "that do not"))
-                row[0].append(cost / move)
-                row[1].append(cost)
-    low, middle, high = quantiles([1000 * move for move in moves], n=4)
-    yield f"### {shape}, {numbers / 1e6:.1f} million parameters in {len(params)} tensors, {base_name}"
+    step = candidates(base_name)[title](params, clock)
+    found = []
+    repetitions = LOOK_EVERY * (repetitions // 2 + 1) if "LookSAM" in title else repetitions
+    warm_up = LOOK_EVERY if "LookSAM" in title else 2
+    for i in range(repetitions + warm_up):
+        calls = 0
+        move = clock.seconds(copy) / 2
+        cost = clock.seconds(lambda: step(closure))
+        if i >= warm_up:
+            found.append((cost, move))
+    return found
+
+
+def time_table(shape: str, base_name: str, device: str, repetitions: int) -> Iterator[str]:
+    sizes = [torch.Size(size).numel() for size in SHAPES[shape]()]
+    yield f"### {shape}, {sum(sizes) / 1e6:.1f} million parameters in {len(sizes)} tensors, {base_name}"
     yield ""
-    gigabytes = 4 * numbers / (middle / 1000) / 1e9
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for title in candidates(base_name):
+        if title == ALONE or (title.endswith(FREED) and title != "SAM" + FREED):
+            continue
+        steps = in_a_process("time", title, shape, base_name, device, repetitions)
+        if steps is None:
+            yield f"{title} failed."
+            continue
+        if "LookSAM" in title:
+            # Both packages' climb at steps 0, k, 2k, ..., and the warm-up is k steps long.
+            rows[f"{title}, steps that climb"] = steps[::LOOK_EVERY]
+            rows[f"{title}, steps between"] = [step for i, step in enumerate(steps) if i % LOOK_EVERY]
+        else:
+            rows[title] = steps
+    moves = [1000 * move for steps in rows.values() for _, move in steps]
+    low, middle, high = quantiles(moves, n=4)
     yield (
-        f"One move: {middle:.2f} ms ({low:.2f} to {high:.2f}, n = {len(moves)}), {gigabytes:.1f} GB/s. "
-        "The ratio is that of the medians to the best other package's SAM."
+        f"One move: {middle:.2f} ms ({low:.2f} to {high:.2f}, n = {len(moves)}), or "
+        f"{4e-6 * sum(sizes) / middle:.1f} GB/s."
     )
     yield ""
-    yield "| step | moves | quartiles | n | ms | of the best peer |\n| --- | ---: | --- | ---: | ---: | ---: |"
-    peers = [median(c) for t, _, c, _ in rows if t not in WRAPPED and "LookSAM" not in t]
-    for title, _, costs, seconds in rows:
-        low, middle, high = quantiles(costs, n=4)
-        ratio = f"{middle / min(peers):.2f}" if peers else ""
-        yield (
-            f"| {title} | {middle:.2f} | {low:.2f} to {high:.2f} | {len(costs)} | "
-            f"{1000 * median(seconds):.1f} | {ratio} |"
-        )
+    yield "| step | moves | quartiles | n | ms | of the best other SAM |\n| --- | ---: | --- | ---: | ---: | ---: |"
+    costs = {title: [cost / move for cost, move in steps] for title, steps in rows.items()}
+    own = [title for title in rows if title.split(",")[0] in WRAPPED]
+    others = [
+        median(found)
+        for title, found in costs.items()
+        if title not in own and "LookSAM" not in title and "without" not in title
+    ]
+    for title, found in costs.items():
+        low, middle, high = quantiles(found, n=4)
+        ratio = f"{middle / min(others):.2f}" if others else ""
+        seconds = median(cost for cost, _ in rows[title])
+        spread = f"{low:.2f} to {high:.2f}"
+        yield f"| {title} | {middle:.2f} | {spread} | {len(found)} | {1000 * seconds:.1f} | {ratio} |"
 
 
 # Memory
 
 
-def freed(opt: Any) -> Any:
-    opt.keep_copy = False
-    return opt
-
-
-class Ledger:
-    """Bytes alive in tensors, as torch's allocators see them."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def peak(self, work: Callable[[], object]) -> int:
-        """Return the most bytes that ``work`` has alive at once beyond those alive before."""
-        if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - before
-        # Every allocation of the CPU's allocator is an event, also those inside of kernels.
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            work()
-        alive = most = 0
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            alive += event.nbytes()
-            most = max(most, alive)
-        return most
+def most_alive(device: str, work: Callable[[], object]) -> int:
+    """Return the most bytes that ``work`` has alive at once in tensors, as torch's allocators see them."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # Every allocation of the CPU's allocator is an event, also those inside of kernels.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    alive = most = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
 
 
 def measure_memory(title: str, shape: str, base_name: str, device: str) -> float:
-    """Return the peak during a step of what is alive beyond parameters, gradients and the base's state, in copies."""
-    ledger, clock = Ledger(device), Clock(device)
-    alive: dict[str, int] = {}
+    """Return the peak, in copies of the parameters, of what is alive beyond these, gradients and the base's state."""
+    size = 0
 
     def work() -> None:
-        params, _ = ready(shape, device) if device == "none" else (_parameters(shape, device), None)
-        alive["parameters"] = sum(p.numel() * p.element_size() for p in params)
+        nonlocal size
+        params = [Parameter(torch.full(shape_, 0.02, device=device)) for shape_ in SHAPES[shape]()]
+        size = sum(p.numel() * p.element_size() for p in params)
 
         def closure() -> float:
             for p in params:
@@ -289,49 +316,30 @@ def measure_memory(title: str, shape: str, base_name: str, device: str) -> float
                 p.grad = torch.full_like(p, 0.01)
             return 0.0
 
-        base = base_of(base_name, params)
-        if title == "base alone":
-
-            def step(closure: Closure) -> None:
-                closure()
-                base.step()
-        elif title.endswith(", copy freed"):
-            step = freed(WRAPPED[title.removesuffix(", copy freed")](base)).step
-        else:
-            step = next(step for name, step in candidates(base_name, params, clock, None) if name == title)
+        step = candidates(base_name)[title](params, Clock(device))
         for _ in range(3):
             step(closure)
-        gc.collect()
 
-    peak = ledger.peak(work)
-    state = {"SGD": 1, "AdamW": 2}[base_name.split()[0]]
-    return peak / alive["parameters"] - 2 - state
-
-
-def _parameters(shape: str, device: str) -> list[Parameter]:
-    return [Parameter(torch.full(size, 0.02, device=device)) for size in SHAPES[shape]()]
-
-
-def in_a_process(title: str, shape: str, base_name: str, device: str) -> float:
-    child = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps([title, shape, base_name, device])]
-    out = subprocess.run(child, capture_output=True, text=True, check=True).stdout
-    return float(out.strip().splitlines()[-1])
+    peak = most_alive(device, work)
+    return peak / size - 2 - {"SGD": 1, "AdamW": 2}[base_name.split()[0]]
 
 
 def memory_table(shape: str, base_name: str, device: str) -> Iterator[str]:
-    clock, params = Clock(device), [Parameter(torch.zeros(2))]
-    titles = [title for title, _ in candidates(base_name, params, clock, None)]
-    own = list(WRAPPED)
-    titles = ["base alone", *own, *(f"{title}, copy freed" for title in own), *titles[len(own) :]]
     yield f"### {shape}, {base_name}"
     yield ""
     yield "| step | copies beyond parameters, gradients and state | beyond the base's own peak |"
     yield "| --- | ---: | ---: |"
-    alone = 0.0
-    for title in titles:
-        copies = in_a_process(title, shape, base_name, device)
-        alone = copies if title == "base alone" else alone
-        yield f"| {title} | {copies:.2f} | {copies - alone:.2f} |"
+    own = 0.0
+    for title in candidates(base_name):
+        copies = in_a_process("memory", title, shape, base_name, device)
+        if copies is None:
+            yield f"| {title} | failed | |"
+            continue
+        own = copies if title == ALONE else own
+        yield f"| {title} | {copies:.2f} | {copies - own:.2f} |"
+
+
+CHILDREN: dict[str, Callable[..., Any]] = {"time": measure_time, "memory": measure_memory}
 
 
 # Small model
@@ -345,9 +353,9 @@ def mlp() -> nn.Module:
 def small_table(device: str, steps: int) -> Iterator[str]:
     x, y = torch.randn(100, 40, device=device), torch.randint(10, (100,), device=device)
     yield (
-        f"Steps take turns with those of their base, {BLOCK} at a time. Beyond: what a step takes outside of its closures and its base's "
-        "step, measured with a clock at their borders. Whole: one step over one step of the base, both with their "
-        "forward and backward passes. Medians and quartiles."
+        f"Steps take turns with those of their base, {BLOCK} at a time. Beyond: what a step takes outside of its "
+        "closures and its base's step, with a clock at their borders. Whole: steps over steps of the base, both with "
+        "their forward and backward passes. Medians and quartiles."
     )
     yield ""
     yield "| step | base step (us) | beyond (us) | quartiles | whole / base | quartiles | n |"
@@ -387,6 +395,15 @@ def small_table(device: str, steps: int) -> Iterator[str]:
             )
 
 
+def write_page(arguments: argparse.Namespace, lines: list[str]) -> None:
+    options = [f"--{name} {' '.join(getattr(arguments, name))}" for name in ("shapes", "bases", "tables")]
+    command = f"python benchmarks/bench_engine.py {' '.join(options)} --repetitions {arguments.repetitions}"
+    text = "\n".join(lines)
+    Path(arguments.page).write_text(
+        f"# What the engine costs\n\nWritten by\n\n    {command} --page {arguments.page}\n\n{_EXPLANATION}\n\n{text}\n"
+    )
+
+
 def header(arguments: argparse.Namespace) -> Iterator[str]:
     yield f"* {_processor(arguments.device)}; {torch.get_num_threads()} thread(s), OMP_NUM_THREADS sets them"
     yield f"* Python {platform.python_version()}, torch {torch.__version__}, steppe {steppe.__version__}"
@@ -421,7 +438,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if arguments.child:
-        print(measure_memory(*json.loads(arguments.child)))
+        what, *rest = json.loads(arguments.child)
+        print(json.dumps(CHILDREN[what](*rest)))
         return
     for name in arguments.without:
         del PEERS[name]

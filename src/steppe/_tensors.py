@@ -132,7 +132,11 @@ class Ops:
 
     def abs_plus(self, xs: Tensors, c: float) -> Tensors:
         """Return ``|x| + c``."""
-        return torch._foreach_add(torch._foreach_abs(xs), c) if self.foreach else [x.abs() + c for x in xs]
+        if not self.foreach:
+            return [x.abs() + c for x in xs]
+        sizes: Tensors = torch._foreach_abs(xs)
+        torch._foreach_add_(sizes, c)
+        return sizes
 
     def over_sqrt(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x / sqrt(y)``."""

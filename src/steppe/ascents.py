@@ -111,12 +111,12 @@ class Slope:
 
 
 def _need_dense(vectors: list[Tensor]) -> None:
-    for g in vectors:
-        if g.layout is not torch.strided:
-            raise TypeError(
-                f"A parameter of shape {tuple(g.shape)} has a sparse gradient, which cannot be climbed. Use "
-                "sparse=False in its embedding, or give its group rho=0 and a base that takes sparse gradients."
-            )
+    if {g.layout for g in vectors} != {torch.strided}:
+        shape = next(tuple(g.shape) for g in vectors if g.layout is not torch.strided)
+        raise TypeError(
+            f"A parameter of shape {shape} has a sparse gradient, which cannot be climbed. Use sparse=False in its "
+            "embedding, or give its group rho=0 and a base that takes sparse gradients."
+        )
 
 
 class Ascent(ABC):

@@ -22,6 +22,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -396,9 +397,10 @@ def small_table(device: str, steps: int) -> Iterator[str]:
 
 
 def write_page(arguments: argparse.Namespace, lines: list[str]) -> None:
-    options = [f"--{name} {' '.join(getattr(arguments, name))}" for name in ("shapes", "bases", "tables")]
-    command = f"python benchmarks/bench_engine.py {' '.join(options)} --repetitions {arguments.repetitions}"
-    text = "\n".join(lines)
+    command = f"python benchmarks/bench_engine.py --device {arguments.device} --repetitions {arguments.repetitions}"
+    for name in ("shapes", "bases", "tables"):
+        command += f" --{name} {shlex.join(getattr(arguments, name))}"
+    text = "\n".join(lines).replace("\n\n\n", "\n\n")
     Path(arguments.page).write_text(
         f"# What the engine costs\n\nWritten by\n\n    {command} --page {arguments.page}\n\n{_EXPLANATION}\n\n{text}\n"
     )

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steppe._tensors
+import steppe.climb
 from cases import CASES, CLIMBING
 from problems import Problem, same_bits, weights
 from steppe import SAM, USAM, AdaSAM, AMSGrad, LightSAM
@@ -473,7 +474,8 @@ def test_weights_that_are_cut_climb_like_whole_ones(case, groups, monkeypatch):
     """Large weights are saved and moved in parts that fit into a cache, and go back bit for bit."""
     runs = []
     for piece in (2**30, 5):
-        monkeypatch.setattr(steppe._tensors, "_PIECE", piece)
+        monkeypatch.setattr(steppe._tensors, "PIECE", piece)
+        monkeypatch.setattr(steppe.climb, "PIECE", piece)
         problem = Problem()
         params = list(problem.model.parameters())
         cut = len(params) // groups
@@ -493,7 +495,8 @@ def test_weights_that_are_cut_climb_like_whole_ones(case, groups, monkeypatch):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("when", ["copy_", "move_"])
 def test_a_climb_that_is_broken_off_goes_back(keep, when, monkeypatch):
-    monkeypatch.setattr(steppe._tensors, "_PIECE", 5)
+    monkeypatch.setattr(steppe._tensors, "PIECE", 5)
+    monkeypatch.setattr(steppe.climb, "PIECE", 5)
     problem = Problem()
     opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=0.5)
     opt.keep_copy = keep

@@ -22,8 +22,9 @@ Scalar = Tensor | float
 _HALF = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
-# Elements, per thread, of which a few copies fit into a cache of a core.
-_PIECE = 2**17
+
+PIECE = 2**17
+"""Elements, per thread, of which three copies fit into a cache of a core."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class Ops:
 
 def pieces(*lists: Tensors) -> Iterator[tuple[list[Tensor], ...]]:
     """Cut lists of tensors of the same shapes into parts that fit into a cache, large tensors too."""
-    size = _PIECE * torch.get_num_threads()
+    size = PIECE * torch.get_num_threads()
     held: list[tuple[Tensor, ...]] = []
     room = size
     for tensors in zip(*lists, strict=True):

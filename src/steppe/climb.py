@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._shards import like
-from ._tensors import Ops, Scalar, Tensors, free_to_read, on, on_host, pieces
+from ._tensors import PIECE, Ops, Scalar, Tensors, free_to_read, on, on_host, pieces
 from .ascents import Ascent, Slope
 from .blends import Blend
 
@@ -29,6 +29,7 @@ class Anchor:
         self._copies: list[Tensor] = []
         self._shapes: list[torch.Size] = []
         self._kind: object = None
+        self.numel = 0
 
     def room(self, params: list[Tensor], ops: Ops) -> list[Tensor]:
         """Return memory for a copy of ``params``, whatever is in it."""
@@ -37,6 +38,7 @@ class Anchor:
             self._copies = []  # not two at a time
             self._copies = [torch.empty_like(p) for p in params]
             self._kind, self._shapes = ops.kind, shapes
+            self.numel = sum(p.numel() for p in params)
         return self._copies
 
     def restore(self, params: list[Tensor], ops: Ops) -> None:
@@ -111,8 +113,8 @@ class Climb:
         self.clean = [g.clone() for g in slope.grads] if self.blend and self.blend.needs_clean else []
         directions, factor = self.ascent.directions(slope)
         copies, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
-        # Small parts are saved and moved while they are in a cache: memory is read once for both.
-        cut = ops.foreach and ops.kind is not None and free_to_read(params[0])
+        # Parts are saved and moved while they are in a cache: memory is read once for both.
+        cut = self.anchor.numel > PIECE and ops.foreach and ops.kind is not None and free_to_read(params[0])
         saved: list[tuple[Tensors, Tensors]] = []
         try:
             for start, stop, rho in self.spans:

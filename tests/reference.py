@@ -112,7 +112,7 @@ def msam(w, f, batches, update, rho, eta=None, warmup=0):
         m, delta = update.momentum, 0.0
         if m is not None and i >= warmup:
             t = 1.0 if eta is None else w.abs() + eta
-            delta = rho * t**2 * m / (t * m).norm()
+            delta = -rho * t**2 * m / (t * m).norm()
         w = update(w, f(w + delta, batch))
         yield w
 

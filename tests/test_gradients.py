@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steppe._tensors
+import steppe.climb
 from cases import CASES, CLIMBING
 from problems import Problem, same_bits, through_ascended, weights
 from steppe import SAM, USAM, AdaSAM, AMSGrad, LightSAM
@@ -478,3 +480,95 @@ def test_tensor_radius_and_learning_rate():
         w.grad = torch.ones(2)
     opt.base.step()
     torch.testing.assert_close(w.detach(), torch.tensor([2.9, 3.9]))
+
+
+@over_climbing
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_that_are_cut_climb_like_whole_ones(case, groups, monkeypatch):
+    """Large weights are saved and moved in parts that fit into a cache, and go back bit for bit."""
+    runs = []
+    for piece in (2**30, 5):
+        monkeypatch.setattr(steppe._tensors, "PIECE", piece)
+        monkeypatch.setattr(steppe.climb, "PIECE", piece)
+        problem = Problem()
+        params = list(problem.model.parameters())
+        cut = len(params) // groups
+        opt = case.build([{"params": params[:cut]}, {"params": params[cut:]}] if groups == 2 else params)
+        for batch in problem.batches(4):
+            problem.model.zero_grad()
+            problem.loss(batch).backward()
+            before = weights(problem.model)
+            with opt.ascended():
+                problem.loss(batch).backward()
+            assert same_bits(weights(problem.model), before)
+            opt.base.step()
+        runs.append(problem.flat())
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("when", ["copy_", "move_"])
+def test_a_climb_that_is_broken_off_goes_back(keep, when, monkeypatch):
+    monkeypatch.setattr(steppe._tensors, "PIECE", 5)
+    monkeypatch.setattr(steppe.climb, "PIECE", 5)
+    problem = Problem()
+    opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=0.5)
+    opt.keep_copy = keep
+    (batch,) = problem.batches(1)
+    before = weights(problem.model)
+    done, calls = getattr(steppe._tensors.Ops, when), 0
+
+    def third(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return done(*args)
+
+    monkeypatch.setattr(steppe._tensors.Ops, when, third)
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(problem.closure(opt, batch))
+    assert calls >= 3
+    assert same_bits(weights(problem.model), before)
+    assert bool(opt._anchor._copies) == keep
+
+
+@over_climbing
+def test_a_copy_of_the_weights_that_is_not_kept_is_freed_when_the_climb_ends(case):
+    runs = []
+    for keep in (True, False):
+        problem = Problem()
+        opt = case.build(problem.model.parameters())
+        opt.keep_copy = keep
+        for batch in problem.batches(3):
+            opt.step(problem.closure(opt, batch))
+            problem.model.zero_grad()
+            problem.loss(batch).backward()
+            with opt.ascended():
+                problem.loss(batch).backward()
+            assert bool(opt._anchor._copies) == keep
+        runs.append(weights(problem.model))
+        other = copy.deepcopy(opt)
+        assert other.keep_copy == pickle.loads(pickle.dumps(opt)).keep_copy == keep
+        assert "keep_copy" not in opt.state_dict()
+        assert not other._anchor._copies
+    assert same_bits(*runs)
+
+
+@over_climbing
+def test_the_fused_climb_of_accelerators_is_that_of_the_loop(case, device_decides):
+    """In float32 alone, and where gradients lie in memory as the weights do."""
+    runs = []
+    for foreach in (True, False):
+        problem = Problem(torch.float32)
+        opt = case.build(problem.model.parameters(), foreach=foreach)
+        for batch in problem.batches(4):
+            problem.model.zero_grad()
+            problem.loss(batch).backward()
+            first = next(problem.model.parameters())
+            first.grad = first.grad.t().contiguous().t() if len(runs) else first.grad
+            with opt.ascended():
+                problem.loss(batch).backward()
+            opt.base.step()
+        runs.append(problem.flat())
+    torch.testing.assert_close(*runs, rtol=0, atol=1e-6)

@@ -7,6 +7,7 @@ the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from random import Random
 from typing import final
 
@@ -21,6 +22,9 @@ Scalar = Tensor | float
 _HALF = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+PIECE = 2**17
+"""Elements, per thread, of which three copies fit into a cache of a core."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ def on(x: Tensor, device: torch.device) -> Tensor:
 
 def free_to_read(x: Tensor) -> bool:
     """Say whether looking at a number on this device stops nobody."""
-    return x.device.type == "cpu"
+    return x.is_cpu
 
 
 def on_host(x: Scalar) -> Scalar:
@@ -81,11 +85,15 @@ class Ops:
             raise ValueError(
                 "foreach=True does not work with DTensors: torch has no multi-tensor copy for them. Leave it out."
             )
+        # Between two passes of a model nothing is in the caches: here it pays to do little, and that in one place.
         first = params[0]
-        dtypes, devices = {p.dtype for p in params}, set(map(Tensor.get_device, params))
-        alike = first.dtype in _FULL and len(dtypes) == len(devices) == 1
-        plain = _PLAIN.issuperset(map(type, params)) if foreach is None else foreach
-        return cls(plain, (first.device, first.dtype) if alike else None)
+        dtype, device = first.dtype, first.get_device()
+        plain = alike = True
+        for p in params:
+            plain = plain and type(p) in _PLAIN
+            alike = alike and p.dtype is dtype and p.get_device() == device
+        alike = alike and dtype in _FULL
+        return cls(plain if foreach is None else foreach, (first.device, dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
         """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""
@@ -99,12 +107,17 @@ class Ops:
             norms = _together([torch.linalg.vector_norm(wide(local(x))) for x in xs])
             if sharded(xs):
                 norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
-        together = torch.stack(norms)
         # On the CPU a handful of numbers adds up faster, and in double precision, outside of torch.
-        return math.hypot(*together.tolist()) if free_to_read(together) else torch.linalg.vector_norm(together)
+        if free_to_read(norms[0]):
+            return math.hypot(*[norm.item() for norm in norms])
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         """Return the inner product over all elements of all tensors, likewise."""
+        if self.foreach and self.kind and free_to_read(xs[0]):
+            found = [_dot(x, y) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
+            return math.fsum(found)
         products = _together([(wide(local(x)) * wide(local(y))).sum() for x, y in zip(xs, ys, strict=True)])
         return on_host(torch.stack(added_up(products, xs) if sharded(xs) else products).sum())
 
@@ -120,7 +133,11 @@ class Ops:
 
     def abs_plus(self, xs: Tensors, c: float) -> Tensors:
         """Return ``|x| + c``."""
-        return torch._foreach_add(torch._foreach_abs(xs), c) if self.foreach else [x.abs() + c for x in xs]
+        if not self.foreach:
+            return [x.abs() + c for x in xs]
+        sizes: Tensors = torch._foreach_abs(xs)
+        torch._foreach_add_(sizes, c)
+        return sizes
 
     def over_sqrt(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x / sqrt(y)``."""
@@ -168,15 +185,73 @@ class Ops:
             for x, y in zip(xs, ys, strict=True):
                 x.copy_(y)
 
+    def _fuses(self, xs: Tensors, ds: Tensors) -> bool:
+        """Say whether torch's fused SGD can move ``xs``: its step sizes are float32, and it knows two devices."""
+        if not self.foreach or self.kind is None or self.kind[1] != torch.float32:
+            return False
+        if self.kind[0].type not in ("cuda", "cpu"):
+            return False
+        return all(
+            type(x) in _PLAIN and d.dtype == x.dtype and d.stride() == x.stride() and _dense(x)
+            for x, d in zip(xs, ds, strict=True)
+        )
+
     def move_(self, xs: Tensors, ds: Tensors, step: Scalar, go: Tensor | None = None) -> None:
         """Set ``x <- x + step d``, but leave ``x`` bit for bit where the 0-dim boolean ``go`` is False."""
         if not isinstance(step, Tensor) and go is None:
             self.add_(xs, ds if self.kind else [wide(d) for d in ds], step)
             return
+        if self._fuses(xs, ds):
+            # Uphill is SGD that maximizes, and where a GradScaler has found infinities its fused kernel does nothing.
+            stop = None if go is None else on(1.0 - go.float(), xs[0].device)
+            torch._fused_sgd_(
+                xs,
+                ds,
+                [],
+                weight_decay=0.0,
+                momentum=0.0,
+                lr=on(step.float(), xs[0].device) if isinstance(step, Tensor) else step,
+                dampening=0.0,
+                nesterov=False,
+                maximize=True,
+                is_first_step=False,
+                found_inf=stop,
+            )
+            return
         for x, d in zip(xs, ds, strict=True):
             delta = wide(d) * (on(step, x.device) if isinstance(step, Tensor) else step)
             # Not "times zero", which keeps the NaN of an infinite direction.
             x.add_(delta if go is None else torch.where(on(go, x.device), delta, 0.0))
+
+
+def pieces(*lists: Tensors) -> Iterator[tuple[list[Tensor], ...]]:
+    """Cut lists of tensors of the same shapes into parts that fit into a cache, large tensors too."""
+    size = PIECE * torch.get_num_threads()
+    held: list[tuple[Tensor, ...]] = []
+    room = size
+    for tensors in zip(*lists, strict=True):
+        numel = tensors[0].numel()
+        if numel > size and all(x.is_contiguous() for x in tensors):
+            for parts in zip(*(x.view(-1).split(size) for x in tensors), strict=True):
+                yield tuple([part] for part in parts)
+        else:
+            held.append(tensors)
+            room -= numel
+            if room <= 0:
+                yield tuple(map(list, zip(*held, strict=True)))
+                held, room = [], size
+    if held:
+        yield tuple(map(list, zip(*held, strict=True)))
+
+
+def _dense(x: Tensor) -> bool:
+    """Say whether the elements of ``x`` lie in one piece of memory, in whatever order."""
+    return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense.default(x))
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    plain = x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype
+    return float(torch.dot(x.view(-1), y.view(-1)) if plain else (x * y).sum())
 
 
 def _together(xs: list[Tensor]) -> list[Tensor]:

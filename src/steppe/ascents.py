@@ -215,9 +215,10 @@ class Mix(Ascent):
 @final
 @dataclass(frozen=True)
 class Momentum(Ascent):
-    """Climb as ``shape`` does, along the base's momentum instead of a gradient: against the way the weights move.
+    """Move as ``shape`` does, along ``-m`` with the base's momentum ``m``, a sum of gradients: the way the weights go.
 
-    Parameters without momentum stay where they are, as all do before the first step.
+    Nesterov's acceleration looks as far ahead as the base is about to go. This looks farther, to where the next batches
+    pull back. Parameters without momentum stay where they are, as all do before the first step.
     """
 
     shape: Ascent = L2()
@@ -247,7 +248,8 @@ class Momentum(Ascent):
                 )
 
     def directions(self, slope: Slope) -> Directions:
-        return self.shape.directions(slope)
+        directions, factor = self.shape.directions(slope)
+        return directions, -factor
 
 
 @final

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._shards import like
-from ._tensors import Ops, Scalar, on, on_host
+from ._tensors import PIECE, Ops, Scalar, Tensors, free_to_read, on, on_host, pieces
 from .ascents import Ascent, Slope
 from .blends import Blend
 
@@ -21,26 +21,40 @@ _LARGEST = torch.finfo(torch.float32).max
 class Anchor:
     """A copy of the weights to come back to.
 
-    Its memory is kept from step to step. That costs nothing at the peak, which is the sharp pass, and fresh memory for
-    every step is slow.
+    Its memory is kept from step to step, unless it is let go of. Keeping it costs nothing at the peak, which is the
+    sharp pass, and fresh memory for every step is slow.
     """
 
     def __init__(self) -> None:
         self._copies: list[Tensor] = []
-        self._fits: object = None
+        self._shapes: list[torch.Size] = []
+        self._kind: object = None
+        self.numel = 0
 
-    def save(self, params: list[Tensor], ops: Ops) -> None:
-        """Copy ``params``."""
-        fits = (ops.kind, [p.shape for p in params])
-        if ops.kind is not None and fits == self._fits:
-            ops.copy_(self._copies, params)
-        else:
-            self._copies = [p.clone() for p in params]
-            self._fits = fits
+    def room(self, params: list[Tensor], ops: Ops) -> list[Tensor]:
+        """Return memory for a copy of ``params``, whatever is in it."""
+        shapes = [p.shape for p in params]
+        if ops.kind is None or ops.kind != self._kind or shapes != self._shapes:
+            self._copies = []  # not two at a time
+            self._copies = [torch.empty_like(p) for p in params]
+            self._kind, self._shapes = ops.kind, shapes
+            self.numel = sum(p.numel() for p in params)
+        return self._copies
 
     def restore(self, params: list[Tensor], ops: Ops) -> None:
         """Make ``params`` what they were when they were saved, bit for bit, in place."""
         ops.copy_(params, self._copies)
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self._copies, self._shapes, self._kind = [], [], None
+
+
+def _record(yes: bool) -> bool:
+    """Switch autograd on or off and return what it was: `torch.no_grad`, without its cost between two passes."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(yes)
+    return before
 
 
 @final
@@ -52,31 +66,44 @@ class Climb:
     """
 
     def __init__(
-        self, slope: Slope, spans: list[tuple[int, int, Scalar]], ascent: Ascent, blend: Blend | None, anchor: Anchor
+        self,
+        slope: Slope,
+        spans: list[tuple[int, int, Scalar]],
+        ascent: Ascent,
+        blend: Blend | None,
+        anchor: Anchor,
+        *,
+        keep: bool,
     ) -> None:
-        """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, 0.2)]``."""
+        """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, 0.2)]``.
+
+        ``keep`` says whether ``anchor`` keeps its memory.
+        """
         self.owners, self.params, self.ops, self.state = slope.owners, slope.params, slope.ops, slope.state
         self.slope: Slope | None = slope
-        self.spans, self.ascent, self.blend, self.anchor = spans, ascent, blend, anchor
+        self.spans, self.ascent, self.blend, self.anchor, self.keep = spans, ascent, blend, anchor, keep
 
     def __enter__(self) -> None:
         # One autocast around both passes would reuse its casts of w for the sharp pass, and afterwards those of
         # w + delta.
         torch.clear_autocast_cache()
-        with torch.no_grad():
-            self.anchor.save(self.params, self.ops)
-            try:
-                self._go_up()
-            except BaseException:
-                self.anchor.restore(self.params, self.ops)
-                raise
+        recording = _record(False)
+        try:
+            self._go_up()
+        finally:
+            _record(recording)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         torch.clear_autocast_cache()
-        with torch.no_grad():
+        recording = _record(False)
+        try:
             self.anchor.restore(self.params, self.ops)
+            if not self.keep:
+                self.anchor.release()
             if kind is None:
                 self._hand_on()
+        finally:
+            _record(recording)
 
     def _go_up(self) -> None:
         # The clean gradients are let go of before the sharp pass needs the memory.
@@ -86,13 +113,31 @@ class Climb:
         # As much scaled as the sharp ones will be.
         self.clean = [g.clone() for g in slope.scaled] if self.blend and self.blend.needs_clean else []
         directions, factor = self.ascent.directions(slope)
-        for start, stop, rho in self.spans:
-            step = on_host(rho) * factor
-            # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to climb.
-            go = (self.norm < math.inf) & (step < _LARGEST)
-            if start < stop and go is not False:
+        copies, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
+        # Parts are saved and moved while they are in a cache: memory is read once for both.
+        cut = self.anchor.numel > PIECE and ops.foreach and ops.kind is not None and free_to_read(params[0])
+        saved: list[tuple[Tensors, Tensors]] = []
+        try:
+            for start, stop, rho in self.spans:
+                if start == stop:
+                    continue
+                step = on_host(rho) * factor
+                # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to
+                # climb.
+                go = (self.norm < math.inf) & (abs(step) < _LARGEST)
                 guard = go if isinstance(go, Tensor) else None
-                self.ops.move_(self.params[start:stop], directions[start:stop], step, guard)
+                span: tuple[Tensors, ...] = (copies[start:stop], params[start:stop], directions[start:stop])
+                for copy, w, d in pieces(*span) if cut else [span]:
+                    ops.copy_(copy, w)
+                    saved.append((w, copy))
+                    if go is not False:
+                        ops.move_(w, d, step, guard)
+        except BaseException:
+            for w, copy in saved:
+                ops.copy_(w, copy)
+            if not self.keep:
+                self.anchor.release()
+            raise
 
     def _hand_on(self) -> None:
         # A climb that is not along the gradient says nothing of it.

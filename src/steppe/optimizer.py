@@ -45,8 +45,8 @@ class SharpnessAware(Optimizer):
     no paper has combined yet.
 
     A climbing step costs two gradients and one copy of the parameters that climb, whose memory is kept for the next
-    step (another copy, not kept, if the blend needs the clean gradient). Where it does not climb (every ``rho`` is 0,
-    or the trigger says no), a step is exactly the base's own, at the price of one gradient.
+    step unless `keep_copy` is False (another copy, not kept, if the blend needs the clean gradient). Where it does not
+    climb (every ``rho`` is 0, or the trigger says no), a step is exactly the base's own, at the price of one gradient.
 
     Args:
         base: the optimizer *instance* that takes the step; any torch optimizer whose ``step`` works without a closure.
@@ -92,6 +92,13 @@ class SharpnessAware(Optimizer):
 
     found_inf: Tensor | None = None
     """Set by a GradScaler while it steps an optimizer that claims so."""
+
+    keep_copy: bool = True
+    """Whether the memory of the copy of the weights is kept for the next climb.
+
+    If False it is freed when a climb ends, so that the base's step and whatever comes between two steps can have it; a
+    climb on large models is slower then. It is a setting of this object and of its copies, and not in the `state_dict`.
+    """
 
     state: defaultdict[Any, dict[str, Any]]
 
@@ -184,18 +191,18 @@ class SharpnessAware(Optimizer):
         if not self.ascent.needs_gradient:
             if ascent is not None:
                 raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
-            self.base.zero_grad()  # what an earlier step has left is not this one's
-            with self.ascended():
-                loss = _evaluate(closure)
+            climb = self._decide("")
+            if climb is None:
+                self.base.zero_grad()  # what an earlier step has left is not this one's
+            params = [p for group in self.param_groups for p in group["params"]]
+            loss = self._sharp(climb or Stay(params, only=True), closure, params)
             self.base.step()
             return loss
         part = ascent is not None and self.will_climb()
         loss = _evaluate(ascent if ascent is not None and part else closure)
         climb = self._decide("after the closure. Did it call loss.backward()?")
         if climb is not None:
-            with self._inside_of(climb):
-                _evaluate(closure)
-                self._need_gradient(_AFTER_SHARP)
+            self._sharp(climb, closure)
         else:
             if part:
                 loss = _evaluate(closure)
@@ -333,6 +340,27 @@ class SharpnessAware(Optimizer):
         self._around_sharp[handle.id] = context, only
         return handle
 
+    def _sharp(self, climb: Climb | Stay, closure: Callable[[], Any], params: Sequence[Tensor] = ()) -> Any:
+        """Evaluate ``closure`` inside of ``climb``, where ``params`` begin without gradients."""
+        # What `_inside_of` does, without the cost of a generator in every step.
+        if self._around_sharp:
+            with self._inside_of(climb):
+                return self._pass(climb, closure, params)
+        self._inside = True
+        try:
+            with climb:
+                return self._pass(climb, closure, params)
+        finally:
+            self._inside = False
+
+    def _pass(self, climb: Climb | Stay, closure: Callable[[], Any], params: Sequence[Tensor]) -> Any:
+        for p in params:
+            p.grad = None
+        loss = _evaluate(closure)
+        if isinstance(climb, Climb):
+            self._need_gradient(_AFTER_SHARP)
+        return loss
+
     @contextmanager
     def _inside_of(self, climb: AbstractContextManager[None]) -> Iterator[None]:
         self._inside = True
@@ -359,7 +387,7 @@ class SharpnessAware(Optimizer):
         climbing = self._groups()
         due = self.trigger.due(self.state["engine"].get("step", 0))
         if not self.ascent.needs_gradient:  # then all is known
-            return due and any(self._climbing(params) for params, _ in climbing)
+            return due and any(self._vector(p) is not None for params, _ in climbing for p in params)
         return due and bool(climbing)
 
     def _groups(self) -> list[tuple[list[Tensor], Scalar]]:
@@ -370,37 +398,35 @@ class SharpnessAware(Optimizer):
     def _decide(self, when: str, scale: Scalar = 1.0) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         owners: list[Tensor] = []
+        vectors: list[Tensor] = []
         spans: list[tuple[int, int, Scalar]] = []
         stretch = self.trigger.stretch
         for params, rho in self._groups():
             start = len(owners)
-            owners += self._climbing(params)
+            for p in params:
+                vector = self._vector(p)
+                if vector is not None:
+                    owners.append(p)
+                    vectors.append(vector)
             spans.append((start, len(owners), rho if stretch == 1.0 else rho * stretch))
         if not owners:
             if self.ascent.needs_gradient:
                 self._need_gradient(when)
             return None
         refuse_flat(owners[:1])  # in case they became flat after they came here
-        slope = self._slope(owners, scale if self.needs_scale else 1.0)
+        slope = self._slope(owners, vectors, scale if self.needs_scale else 1.0)
         if not self.trigger.fires(slope):
             return None
-        return Climb(slope, spans, self.ascent, self.blend, self._anchor)
-
-    def _climbing(self, params: list[Tensor]) -> list[Tensor]:
-        if self.ascent.needs_gradient:
-            return [p for p in params if p.grad is not None]
-        return [p for p in params if self._vector(p) is not None]
+        return Climb(slope, spans, self.ascent, self.blend, self._anchor, keep=self.keep_copy)
 
     def _vector(self, p: Tensor) -> Tensor | None:
-        return self.ascent.vector(p, self.base.state.get(p, _NOTHING))
+        return p.grad if self.ascent.needs_gradient else self.ascent.vector(p, self.base.state.get(p, _NOTHING))
 
-    def _slope(self, owners: list[Tensor], scale: Scalar = 1.0) -> Slope:
+    def _slope(self, owners: list[Tensor], vectors: list[Tensor], scale: Scalar = 1.0) -> Slope:
         """Return what ``owners`` climb along."""
-        vectors = [p.grad if self.ascent.needs_gradient else self._vector(p) for p in owners]
-        found = [v for v in vectors if v is not None]
         step = self.state["engine"].get("step", 0)
         ops = Ops.choose(owners, self.foreach)
-        return Slope(owners, found, self.state, ops, guarded=True, scale=scale, step=step)
+        return Slope(owners, vectors, self.state, ops, guarded=True, scale=scale, step=step)
 
     def _reuse(self) -> None:
         """Let a blend that remembers earlier climbs change the gradient of a step that does not climb."""
@@ -413,7 +439,7 @@ class SharpnessAware(Optimizer):
             with torch.no_grad():
                 for p in owners:
                     p.grad = None if p.grad is None else like(p.grad, p)
-                self.blend.between_(self._slope(owners))
+                self.blend.between_(self._slope(owners, [p.grad for p in owners if p.grad is not None]))
 
     def _follow(self) -> None:
         """Count the steps of the base, whoever asks for them: this optimizer, a GradScaler, a trainer."""
@@ -482,7 +508,8 @@ class SharpnessAware(Optimizer):
         load_uncast(self, ours)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("defaults", "state", "base", "ascent", "blend", "trigger", "foreach", "_rho", "_schedules", "_inside")
+        parts = ("base", "ascent", "blend", "trigger")
+        names = ("defaults", "state", *parts, "foreach", "keep_copy", "_rho", "_schedules", "_inside")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

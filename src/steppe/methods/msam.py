@@ -14,15 +14,15 @@ from ..triggers import After
 
 @final
 class MSAM(SharpnessAware):
-    r"""SAM at the price of its base: climb along the momentum, which is there already, instead of a gradient.
+    r"""SAM at the price of its base: perturb along the momentum, which is there already, instead of a gradient.
 
-    One step, with the base's momentum ``m`` (a sum of gradients, so that the weights move along ``-m``)::
+    One step, with the base's momentum ``m``, a sum of gradients, so that the weights go along ``-m``::
 
-        delta = rho m / ||m||_2              one norm over all parameters
+        delta = -rho m / ||m||_2             one norm over all parameters
         s     = grad f(w + delta)            the only gradient
         w     = U(w, s)                      which updates m
 
-    With ``eta``, ``delta = rho T^2 m / ||T m||_2``, ``T = |w| + eta``, as `ASAM` climbs.
+    With ``eta``, ``delta = -rho T^2 m / ||T m||_2``, ``T = |w| + eta``, as `ASAM` climbs.
 
     Args:
         base: the optimizer instance that takes the step; its state must hold a momentum, as that of SGD with momentum,
@@ -63,9 +63,9 @@ class MSAM(SharpnessAware):
         ...     loss.backward()
         ...     return loss
         >>> [round(opt.step(closure).item(), 6) for _ in range(2)]
-        [20.5, 6.504634]
+        [20.5, 4.497641]
         >>> [round(x, 6) for x in w.tolist()]
-        [0.85725, 0.449938]
+        [0.85775, 0.350063]
     """
 
     def __init__(

@@ -121,10 +121,10 @@ class Climb:
             for start, stop, rho in self.spans:
                 if start == stop:
                     continue
-                step = on_host(rho) * factor
+                step: Scalar = on_host(rho) * factor
                 # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to
                 # climb.
-                go = (self.norm < math.inf) & (abs(step) < _LARGEST)
+                go = (self.norm < math.inf) & (step > -_LARGEST) & (step < _LARGEST)
                 guard = go if isinstance(go, Tensor) else None
                 span: tuple[Tensors, ...] = (copies[start:stop], params[start:stop], directions[start:stop])
                 for copy, w, d in pieces(*span) if cut else [span]:

@@ -65,7 +65,7 @@ class MSAM(SharpnessAware):
         >>> [round(opt.step(closure).item(), 6) for _ in range(2)]
         [20.5, 4.497641]
         >>> [round(x, 6) for x in w.tolist()]
-        [0.85775, 0.350063]
+        [0.85775, 0.350062]
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class Anchor:
 def _record(yes: bool) -> bool:
     """Switch autograd on or off and return what it was: `torch.no_grad`, without its cost between two passes."""
     before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(yes)
+    torch.set_grad_enabled(yes)
     return before
 
 

@@ -171,7 +171,7 @@ class SharpnessAware(Optimizer):
                 climb, only ``closure`` counts; ``ascent`` is called before it if the trigger looks at gradients.
 
         Returns:
-            What the clean pass returned, which with ``ascent`` is its loss where the step climbs; if the ascent needs
+            What the clean pass returned: where a step with ``ascent`` climbs, what that returned. If the ascent needs
             no gradient, and there is no clean pass, what the closure returned at ``w + delta``.
 
         Raises:

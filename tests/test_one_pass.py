@@ -164,7 +164,7 @@ BASES_WITH_MOMENTUM = {
 
 @pytest.mark.parametrize("name", BASES_WITH_MOMENTUM)
 def test_other_bases_against_a_loop_by_hand(name):
-    """The base itself steps, at ``w``, along the gradient that a plain loop found at ``w + rho m / ||m||``."""
+    """The base itself steps, at ``w``, along the gradient that a plain loop found at ``w - rho m / ||m||``."""
     ours, plain = Problem(), Problem()
     opt, base = (
         make(BASES_WITH_MOMENTUM[name](p.model.parameters()))
@@ -177,7 +177,7 @@ def test_other_bases_against_a_loop_by_hand(name):
         if step:
             held = [base.state[p] for p in params]
             m = torch.cat([memory.get("momentum_buffer", memory.get("exp_avg")).flatten() for memory in held])
-            w = w + 0.1 * m / m.norm()
+            w = w - 0.1 * m / m.norm()
         pieces = plain.gradient(w, batch).split([p.numel() for p in params])
         for p, g in zip(params, pieces, strict=True):
             p.grad = g.view_as(p).clone()
@@ -293,7 +293,7 @@ def test_momentum_takes_any_shape(shape, foreach):
     t = w.abs() + 0.1
     expected = m if isinstance(shape, Unnormalized) else t * t * m / (t * m).norm()
     with opt.ascended():
-        torch.testing.assert_close(problem.flat() - w, 0.1 * expected, rtol=0, atol=1e-14)
+        torch.testing.assert_close(problem.flat() - w, -0.1 * expected, rtol=0, atol=1e-14)
         problem.loss(batch).backward()
 
 

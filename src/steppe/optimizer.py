@@ -192,8 +192,6 @@ class SharpnessAware(Optimizer):
             if ascent is not None:
                 raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
             climb = self._decide("")
-            if climb is None:
-                self.base.zero_grad()  # what an earlier step has left is not this one's
             params = [p for group in self.param_groups for p in group["params"]]
             loss = self._sharp(climb or Stay(params, only=True), closure, params)
             self.base.step()
@@ -345,20 +343,19 @@ class SharpnessAware(Optimizer):
         # What `_inside_of` does, without the cost of a generator in every step.
         if self._around_sharp:
             with self._inside_of(climb):
-                return self._pass(climb, closure, params)
+                return self._pass(closure, params)
         self._inside = True
         try:
             with climb:
-                return self._pass(climb, closure, params)
+                return self._pass(closure, params)
         finally:
             self._inside = False
 
-    def _pass(self, climb: Climb | Stay, closure: Callable[[], Any], params: Sequence[Tensor]) -> Any:
+    def _pass(self, closure: Callable[[], Any], params: Sequence[Tensor]) -> Any:
         for p in params:
             p.grad = None
         loss = _evaluate(closure)
-        if isinstance(climb, Climb):
-            self._need_gradient(_AFTER_SHARP)
+        self._need_gradient(_AFTER_SHARP)
         return loss
 
     @contextmanager

@@ -40,5 +40,6 @@ def test_two_processes_end_where_one_does(pool, host, loop, name):
 )
 def test_autocast_on_two_processes(pool, host, name):
     for found in pool.run(programs.against_one, host, "autocast", name):
-        assert found["gap"] <= (0.05 * found["moved"] if host == "tensor" else 0.0)
+        # A sum over shards is rounded in another way than one over the whole.
+        assert found["gap"] <= {"tensor": 0.05 * found["moved"], "fsdp": 1e-6}.get(host, 0.0)
         assert found["moved"] > 1e-3

@@ -154,7 +154,7 @@ def cheaply_by_hand(model, steps, method):
         passes.append(0)
         if method == "msam":
             m = [base.state[p]["exp_avg"] for p in params] if t else None
-            loss, grads = gradient(part, m and [0.1 * d / dot(m, m) ** 0.5 for d in m])
+            loss, grads = gradient(part, m and [-0.1 * d / dot(m, m) ** 0.5 for d in m])
         else:
             loss, g = gradient(part)
             if t % 2 == 0:

@@ -4,6 +4,7 @@ The same command again goes on where the last one stopped.
 """
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     distributed.init_process_group(device_id=device if device.type == "cuda" else None)
-    train(args.steps, args.folder, device)  # its model must be gone before the processes part
+    train(args.steps, args.folder, device)
+    gc.collect()  # the model must be gone before the processes part, and torch may still refer to it
     distributed.destroy_process_group()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import pickle
 import re
 import sys
@@ -14,10 +13,8 @@ from itertools import chain, pairwise
 import hypothesis.strategies as st
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from problems import Problem
@@ -281,76 +278,6 @@ def test_in_a_loader(workers):
     again.load_state_dict(state)
     assert [batch.tolist() for (batch,) in loader] == whole[1][2:]
     assert [batch.tolist() for (batch,) in loader] == whole[2]
-
-
-# Two processes
-
-
-def make_problem():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    return model, torch.randn(44, 4, dtype=torch.float64), torch.randint(3, (44,))
-
-
-def train(model, x, y, sampler):
-    """Train for three epochs and return the sizes and the numbers of batches."""
-    opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.1)
-    seen = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        for batch in sampler:
-
-            def closure(batch=batch):
-                opt.zero_grad()
-                loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-                loss.backward()
-                return loss
-
-            opt.step(closure)
-            seen.append((epoch, len(sampler), sampler.batch_size))
-    return seen
-
-
-def replica(rank, folder, per):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        model, x, y = make_problem()
-        sampler = ScheduledBatchSampler(x, multiply(4, 2, 1 if per == "epoch" else 5), per=per)
-        seen = train(DistributedDataParallel(model), x, y, sampler)
-        torch.save((sampler.rank, sampler.num_replicas, seen, model.state_dict()), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.timeout(180)
-@over_pers
-def test_two_processes_train_as_one(per, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    if sys.platform == "linux":
-        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=replica, args=(rank, str(tmp_path), per)) for rank in range(2)]
-    try:
-        for process in processes:
-            process.start()
-        model, x, y = make_problem()
-        alone = train(model, x, y, ScheduledBatchSampler(x, multiply(4, 2, 1 if per == "epoch" else 5), per=per))
-        for process in processes:
-            process.join(timeout=120)
-        assert [process.exitcode for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-    assert len({size for _, _, size in alone}) >= 3
-    for rank in range(2):
-        its_rank, replicas, seen, state = torch.load(tmp_path / f"{rank}.pt")
-        assert (its_rank, replicas) == (rank, 2)
-        assert seen == alone
-        torch.testing.assert_close(state, model.state_dict(), rtol=1e-6, atol=1e-6)
 
 
 # Batches in parts

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import cases
 import steppe
 from steppe.ascents import L2
-from steppe.batches import fraction_of
+from steppe.batches import fraction_of, multiply
 from steppe.triggers import Every, LargeGradient, Randomly, Trigger
 
 METHODS = {case.name: case for case in cases.CASES}
@@ -47,6 +47,28 @@ def whole_batch(name: str, dtype: torch.dtype) -> float:
     train(case.build(alone.parameters()), alone, batches)
     train(case.build(model.parameters()), DistributedDataParallel(model), [own(batch) for batch in batches])
     return distance(alone.parameters(), model.parameters())
+
+
+def growing_batches(per: str) -> dict[str, Any]:
+    """Batches of a sampler that deals out fewer and larger ones as time goes on; the last ones are not full."""
+    x, y = (torch.cat(parts)[:44] for parts in zip(*data(3), strict=True))
+    models, seen = [], []
+    for host, options in ((nn.Sequential, {"num_replicas": 1, "rank": 0}), (DistributedDataParallel, {})):
+        models.append(model := network())
+        opt = METHODS["sam"].build(model.parameters())
+        sampler = steppe.ScheduledBatchSampler(x, multiply(4, 2, 1 if per == "epoch" else 5), per=per, **options)
+        dealt, model = [], host(model)
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            for batch in sampler:
+                train(opt, model, [(x[batch], y[batch])])
+                dealt.append((epoch, len(sampler), sampler.batch_size))
+        seen.append(dealt)
+    return {
+        "own": (sampler.rank, sampler.num_replicas),
+        "seen": seen,
+        "gap": distance(*(model.parameters() for model in models)),
+    }
 
 
 def micro_batches(batch: Any) -> list[list[Any]]:

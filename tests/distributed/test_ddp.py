@@ -24,6 +24,16 @@ def test_a_step_is_that_of_one_process_on_the_whole_batch(pool, name, dtype, gap
     assert max(pool.run(programs.whole_batch, name, dtype)) < gap
 
 
+@pytest.mark.parametrize("per", ["epoch", "update"])
+def test_growing_batches_are_those_of_one_process(pool, per):
+    for rank, found in enumerate(pool.run(programs.growing_batches, per)):
+        assert found["own"] == (rank, 2)
+        alone, together = found["seen"]
+        assert together == alone
+        assert len({size for _, _, size in alone}) >= 3
+        assert found["gap"] < 1e-12
+
+
 # With 2 micro-batches: exchanges of all gradients in one step.
 EXCHANGES = {
     ("replay", "global"): {"sam": 2, "gsam": 2},

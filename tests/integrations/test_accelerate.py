@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import runpy
@@ -489,7 +490,6 @@ def on_two(folder):
         found[f"{name} resumed"] = torch.equal(weights(whole.model), weights(rest.model))
         found[f"{name} steps"] = rest.opt.state["engine"]["step"]
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -526,3 +526,5 @@ def test_fsdp2_resumes_a_registered_method(two):
 
 if __name__ == "__main__":
     on_two(Path(sys.argv[1]))
+    gc.collect()  # models must be gone before the processes part
+    torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -139,7 +140,6 @@ def on_two(folder):
             run.train(resume_from_checkpoint=start)
         found[name] = str(error.value)
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +177,5 @@ def test_what_fsdp2_cannot_do(two):
 
 if __name__ == "__main__":
     on_two(Path(sys.argv[1]))
+    gc.collect()  # models must be gone before the processes part
+    torch.distributed.destroy_process_group()

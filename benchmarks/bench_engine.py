@@ -40,6 +40,7 @@ from torch.nn.functional import cross_entropy
 
 import steppe
 from steppe import ASAM, GSAM, MSAM, SAM, LookSAM
+from steppe.bench.memory import most_alive
 
 Closure = Callable[[], float]
 Step = Callable[[Closure], object]
@@ -280,25 +281,6 @@ def time_table(shape: str, base_name: str, device: str, repetitions: int) -> Ite
 
 
 # Memory
-
-
-def most_alive(device: str, work: Callable[[], object]) -> int:
-    """Return the most bytes that ``work`` has alive at once in tensors, as torch's allocators see them."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    # Every allocation of the CPU's allocator is an event, also those inside of kernels.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    alive = most = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
 
 
 def measure_memory(title: str, shape: str, base_name: str, device: str) -> float:

@@ -43,6 +43,7 @@ class Line:
         share: Of SAM's gain; None where SAM has none that is significant.
         gradients: Per step, in gradients of a whole batch.
         time: Training time over that of the base with the same seed: median and quartiles.
+        memory: Peak beyond that of the base, in copies of the weights.
     """
 
     name: str
@@ -53,9 +54,10 @@ class Line:
     share: Share | None
     gradients: float
     time: tuple[float, float, float]
+    memory: float
 
 
-def lines(found: Comparison, tuned: Mapping[str, Tuned]) -> list[Line]:
+def lines(found: Comparison, tuned: Mapping[str, Tuned], memory: Mapping[str, float]) -> list[Line]:
     """Return the rows of the table in the order in which they were asked for."""
     rows = {row.method: row for row in found.rows}
     records: dict[str, dict[int, Record]] = {}
@@ -80,6 +82,7 @@ def lines(found: Comparison, tuned: Mapping[str, Tuned]) -> list[Line]:
                 share=fieller(_gains(rows, name, base, sign), sam) if helps and name != base else None,
                 gradients=(row.examples or math.nan) / (rows[base].examples or math.nan),
                 time=_quartiles(times),
+                memory=memory[name],
             )
         )
     return made
@@ -124,8 +127,8 @@ def markdown(bench: Bench, found: Comparison, made: Sequence[Line], seeds: int) 
         f"{found.plan.metric_name} on the test split, mean ± standard error over {len(n)} seeds, around "
         f"{bench.base}; settings chosen out of nine by the validation metric over {seeds} other seeds.",
         "",
-        "| method | test | gain over the base | of SAM's gain | gradients | time | setting |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| method | test | gain over the base | of SAM's gain | gradients | time | memory | setting |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     return "\n".join([*head, *(_line(line) for line in made), ""])
 
@@ -143,7 +146,7 @@ def _line(line: Line) -> str:
     )
     return (
         f"| {line.name} | {value:.2f} ± {error:.2f} | {gain} | {share} | {line.gradients:.2f} | "
-        f"{line.time[0]:.2f} [{line.time[1]:.2f}, {line.time[2]:.2f}] | {setting} |"
+        f"{line.time[0]:.2f} [{line.time[1]:.2f}, {line.time[2]:.2f}] | {line.memory:+.1f} | {setting} |"
     )
 
 

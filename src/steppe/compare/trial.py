@@ -55,7 +55,7 @@ def run_trial(
         UserError: The hyper-parameters do not fit the method.
     """
     with reproducible(config.seed, threads=1 if host is None else None):
-        training = _Training(config, task, host or Host())
+        training = Training(config, task, host or Host())
         while training.step < training.total and training.diverged is None:
             training.run_epoch()
         final = training.finish() if training.diverged is None else None
@@ -76,7 +76,7 @@ def run_trial(
         )
 
 
-class _Training:
+class Training:
     """The state of a trial between epochs."""
 
     def __init__(self, config: TrialConfig, task: Task, host: Host) -> None:
@@ -106,7 +106,7 @@ class _Training:
         self.epoch += 1
         self.model.train()
         start = time.perf_counter()
-        train_loss = self._train()
+        train_loss = self.train()
         self.seconds += time.perf_counter() - start
         if self.diverged is not None:
             return
@@ -138,7 +138,8 @@ class _Training:
             sharpness=self._measure() if self.config.measure else None,
         )
 
-    def _train(self) -> float:
+    def train(self) -> float:
+        """Train for one epoch, or what the budget leaves of it, and return the mean loss."""
         total, examples = 0.0, 0
         for x, y in _on(self.host.device, next(self.epochs)):
             self.step += 1

@@ -1,0 +1,84 @@
+"""What methods need beyond their base at the peak of a training, measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from ..compare.comparison import Comparison, load
+from ..compare.host import Host
+from ..compare.records import TrialConfig
+from ..compare.tasks import Task
+from ..compare.trial import Training, reproducible
+from .entries import Bench, Entry
+
+UPDATES = 8
+"""As many as it takes for every method to climb, and for what it remembers to be there."""
+
+
+def most_alive(device: str, work: Callable[[], object]) -> int:
+    """Return the most bytes that ``work`` has alive at once in tensors, as torch's allocators see them."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    # Every allocation of the CPU's allocator is an event, also those inside of kernels.
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with _speechless():
+        profile.start()
+    try:
+        work()
+    finally:
+        with _speechless():
+            profile.stop()
+    alive = most = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
+
+
+@contextmanager
+def _speechless() -> Iterator[None]:
+    """Drop what C++ writes to the standard error: the profiler tells it whenever it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def beyond_the_base(bench: Bench, rows: Mapping[str, Entry], found: Comparison) -> dict[str, float]:
+    """Train shortly with every row's settings, and return its peak beyond that of the base, in copies of the weights.
+
+    The peak is that of everything: model, gradients, states, activations.
+    """
+    task = load(found.plan.source)
+    size = sum(p.numel() * p.element_size() for p in task.model().parameters())
+    peaks = {}
+    for config in (next(c for c in found.plan.trials() if c.row == name) for name in rows):
+        # What is a part of the training's steps is a part of these.
+        shares = {name: float(round(part * UPDATES)) for name, part in rows[config.row].share.items()}
+        short = config.model_copy(
+            update={"updates": UPDATES, "hyperparameters": {**config.hyperparameters, **shares}, "test": False}
+        )
+        peaks[config.row] = most_alive("cpu", lambda short=short: _train(short, task))
+    return {name: (peak - peaks[bench.base]) / size for name, peak in peaks.items()}
+
+
+def _train(config: TrialConfig, task: Task) -> None:
+    with reproducible(config.seed):
+        training = Training(config, task, Host())
+        while training.step < training.total and training.diverged is None:
+            training.train()

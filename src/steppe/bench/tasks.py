@@ -14,7 +14,7 @@ from steppe.compare import Task
 from steppe.compare.builtin import digits
 
 NOISE = 0.4
-PER_CLASS, WORDS, REPEATS = 8, 64, 5
+PER_CLASS, WORDS, REPEATS = 8, 32, 5
 
 
 def digits_noise() -> Task:
@@ -64,7 +64,7 @@ def news() -> Task:
         validation=(tokens[first:second], labels[first:second]),
         test=(tokens[second:third], labels[second:third]),
         batch_size=8,
-        epochs=3,
+        epochs=2,
     )
 
 

@@ -82,9 +82,13 @@ class ConsoleObserver:
         self._update()
 
     def _result(self, record: Record) -> str:
-        if record.final is None or record.final.test_metric is None:
-            return f"diverged in epoch {record.diverged.epoch}" if record.diverged else "no test result"
-        return f"test {self._metric_name} {record.final.test_metric:.4g}, {record.seconds:.1f} s"
+        if record.final is None:
+            return f"diverged in epoch {record.diverged.epoch}" if record.diverged else "no result"
+        final, split = record.final, "test"
+        metric = final.test_metric
+        if metric is None:
+            metric, split = final.validation_metric, "validation"
+        return f"{split} {self._metric_name} {metric:.4g}, {record.seconds:.1f} s"
 
     def _update(self) -> None:
         self._progress.update(

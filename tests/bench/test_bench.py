@@ -110,6 +110,24 @@ def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data
     assert "| sam-part-25 |" in report.markdown(tiny, found, made, 2)
 
 
+def test_the_summary_has_gains_side_by_side_and_the_highest_price():
+    def line(name, gain, share, gradients):
+        share = None if share is None else report.Share(share, 0.0, 2.0)
+        return report.Line(name, {}, (), (70.0, 0.5, 10), gain, share, gradients, (gradients, 1.0, 3.0), 1.0)
+
+    better, worse = (2.5, 1.0, 4.0, True), (-0.3, -1.0, 0.4, False)
+    base = line("adamw", None, None, 1.0)
+    found = {
+        "one": [base, line("sam", better, 1.0, 2.0), line("msam", better, 0.5, 1.0), line("late", worse, 0.1, 1.1)],
+        "two": [base, line("sam", worse, None, 2.0), line("msam", worse, None, 1.01)],
+    }
+    text = report.summary(found)
+    assert "| method | one | two | gradients | time | memory |" in text
+    assert "| msam | +2.50* (50 %) | -0.30 | 1.01 | 1.01 | +1.0 |" in text
+    assert "late" not in text  # not everywhere
+    assert "| adamw" not in text
+
+
 # Shares
 
 

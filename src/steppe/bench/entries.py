@@ -133,6 +133,7 @@ ENTRIES: Mapping[str, Entry] = {
     "msam-adaptive": Entry("msam", ("adaptive", 5.0), {"eta": 0.01}),
     "sam-part-25": Entry("sam", _PART, {"fraction": 0.25}),
     "sam-part-10": Entry("sam", _PART, {"fraction": 0.1}),
+    "sam-part-5": Entry("sam", _PART, {"fraction": 0.05}),
     "sam-every-2-part-25": Entry("sam", _PART, {"every": 2, "fraction": 0.25}),
     "sam-every-2-part-10": Entry("sam", _PART, {"every": 2, "fraction": 0.1}),
     "sam-every-3-part-15": Entry("sam", _PART, {"every": 3, "fraction": 0.15}),

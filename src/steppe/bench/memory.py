@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -38,7 +40,8 @@ def most_alive(device: str, work: Callable[[], object]) -> int:
         with _speechless():
             profile.stop()
     alive = most = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()
         most = max(most, alive)
@@ -73,7 +76,7 @@ def beyond_the_base(bench: Bench, rows: Mapping[str, Entry], found: Comparison) 
         short = config.model_copy(
             update={"updates": UPDATES, "hyperparameters": {**config.hyperparameters, **shares}, "test": False}
         )
-        peaks[config.row] = most_alive("cpu", lambda short=short: _train(short, task))
+        peaks[config.row] = most_alive("cpu", partial(_train, short, task))
     return {name: (peak - peaks[bench.base]) / size for name, peak in peaks.items()}
 
 

@@ -133,6 +133,41 @@ def markdown(bench: Bench, found: Comparison, made: Sequence[Line], seeds: int) 
     return "\n".join([*head, *(_line(line) for line in made), ""])
 
 
+def summary(found: Mapping[str, Sequence[Line]]) -> str:
+    """Return the table over all tasks: gains side by side, and the highest price.
+
+    Args:
+        found: The lines of every task, by its title.
+    """
+    names = [line.name for line in max(found.values(), key=len) if line.gain is not None]
+    names = [name for name in names if all(name in {line.name for line in made} for made in found.values())]
+    head = ["method", *found, "gradients", "time", "memory"]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name in names:
+        of = [next(line for line in made if line.name == name) for made in found.values()]
+        cells = [_gain(line) + ("" if line.share is None else f" ({_percent(line.share.value)})") for line in of]
+        price = [
+            f"{max(line.gradients for line in of):.2f}",
+            f"{max(line.time[0] for line in of):.2f}",
+            f"{max(line.memory for line in of):+.1f}",
+        ]
+        rows.append([name, *cells, *price])
+    text = [
+        "## All tasks",
+        "",
+        "Gain over the base, and in brackets the share of SAM's gain. Of gradients, time and memory the highest of all "
+        "tasks.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _gain(line: Line) -> str:
+    return "" if line.gain is None else f"{line.gain[0]:+.2f}{'*' if line.gain[3] else ''}"
+
+
 def _line(line: Line) -> str:
     value, error, _ = line.metric
     gain = "" if line.gain is None else f"{line.gain[0]:+.2f} [{line.gain[1]:+.2f}, {line.gain[2]:+.2f}]"

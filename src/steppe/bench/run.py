@@ -40,11 +40,14 @@ def run(
         raise UserError(f"unknown task {task!r}{nearest(task, BENCHES)}")
     names = [task] if task is not None else list(BENCHES)
     chosen = {name: rows(BENCHES[name], methods) for name in names}
-    sections = []
+    sections, found = [], {}
     for name, asked in chosen.items():
-        section = _one(name, asked, seeds, tuning_seeds, epochs, jobs, out / name, console)
+        section, found[name] = _one(name, asked, seeds, tuning_seeds, epochs, jobs, out / name, console)
         console.print(Markdown(section))
         sections.append(section)
+    if len(found) > 1:
+        sections.insert(0, report.summary(found))
+        console.print(Markdown(sections[0]))
     text = "\n".join([_head(seeds, tuning_seeds, epochs, task, methods), *sections])
     for path in (out / "bench.md", page):
         if path is not None:
@@ -73,7 +76,7 @@ def _one(
     jobs: int | None,
     out: Path,
     console: Console,
-) -> str:
+) -> tuple[str, list[report.Line]]:
     bench = BENCHES[name]
     with ConsoleObserver("metric", console) as observer:
         tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", jobs, observer, epochs)
@@ -81,7 +84,7 @@ def _one(
         found = tuning.compare(bench, asked, tuned, seeds, out, jobs, observer, epochs)
     made = report.lines(found, tuned, memory.beyond_the_base(bench, asked, found))
     write_atomically(out / "bench.json", json.dumps(report.as_json(made), indent=1) + "\n")
-    return report.markdown(bench, found, made, tuning_seeds)
+    return report.markdown(bench, found, made, tuning_seeds), made
 
 
 def _head(seeds: int, tuning_seeds: int, epochs: int | None, task: str | None, methods: str | None) -> str:
@@ -102,8 +105,9 @@ def _head(seeds: int, tuning_seeds: int, epochs: int | None, task: str | None, m
             "Gain: difference to the base, paired by seed, with the 95 % interval of Student's t; * is p < 0.05 by "
             "Holm's correction. Of SAM's gain: ratio of the means with Fieller's 95 % interval, where "
             "SAM's own gain is significant. Gradients: per step, in gradients of a whole batch. Time: of training over "
-            "that of the base with the same seed, median and quartiles. Memory: "
-            "the peak of a short training beyond that of the base, in copies of the weights. A ! marks a value at the edge of its grid.",
+            "that of the base with the same seed, median and quartiles. Memory: the "
+            "peak of a short training beyond that of the base, in copies of the weights. A ! marks a value at the edge "
+            "of its grid.",
             "",
         ]
     )

@@ -11,8 +11,8 @@ from typing import Any
 from ..compare.comparison import Comparison
 from ..compare.records import Record
 from ..compare.stats import LEVEL, MINIMUM_PAIRS, Row
+from ..compare.tuning import Tuned
 from .entries import Bench
-from .tuning import Tuned
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _one(
     with ConsoleObserver("metric", console) as observer:
         tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", jobs, observer, epochs)
     with ConsoleObserver("metric", console) as observer:
-        found = tuning.compare(bench, asked, tuned, seeds, out, jobs, observer, epochs)
+        found = tuning.compare(bench, tuned, seeds, out, jobs, observer, epochs)
     made = report.lines(found, tuned, memory.beyond_the_base(bench, asked, found))
     write_atomically(out / "bench.json", json.dumps(report.as_json(made), indent=1) + "\n")
     return report.markdown(bench, found, made, tuning_seeds), made

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ...compare.records import Record
-from ...compare.stats import Difference, holm, paired
+from ...compare.stats import Difference, paired
+from ..verdicts import Verdict, corrected, verdict
 from .design import OPTIMIZERS
 
 SHARPNESS = "worst-case linf"
 """The paper's measure: Auto-PGD in an l-infinity ball of radius 2e-4, on 1024 training examples in batches of 128."""
 
 Quantity = Literal["error", "sharpness"]
-Verdict = Literal["replicated", "in part", "not replicated", "the opposite"]
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,8 @@ def judge(claim: Claim, records: Sequence[Record]) -> Finding:
     for less, more in claim.pairs:
         seeds = sorted(set(values.get(less, {})) & set(values.get(more, {})))
         differences.append(paired([values[less][seed] - values[more][seed] for seed in seeds]))
-    known = [difference for difference in differences if difference is not None]
-    p_holm = iter(holm([one.p for one in known]))
-    corrected = tuple(None if one is None else replace(one, p_holm=next(p_holm)) for one in differences)
-    complete = [one for one in corrected if one is not None]
-    return Finding(claim, corrected, _verdict(complete) if len(complete) == len(corrected) else None)
-
-
-def _verdict(differences: Sequence[Difference]) -> Verdict:
-    right = sum(one.significant and one.value < 0 for one in differences)
-    wrong = sum(one.significant and one.value > 0 for one in differences)
-    if right == len(differences):
-        return "replicated"
-    if wrong == len(differences):
-        return "the opposite"
-    return "in part" if right and not wrong else "not replicated"
+    found = corrected(differences)
+    return Finding(claim, found, verdict(found, above=False))
 
 
 def _values(quantity: Quantity, records: Sequence[Record]) -> Mapping[str, Mapping[int, float]]:

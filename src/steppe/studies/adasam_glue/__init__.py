@@ -1,0 +1,1 @@
+"""AdaSAM's experiments: fine-tuning with SGD, SAM, AMSGrad and AdaSAM, with and without momentum."""

@@ -1,0 +1,215 @@
+"""What the study leaves behind, besides the reports of its comparisons: study.md, study.json and study.png."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..._errors import RunError
+from ...compare.records import Record, all_versions, write_atomically
+from ...compare.stats import Difference, mean
+from .claims import Finding, scores_of
+from .design import row
+from .run import Study
+
+_WIDE = 160
+_NAMES = {"sgd": "SGD", "sam": "SAM", "amsgrad": "AMSGrad", "adasam": "AdaSAM"}
+_COLOURS = {"sgd": "#4477AA", "sam": "#EE6677", "amsgrad": "#CCBB44", "adasam": "#228833"}
+_TABLES = (("AdaSAM and AMSGrad", ("amsgrad", "adasam")), ("SAM and SGD", ("sgd", "sam")))
+
+
+def write(study: Study) -> Path:
+    """Write the study's files into its folder; return the path of study.md.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    try:
+        write_atomically(study.out / "study.md", markdown(study))
+        write_atomically(study.out / "study.json", json.dumps(results(study), indent=1) + "\n")
+        write_atomically(study.out / "study.png", png(study))
+    except OSError as problem:
+        raise RunError(f"the report cannot be written to {str(study.out)!r}: {problem.strerror}") from problem
+    return study.out / "study.md"
+
+
+def tables(study: Study) -> list[tuple[str, list[list[str]]]]:
+    """Return the paper's tables, each with its title, the head first: methods down, tasks across."""
+    found = []
+    for momentum in study.momenta:
+        for title, optimizers in _TABLES:
+            names = [optimizer for optimizer in optimizers if optimizer in study.optimizers]
+            if names:
+                found.append((f"{title}, beta1 = {momentum:g}", _table(study, names, momentum)))
+    return found
+
+
+def _table(study: Study, optimizers: Sequence[str], momentum: float) -> list[list[str]]:
+    scores = scores_of({task: run.comparison.records for task, run in study.runs.items()})
+    heads = [f"{task} ({run.comparison.plan.metric_name})" for task, run in study.runs.items()]
+    lines = [["", *heads, "average", "wins"]]
+    means: dict[str, list[float | None]] = {}
+    for optimizer in optimizers:
+        of = [list(scores[task].get(row(optimizer, momentum), {}).values()) for task in study.runs]
+        means[optimizer] = [fmean(values) if values else None for values in of]
+    for optimizer in optimizers:
+        cells = []
+        for task, run in study.runs.items():
+            found = scores[task].get(row(optimizer, momentum), {})
+            lost = len(run.comparison.plan.seeds) - len(found)
+            text = "diverged" if not found else f"{mean(list(found.values())).value:.2f}"
+            error = mean(list(found.values())).error if found else None
+            text += "" if error is None else f" ± {error:.2f}"
+            cells.append(text + (f" ({lost} diverged)" if lost and found else ""))
+        own = means[optimizer]
+        known = [value for value in own if value is not None]
+        average = f"{fmean(known):.2f}" if len(known) == len(own) else ""
+        best = [max((v for v in column if v is not None), default=None) for column in zip(*means.values(), strict=True)]
+        wins = sum(value is not None and value == top for value, top in zip(own, best, strict=True))
+        lines.append([_NAMES[optimizer], *cells, average, str(wins)])
+    return lines
+
+
+def claims_table(study: Study) -> list[list[str]]:
+    """Return the lines of the table of claims, the head first."""
+    lines = [["claim", "published", "here", "verdict"]]
+    for found in study.findings:
+        lines.append([found.claim.text, found.claim.published, _here(found), found.verdict or "too few seeds"])
+    return lines
+
+
+def settings_table(study: Study) -> list[list[str]]:
+    """Return what was chosen for every row of every task, the head first."""
+    lines = [["", *study.runs]]
+    names = next(iter(study.runs.values())).tuned
+    for name in names:
+        cells = []
+        for run in study.runs.values():
+            choice = run.tuned[name]
+            values = {key: choice.setting[key] for key in ("lr", "rho") if key in choice.setting}
+            cells.append(", ".join(f"{key} {value:g}{'!' if key in choice.edges else ''}" for key, value in values.items()))
+        lines.append([name, *cells])
+    return lines
+
+
+def markdown(study: Study) -> str:
+    """Return all tables as Markdown, with what they mean."""
+    first = next(iter(study.runs.values()))
+    budgets = "; ".join(
+        f"{task}: {run.budget.updates} updates with batches of {run.budget.batch}, {run.budget.warmup} of them warm-up"
+        for task, run in study.runs.items()
+    )
+    setting = (
+        f"{study.model}, n = {len(first.comparison.plan.seeds)} seeds. {budgets}. The learning rate falls linearly to 0. "
+        f"Every row chose out of {len(first.tuned[next(iter(first.tuned))].tried)} settings by the validation metric of "
+        f"{study.tuning_seeds} other {'seed' if study.tuning_seeds == 1 else 'seeds'}; the test split was read once."
+    )
+    parts = ["# AdaSAM's experiments", setting]
+    for title, lines in tables(study):
+        parts += [f"## {title}", _markdown(lines)]
+    parts += [TABLE_NOTE, "## Claim by claim", _markdown(claims_table(study)), CLAIMS_NOTE]
+    parts += ["## What was chosen", _markdown(settings_table(study)), "A ! marks a value at the edge of what was tried."]
+    return "\n\n".join([*parts, f"    {study.command}"]) + "\n"
+
+
+TABLE_NOTE = "Mean ± standard error over seeds, on the test split. Wins: on how many tasks a method is the better one."
+CLAIMS_NOTE = (
+    "Here: the difference, averaged over tasks and paired by seed, with its 95 % interval, and on how many tasks it is "
+    "above 0. * means p < 0.05 after Holm's correction within the claim. Replicated: every difference right and "
+    "significant. In part: some are, and none significantly wrong."
+)
+
+
+def results(study: Study) -> dict[str, object]:
+    """Return everything as numbers, ready for JSON."""
+    return {
+        "preset": study.preset,
+        "model": study.model,
+        "command": study.command,
+        "scores": scores_of({task: run.comparison.records for task, run in study.runs.items()}),
+        "chosen": {
+            task: {name: choice.setting for name, choice in run.tuned.items()} for task, run in study.runs.items()
+        },
+        "claims": [asdict(found) for found in study.findings],
+        "versions": all_versions(),
+    }
+
+
+def png(study: Study) -> bytes:
+    """Draw training loss and validation metric against updates: a line of panels for every task."""
+    figure = Figure(figsize=(4.8 * len(study.momenta) * 2 / 1.4, 2.7 * len(study.runs) + 0.4), layout="constrained")
+    panels = figure.subplots(len(study.runs), 2 * len(study.momenta), squeeze=False)
+    for line, (task, run) in zip(panels, study.runs.items(), strict=True):
+        for k, momentum in enumerate(study.momenta):
+            left, right = line[2 * k : 2 * k + 2]
+            for optimizer in study.optimizers:
+                records = [record for record in run.comparison.records if record.config.row == row(optimizer, momentum)]
+                _draw(left, records, optimizer, "train_loss")
+                _draw(right, records, optimizer, "validation_metric")
+            left.set_yscale("log")
+            left.set_ylabel("training loss")
+            right.set_ylabel(f"validation {run.comparison.plan.metric_name}")
+            for axes in (left, right):
+                axes.set_title(f"{task}, beta1 = {momentum:g}", fontsize=9)
+                axes.set_xlabel("updates")
+                axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, records: Sequence[Record], optimizer: str, what: str) -> None:
+    curves = [record.curve for record in records if record.final is not None]
+    if not curves:
+        return
+    per_update = records[0].gradient_evaluations / records[0].updates
+    updates = [evaluations / per_update for evaluations in curves[0].gradient_evaluations]
+    middle = [fmean(values) for values in zip(*(getattr(curve, what) for curve in curves), strict=True)]
+    look: dict[str, Any] = {"color": _COLOURS[optimizer], "linewidth": 1.5, "label": _NAMES[optimizer]}
+    axes.plot(updates, middle, **look)
+
+
+def _here(found: Finding) -> str:
+    texts = []
+    for part, difference, (wins, tasks) in zip(found.claim.parts, found.differences, found.wins, strict=True):
+        names = "".join(f" {'+' if sign > 0 else '-'} {name}" for sign, name in part).removeprefix(" + ")
+        texts.append(f"{names}: {_interval(difference)} ({wins} of {tasks})")
+    return "; ".join(texts)
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return "n/a"
+    star = "*" if difference.significant else ""
+    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]{star}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    shown = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
+
+
+def show(study: Study, console: Console) -> None:
+    """Print the tables."""
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console = Console(file=console.file, width=_WIDE)
+    for title, lines in [*tables(study), ("Claim by claim", claims_table(study))]:
+        shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+        for i, head in enumerate(lines[0]):
+            shown.add_column(escape(head), justify="left" if i == 0 or title == "Claim by claim" else "right")
+        for line in lines[1:]:
+            shown.add_row(*map(escape, line))
+        console.print(shown)

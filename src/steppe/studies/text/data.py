@@ -71,7 +71,7 @@ def read_data(
     if task is not None:
         if test is not None or texts or label or regression:
             raise UserError(
-                f"the task {task!r} of GLUE has columns and test rows of its own; leave out test, texts, label, regression"
+                f"the task {task!r} of GLUE has columns and test rows of its own; leave out test, texts, label"
             )
         found = glue.load(task, data, mismatched)
         rows, classes = found["train"], glue.GLUE[task].classes

@@ -63,16 +63,13 @@ def _from_folder(task: str, folder: Path, suffix: str) -> dict[str, Rows]:
     inside = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and _plain(entry.name) == task]
     for place in (*inside, folder):
         for train, dev, reader in _layouts(task, suffix):
-            found = {split: _only(glue, place, pattern) for split, pattern in (("train", train), ("dev", dev))}
-            if all(path is None for path in found.values()):
-                continue
-            rows = {}
-            for split, path in found.items():
-                if path is None:
-                    name = {"train": train, "dev": dev}[split]
-                    raise UserError(f"{glue.title}: the folder {str(place)!r} lacks {name}; put it there")
-                rows[split] = reader(glue, path)
-            return rows
+            paths = {name: _only(glue, place, name) for name in (train, dev)}
+            missing = [name for name, path in paths.items() if path is None]
+            if len(missing) == 1:
+                raise UserError(f"{glue.title}: the folder {str(place)!r} lacks {missing[0]}; put it there")
+            if not missing:
+                first, second = (reader(glue, path) for path in paths.values() if path is not None)
+                return {"train": first, "dev": second}
     names = sorted(entry.name for entry in folder.iterdir())
     got = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
     raise UserError(

@@ -81,7 +81,7 @@ def _delimited(table: Table, data: bytes, header: Sequence[str] | None = None, *
         if blank is not None:
             table.bad[blank], blank = "the line is empty", None
         if len(fields) != len(names):
-            table.bad[number] = f"the row has {len(fields)} fields where there are {len(names)} columns"
+            table.bad[number] = f"there are {len(names)} columns, but fields in this row: {len(fields)}"
         else:
             table.add(number, [fields[place] for place in places])
 

@@ -21,6 +21,9 @@ _EXTRA_OF = {
     "typer": "compare",
     "yaml": "compare",
     "hessian_eigenthings": "compare,measure",
+    "datasets": "studies,text",
+    "pyarrow": "studies,text",
+    "transformers": "studies,text",
 }
 
 

@@ -7,11 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe._errors import UserError
 from steppe.compare import Task
 from steppe.compare.builtin import digits
+from steppe.studies.text.classifier import Classifier
 
 NOISE = 0.4
 PER_CLASS, WORDS, REPEATS = 8, 32, 5
@@ -26,26 +27,6 @@ def digits_noise() -> Task:
     wrong = torch.rand(len(y), generator=generator) < NOISE
     drawn = torch.randint(10, (len(y),), generator=generator)
     return replace(task, train=(x, torch.where(wrong, drawn, y)))
-
-
-class Classifier(nn.Module):
-    """The pre-trained encoder all-MiniLM-L6-v2, the mean of its outputs over a text's words, and a linear layer."""
-
-    def __init__(self, folder: Path, classes: int) -> None:
-        super().__init__()
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        self.encoder = AutoModel.from_pretrained(folder)
-        self.head = nn.Linear(self.encoder.config.hidden_size, classes)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        mask = (ids != self.encoder.config.pad_token_id).long()
-        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        mask = mask[..., None].to(hidden.dtype)
-        scores: Tensor = self.head((hidden * mask).sum(1) / mask.sum(1))
-        return scores
 
 
 def news() -> Task:

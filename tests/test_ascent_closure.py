@@ -8,7 +8,7 @@ import torch
 import reference
 from cases import BASES, CASES
 from problems import Problem, same_bits, weights
-from steppe import SAM
+from steppe import MSAM, SAM, accumulated_step
 from steppe.batches import fraction_of
 from steppe.triggers import Every, LargeGradient
 
@@ -56,6 +56,95 @@ def test_a_climb_along_a_part_is_the_plain_loop(case):
         loss = opt.step(problem.closure(opt, batch), ascent=problem.closure(opt, part))
         assert loss.item() == expected  # what the clean pass returned
         torch.testing.assert_close(problem.flat(), w, rtol=0, atol=1e-12)
+
+
+# Micro-batches
+
+K = 4
+
+
+def backward_of(problem):
+    def backward(part):
+        loss = problem.loss(part) / K
+        loss.backward()
+        return loss
+
+    return backward
+
+
+def parts_of(batch):
+    return batch.chunk(K)
+
+
+@over_two
+def test_a_climb_along_parts_of_micro_batches_is_that_of_one_batch(case):
+    big, small = Problem(), Problem()
+    opts = [case.build(problem.model.parameters()) for problem in (big, small)]
+    backwards = [backward_of(problem) for problem in (big, small)]
+    for batch in big.batches(6):
+        parts = parts_of(batch)
+
+        def together(parts, backward=backwards[0]):
+            opts[0].zero_grad()
+            return torch.stack([backward(part).detach() for part in parts]).sum()
+
+        expected = opts[0].step(
+            lambda parts=parts, together=together: together(parts),
+            ascent=lambda parts=parts, together=together: together([fraction_of(part, 0.5) for part in parts]),
+        )
+        loss = accumulated_step(opts[1], parts, backwards[1], ascent=lambda part: backwards[1](fraction_of(part, 0.5)))
+        assert torch.equal(loss, expected)
+    assert same_bits(big.model.parameters(), small.model.parameters())
+
+
+def test_every_micro_batch_climbs_along_its_part():
+    problem = Problem()
+    opt, w, update = sam(problem), problem.flat(), reference.sgd(0.05, 0.9)
+    backward = backward_of(problem)
+    for batch in problem.batches(6):
+        parts, total = parts_of(batch), torch.zeros_like(w)
+        for part in parts:
+            g = problem.gradient(w, fraction_of(part, 0.5))
+            total += problem.gradient(w + 0.1 * g / g.norm(), part) / K
+        expected = sum(problem.loss(fraction_of(part, 0.5)).item() / K for part in parts)
+        w = update(w, total)
+        loss = accumulated_step(
+            opt, parts, backward, climb="micro", ascent=lambda part: backward(fraction_of(part, 0.5))
+        )
+        assert loss.item() == pytest.approx(expected, abs=1e-14)
+        torch.testing.assert_close(problem.flat(), w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+def test_micro_batches_of_steps_without_a_climb_are_whole(climb):
+    problem, seen = Problem(), []
+    opt, backward = sam(problem, trigger=Every(2)), backward_of(problem)
+
+    def counted(part):
+        seen[-1] += len(part)
+        return backward(part)
+
+    for batch in problem.batches(4):
+        seen.append(0)
+        accumulated_step(
+            opt, parts_of(batch), counted, climb=climb, ascent=lambda part: counted(fraction_of(part, 0.5))
+        )
+    n = len(batch)
+    assert seen == [1.5 * n, n, 1.5 * n, n]
+
+
+def test_micro_batches_refuse_what_cannot_be():
+    problem = Problem()
+    (batch,) = problem.batches(1)
+    base = torch.optim.SGD(problem.model.parameters(), lr=0.05, momentum=0.9)
+    with pytest.raises(TypeError, match="MSAM climbs without a gradient: leave ascent= out"):
+        accumulated_step(MSAM(base), parts_of(batch), backward_of(problem), ascent=backward_of(problem))
+    opt = sam(problem, trigger=LargeGradient(steps=9))
+    with pytest.raises(ValueError, match="ascent= does not go with LargeGradient"):
+        accumulated_step(opt, parts_of(batch), backward_of(problem), ascent=backward_of(problem))
+
+
+# Triggers
 
 
 def test_a_trigger_looks_at_the_gradient_of_the_part():

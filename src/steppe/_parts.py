@@ -51,7 +51,7 @@ def microbatches(batch: Any, at_most: int) -> Iterator[tuple[Any, float]]:
     """
     if isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < 1:
         raise ValueError(f"at_most must be an int >= 1, got {at_most!r}.")
-    n = _length(batch)
+    n = examples_in(batch)
     return _parts(batch, n, math.ceil(n / at_most))
 
 
@@ -95,7 +95,7 @@ def fraction_of(batch: Any, fraction: float) -> Any:
     """
     if isinstance(fraction, bool) or not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
-    n = _length(batch)
+    n = examples_in(batch)
     # 0.1 of 30 is 3, and not 4, although 0.1 * 30 is a little more than 3.
     return _take(batch, slice(0, math.ceil(round(fraction * n, 9))), n)
 
@@ -122,13 +122,14 @@ def hardest(batch: Any, rise: Tensor, fraction: float) -> Any:
     """
     if isinstance(fraction, bool) or not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
-    n = _length(batch)
+    n = examples_in(batch)
     if rise.shape != (n,):
         raise ValueError(f"rise must have shape ({n},), one number per example, got {tuple(rise.shape)}.")
     return _take(batch, rise.topk(math.ceil(round(fraction * n, 9))).indices.sort().values, n)
 
 
-def _length(batch: Any) -> int:
+def examples_in(batch: Any) -> int:
+    """Return the one first dimension of all tensors in a batch, or refuse it."""
     lengths = sorted({len(tensor) for tensor in _tensors(batch)})
     if len(lengths) > 1:
         raise ValueError(f"The tensors of a batch must have one first dimension, got {lengths}. Split them alike.")

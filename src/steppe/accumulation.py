@@ -25,6 +25,7 @@ def accumulated_step(
     climb: Literal["replay", "micro"] = "replay",
     model: nn.Module | None = None,
     replicas: Literal["global", "own"] = "global",
+    ascent: Callable[[Batch], Tensor] | None = None,
     scale: Scalar = 1.0,
     step: Callable[[], object] | None = None,
 ) -> Tensor:
@@ -51,21 +52,29 @@ def accumulated_step(
         model: the DDP or FSDP2 model, so that gradients are exchanged once per pass and not once per micro-batch.
             FSDP2 keeps whole gradients meanwhile. None exchanges them as the model does by itself.
         replicas: see above; ``"own"`` needs ``model``, in DDP.
+        ascent: what is called instead of ``backward`` in clean passes of a step that climbs, likewise: as a rule the
+            same on a part of the micro-batch, as in ``ascent=lambda batch: backward(fraction_of(batch, 0.1))``, so that
+            climbs cost a part of a gradient.
         scale: what the gradients are multiplied by, as in `SharpnessAware.ascended`.
         step: takes the step, instead of ``opt.base.step``. With a GradScaler let ``backward`` call
             ``scaler.scale(loss).backward()``, and give ``scale=scaler.get_scale()`` and
             ``step=lambda: scaler.step(opt.base)``.
 
+    Returns:
+        The sum of what ``backward``, or ``ascent``, returned in clean passes; where there are none, in the only ones.
+
     Raises:
-        TypeError: if ``micro_batches`` is not a sequence: a loader shuffles anew, and a generator runs dry.
-        ValueError: without micro-batches; for ``"own"`` if the model is not in DDP, if whether to climb depends on
-            gradients, which are not the same everywhere, or if climbs remember them, as those of `LightSAM` do.
+        TypeError: if ``micro_batches`` is not a sequence: a loader shuffles anew, and a generator runs dry; if there is
+            an ``ascent``, but no clean pass.
+        ValueError: without micro-batches; with an ``ascent`` if the trigger looks at gradients; for ``"own"`` if the
+            model is not in DDP, if whether to climb depends on gradients, which are not the same everywhere, or if
+            climbs remember them, as those of `LightSAM` do.
         RuntimeError: if no parameter has a gradient after a pass. With ``"own"``, a process that finds none of its own
             to climb along stays where it is, and the others do not wait for it.
 
     Cost:
-        2 gradients per micro-batch. Exchanges of all gradients with DDP: 2 with ``replay``, 1 with ``"own"``, and
-        with ``micro`` 1 or 2 per micro-batch.
+        2 gradients per micro-batch, less with ``ascent``. Exchanges of all gradients with DDP: 2 with ``replay``, 1
+        with ``"own"``, and with ``micro`` 1 or 2 per micro-batch.
 
     Reference:
         Foret et al. 2021 (https://arxiv.org/abs/2010.01412) on m-sharpness.
@@ -89,6 +98,7 @@ def accumulated_step(
         2.5
     """
     _check(opt, micro_batches, climb, model, replicas)
+    _check_ascent(opt, ascent)
     alone = not opt.ascent.needs_gradient
     traffic = _Traffic(opt, model, "global" if alone else replicas)
     opt.zero_grad()
@@ -97,9 +107,9 @@ def accumulated_step(
             with opt.ascended():
                 loss = _run(micro_batches, backward, traffic, exchanged=True)
         elif climb == "replay":
-            loss = _replay(opt, micro_batches, backward, traffic, scale)
+            loss = _replay(opt, micro_batches, backward, ascent or backward, traffic, scale)
         else:
-            loss = _micro(opt, micro_batches, backward, traffic, scale)
+            loss = _micro(opt, micro_batches, backward, ascent or backward, traffic, scale)
     if traffic.own or traffic.by_hand:
         _agree(opt, model)
     (step or opt.base.step)()
@@ -110,10 +120,11 @@ def _replay(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
     backward: Callable[[Batch], Tensor],
+    ascent: Callable[[Batch], Tensor],
     traffic: _Traffic,
     scale: Scalar,
 ) -> Tensor:
-    loss = _run(micro_batches, backward, traffic, exchanged=not traffic.own)
+    loss = _run(micro_batches, ascent if traffic.climbs else backward, traffic, exchanged=not traffic.own)
     if traffic.by_hand and not traffic.climbs:
         return loss
     if traffic.own:
@@ -140,6 +151,7 @@ def _micro(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
     backward: Callable[[Batch], Tensor],
+    ascent: Callable[[Batch], Tensor],
     traffic: _Traffic,
     scale: Scalar,
 ) -> Tensor:
@@ -154,7 +166,7 @@ def _micro(
             nonlocal clean
             exchanged = not traffic.own if clean else last or (each and traffic.apart)
             with traffic.exchanged(exchanged):
-                loss = backward(batch)
+                loss = (ascent if clean else backward)(batch)
             if traffic.own and (not exchanged or traffic.by_hand):
                 _stay_without_gradient(opt)
             clean = False
@@ -312,6 +324,18 @@ def _check(
         raise ValueError(
             f'replicas="own" does not go with {type(opt).__name__}, whose climbs remember gradients: each process '
             'would have a memory of its own, of which a checkpoint holds one. Use replicas="global".'
+        )
+
+
+def _check_ascent(opt: SharpnessAware, ascent: object) -> None:
+    if ascent is None:
+        return
+    if not opt.ascent.needs_gradient:
+        raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave ascent= out.")
+    if opt.trigger.needs_gradient:
+        raise ValueError(
+            f"ascent= does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "
+            "climb, those of the whole micro-batches are needed as well. Leave ascent= out."
         )
 
 

@@ -81,7 +81,9 @@ def micro_batches(batch: Any) -> list[list[Any]]:
     ]
 
 
-def accumulated(name: str, climb: str, replicas: str, view: bool, groups: bool = False) -> dict[str, Any]:
+def accumulated(
+    name: str, climb: str, replicas: str, view: bool, groups: bool = False, fraction: float | None = None
+) -> dict[str, Any]:
     """``accumulated_step`` against the loop, and how often all of the gradient was exchanged in one step."""
     alone, model = network(), network()
 
@@ -104,8 +106,10 @@ def accumulated(name: str, climb: str, replicas: str, view: bool, groups: bool =
         return loss
 
     def loss_of(part: Any, when: str) -> Tensor:
+        part = fraction_of(part, fraction) if fraction and when == "clean" else part
         return (alone(part[0]) - part[1]).square().mean() / PARTS
 
+    options = {"ascent": lambda part: backward(fraction_of(part, fraction))} if fraction else {}
     losses, gaps = [], []
     for batch in data(4):
         parts = micro_batches(batch)
@@ -114,7 +118,7 @@ def accumulated(name: str, climb: str, replicas: str, view: bool, groups: bool =
         plain.step()
         with Collectives() as collectives:
             loss = steppe.accumulated_step(
-                opt, parts[distributed.get_rank()], backward, climb=climb, replicas=replicas, model=wrapped
+                opt, parts[distributed.get_rank()], backward, climb=climb, replicas=replicas, model=wrapped, **options
             )
         losses.append(abs((loss - expected).item()))
         gaps.append(distance(alone.parameters(), model.parameters()))

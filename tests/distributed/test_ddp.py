@@ -58,6 +58,15 @@ def test_accumulated_step_is_the_plain_loop(pool, name, climb, replicas, view, g
         assert found["others"] == (replicas == "own")
 
 
+@over_climbs
+@over_replicas
+def test_accumulated_climbs_along_parts(pool, climb, replicas):
+    for found in pool.run(programs.accumulated, "sam", climb, replicas, False, fraction=0.5):
+        assert found["gap"] < 1e-12
+        assert found["loss"] < 1e-12
+        assert found["exchanges"] == EXCHANGES[climb, replicas]["sam"]
+
+
 @over_replicas
 @pytest.mark.parametrize("find_unused", [False, True])
 def test_steps_that_do_not_climb_cost_one_exchange(pool, replicas, find_unused):

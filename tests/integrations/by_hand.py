@@ -7,10 +7,10 @@ import torch
 RHO, ALPHA = 0.1, 0.4
 
 
-def handed_on(model, loss, method):
-    """The gradient that a method hands on, by its equations; ``loss`` is computed in both passes."""
+def handed_on(model, loss, method, clean_loss=None):
+    """The gradient that a method hands on, by its equations; ``loss`` is computed in both passes, or in the second."""
     params = list(model.parameters())
-    clean = torch.autograd.grad(loss(), params)
+    clean = torch.autograd.grad((clean_loss or loss)(), params)
     norm = 1.0 if method == "usam" else torch.sqrt(sum((g**2).sum() for g in clean))
     before = [p.detach().clone() for p in params]
     with torch.no_grad():

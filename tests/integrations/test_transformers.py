@@ -16,7 +16,7 @@ from torch.nn import functional as F
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
-from by_hand import cuts
+from by_hand import cuts, handed_on
 from trainers import (
     CHEAP,
     CLIP,
@@ -31,7 +31,9 @@ from trainers import (
     cheaply_by_hand,
     every_third,
     logged,
+    loss_of,
     mean_over_the_update,
+    optimizer_of_the_trainer,
     sentences,
     trained_by_hand,
     weights,
@@ -94,6 +96,56 @@ def test_cheap_methods_equal_a_loop_by_hand(tmp_path, method, accumulation):
     plain.train()
     counted = sum(expected) / (2 * len(cuts(sentences(), 4, 1, "replay")))  # in passes of the plain one
     assert trainer.state.total_flos == pytest.approx(counted * plain.state.total_flos)
+
+
+@pytest.mark.parametrize("method", ["sam", "gsam"])
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+def test_clean_passes_may_see_a_part_of_every_micro_batch(tmp_path, method, climb):
+    seen = []
+
+    class Counting(SharpTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.append(len(inputs["labels"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = Counting(
+        bert(),
+        arguments(tmp_path, gradient_accumulation_steps=2),
+        train_dataset=sentences(),
+        compute_loss_func=mean_over_the_update,
+        sharpness=METHODS[method],
+        climb=climb,
+        fraction=0.5,
+    )
+    trainer.train()
+    other, steps = bert(), cuts(sentences(), 4, 2, climb) * 2
+    base, schedule = optimizer_of_the_trainer(other, steps, foreach=False)
+    losses = []
+    for parts in steps:
+        n = sum(len(batch) for part in parts for batch in part)
+        halves = [[batch[: len(batch) // 2] for batch in part] for part in parts]
+        losses.append(sum(loss_of(other, half, n / 2).item() for half in halves))
+        grads = [
+            handed_on(
+                other,
+                lambda part=part, n=n: loss_of(other, part, n),
+                method,
+                lambda half=half, n=n: loss_of(other, half, n / 2),
+            )
+            for part, half in zip(parts, halves, strict=True)
+        ]
+        for p, *gs in zip(other.parameters(), *grads, strict=True):
+            p.grad = sum(gs)
+        nn.utils.clip_grad_norm_(other.parameters(), CLIP)
+        base.step()
+        schedule.step()
+    torch.testing.assert_close(weights(trainer.model), weights(other), rtol=0, atol=1e-12)
+    assert logged(trainer) == pytest.approx(losses, abs=1e-6)
+    order = [2, 2, 4, 4] if climb == "replay" else [2, 4, 2, 4]
+    assert seen[:4] == order
+    plain = Trainer(bert(), trainer.args, train_dataset=sentences())
+    plain.train()
+    assert trainer.state.total_flos == pytest.approx(1.5 * plain.state.total_flos)
 
 
 def test_one_process_has_one_replica(tmp_path):

@@ -13,8 +13,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin, ParallelismConfig
 from trainers import METHODS, REMEMBERING, SharpTrainer, arguments, bert, sentences, weights
 from transformers import Trainer
 
-from steppe import SAM, LightSAM
+from steppe import MSAM, SAM, LightSAM
 from steppe.integrations.transformers import SharpnessAwareTrainerMixin
+from steppe.triggers import LargeGradient
 
 pytestmark = pytest.mark.usefixtures("own_state", "quick_collections")
 
@@ -34,6 +35,16 @@ pytestmark = pytest.mark.usefixtures("own_state", "quick_collections")
             ValueError,
             "There are two methods: the optimizer is LightSAM already",
         ),
+        (
+            {"sharpness": lambda base: MSAM(base, rho=0.1), "fraction": 0.5},
+            TypeError,
+            "MSAM climbs without a gradient: leave fraction= out",
+        ),
+        (
+            {"sharpness": lambda base: SAM(base, rho=0.1, trigger=LargeGradient(steps=9)), "fraction": 0.5},
+            ValueError,
+            "fraction= does not go with LargeGradient, .* Leave fraction= out",
+        ),
     ],
 )
 def test_methods_that_are_missing_or_wrong(tmp_path, options, kind, message):
@@ -48,6 +59,7 @@ def test_methods_that_are_missing_or_wrong(tmp_path, options, kind, message):
     [
         ({"climb": "macro"}, ValueError, "climb must be one of 'replay', 'micro', got 'macro'"),
         ({"replicas": "local"}, ValueError, "replicas must be one of 'global', 'own', got 'local'"),
+        ({"fraction": 0}, ValueError, r"fraction must lie in \(0, 1\], or be None, got 0\."),
         ({"sharpness": 0.05}, TypeError, r"sharpness must be a function of the base.* got float\. .*optimizers="),
         (
             {"sharpness": SAM(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), rho=0.1)},

@@ -29,6 +29,8 @@ class Bench:
         decays: Three weight decays, for the base alone, which has no radius to choose.
         rho: Three radii of SAM.
         adaptive: Three radii of the adaptive climb.
+        tuning_seeds: Of the choice, unless the user says otherwise. With few, a setting that ruins every third training
+            may look like the best.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Bench:
     decays: tuple[float, float, float]
     rho: tuple[float, float, float]
     adaptive: tuple[float, float, float]
+    tuning_seeds: int = 4
 
 
 BENCHES: Mapping[str, Bench] = {
@@ -91,6 +94,7 @@ BENCHES: Mapping[str, Bench] = {
         decays=(0.01, 0.1, 1.0),
         rho=(0.01, 0.02, 0.05),
         adaptive=(0.1, 0.2, 0.5),
+        tuning_seeds=2,
     ),
 }
 

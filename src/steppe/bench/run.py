@@ -23,7 +23,7 @@ def run(
     task: str | None,
     methods: str | None,
     seeds: int,
-    tuning_seeds: int,
+    tuning_seeds: int | None,
     epochs: int | None,
     jobs: int | None,
     out: Path,
@@ -71,13 +71,14 @@ def _one(
     name: str,
     asked: dict[str, Entry],
     seeds: int,
-    tuning_seeds: int,
+    tuning_seeds: int | None,
     epochs: int | None,
     jobs: int | None,
     out: Path,
     console: Console,
 ) -> tuple[str, list[report.Line]]:
     bench = BENCHES[name]
+    tuning_seeds = tuning_seeds or bench.tuning_seeds
     with ConsoleObserver("metric", console) as observer:
         tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", jobs, observer, epochs)
     with ConsoleObserver("metric", console) as observer:
@@ -87,11 +88,9 @@ def _one(
     return report.markdown(bench, found, made, tuning_seeds), made
 
 
-def _head(seeds: int, tuning_seeds: int, epochs: int | None, task: str | None, methods: str | None) -> str:
-    words = ["steppe bench", f"--seeds {seeds}", f"--tuning-seeds {tuning_seeds}"]
-    words += [
-        f"--{name} {value}" for name, value in (("epochs", epochs), ("task", task), ("methods", methods)) if value
-    ]
+def _head(seeds: int, tuning_seeds: int | None, epochs: int | None, task: str | None, methods: str | None) -> str:
+    given = (("tuning-seeds", tuning_seeds), ("epochs", epochs), ("task", task), ("methods", methods))
+    words = ["steppe bench", f"--seeds {seeds}", *(f"--{name} {value}" for name, value in given if value)]
     peers = ", ".join(f"{name} {version}" for name, version in installed().items()) or "no other packages"
     return "\n".join(
         [

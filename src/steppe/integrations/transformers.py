@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._parts import examples_in
 from .._tensors import Scalar
 from ..accumulation import accumulated_step
+from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_norm_stats, same_random_state
 
@@ -42,6 +44,9 @@ class SharpnessAwareTrainerMixin:
             ``"micro"`` lets every micro-batch climb on its own, which is m-SAM, m = ``per_device_train_batch_size``.
         replicas: with DDP, ``"global"`` climbs along the gradient of all processes, ``"own"`` lets each climb along its
             own, which saves the traffic of clean passes: m-SAM again. On one process they are the same.
+        fraction: None, or which part of every micro-batch clean passes see, in (0, 1]: then a climb follows the
+            gradient of a part, and costs as little. The number of examples is rounded up; losses that are divided by
+            what the whole update holds are divided by as much less.
         freeze_norm_stats: whether sharp passes leave the running statistics of batch norm alone.
         same_random_state: whether sharp passes draw the dropout masks of their clean passes. By default they do: then
             both see one loss function, and later random numbers are those of the plain Trainer.
@@ -50,15 +55,18 @@ class SharpnessAwareTrainerMixin:
     Raises:
         ValueError: for a host that updates weights, or keeps gradients, where no optimizer sees it: DeepSpeed, XLA,
             FSDP of version 1, SageMaker's model parallelism, Apex, context parallelism, LOMO and layer-wise optimizers;
-            in ``train()`` if there is no method, or two, and for what `steppe.accumulated_step` refuses.
-        TypeError: if ``sharpness`` is no function, or returns no `SharpnessAware`.
+            for a ``fraction`` out of range; in ``train()`` if there is no method, or two, and for what
+            `steppe.accumulated_step` refuses.
+        TypeError: if ``sharpness`` is no function, or returns no `SharpnessAware`; with a ``fraction`` if the method
+            has no clean pass.
         RuntimeError: in ``train()`` if the Trainer is about to step something else than the method's base.
 
     Attributes:
         sharpness_aware: the method, from the start of ``train()`` on, None before.
 
     Cost:
-        Two ``training_step`` per micro-batch where the step climbs, and a copy of the weights. ``"micro"`` holds one
+        Two ``training_step`` per micro-batch where the step climbs, the first on ``fraction`` of it, and a copy of the
+        weights. ``"micro"`` holds one
         more gradient during its clean passes.
 
     Note:
@@ -89,6 +97,7 @@ class SharpnessAwareTrainerMixin:
         sharpness: Callable[[Optimizer], SharpnessAware] | None = None,
         climb: Literal["replay", "micro"] = "replay",
         replicas: Literal["global", "own"] = "global",
+        fraction: float | None = None,
         freeze_norm_stats: bool = True,
         same_random_state: bool = True,
         **kwargs: Any,
@@ -101,9 +110,11 @@ class SharpnessAwareTrainerMixin:
                 "sharpness must be a function of the base, as in lambda base: SAM(base, rho=0.05), got "
                 f"{type(sharpness).__name__}. An optimizer that is made already goes to optimizers=(optimizer, None)."
             )
-        self._sharpness, self._climb, self._replicas = sharpness, climb, replicas
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], or be None, got {fraction!r}.")
+        self._sharpness, self._climb, self._replicas, self._fraction = sharpness, climb, replicas, fraction
         self._freeze_norm_stats, self._same_random_state = freeze_norm_stats, same_random_state
-        self._micro_batches: list[Callable[[], Tensor]] = []
+        self._micro_batches: list[Callable[[float | None], Tensor]] = []
         super().__init__(*args, **kwargs)
         _refuse_host(self)
 
@@ -117,6 +128,7 @@ class SharpnessAwareTrainerMixin:
         made = self.optimizer.optimizer if prepared else self.optimizer
         if self.sharpness_aware is None or self.sharpness_aware.base is not made:
             self.sharpness_aware = self._around(made)
+            self._check_fraction(self.sharpness_aware)
             if self.sharpness_aware.base is not made:
                 self.optimizer = self.sharpness_aware.base
         return self.optimizer
@@ -148,6 +160,17 @@ class SharpnessAwareTrainerMixin:
             )
         return opt
 
+    def _check_fraction(self, opt: SharpnessAware) -> None:
+        if self._fraction is None:
+            return
+        if not opt.ascent.needs_gradient:
+            raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave fraction= out.")
+        if opt.trigger.needs_gradient:
+            raise ValueError(
+                f"fraction= does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "
+                "climb, those of the whole micro-batches are needed as well. Leave fraction= out."
+            )
+
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Keep the micro-batch; run all of an update, clean and sharp, once the last of them has come."""
         opt = self._method()
@@ -155,13 +178,14 @@ class SharpnessAwareTrainerMixin:
         draws = same_random_state() if self._same_random_state else nullcontext()
         passes = 0
 
-        def run() -> Tensor:
+        def run(fraction: float | None) -> Tensor:
             nonlocal passes
-            passes += 1
-            if passes > 1:  # the Trainer itself counts the first
-                self.current_flos += float(self.floating_point_ops(inputs))  # type: ignore[attr-defined]
+            seen, more = (inputs, args) if fraction is None else _part(inputs, args, fraction)
+            passes += fraction is None
+            if passes != 1 or fraction is not None:  # the Trainer itself counts one pass over everything
+                self.current_flos += float(self.floating_point_ops(seen))  # type: ignore[attr-defined]
             with draws:
-                loss: Tensor = step(model, inputs, *args, **kwargs)
+                loss: Tensor = step(model, seen, *more, **kwargs)
             return loss
 
         self._micro_batches.append(run)
@@ -174,7 +198,8 @@ class SharpnessAwareTrainerMixin:
             return accumulated_step(
                 opt,
                 runs,
-                lambda run: run(),
+                lambda run: run(None),
+                ascent=None if self._fraction is None else lambda run: run(self._fraction),
                 climb=self._climb,
                 model=model,
                 replicas=self._replicas if self.accelerator.num_processes > 1 else "global",  # type: ignore[attr-defined]
@@ -235,6 +260,14 @@ class SharpnessAwareTrainerMixin:
             yield
         finally:
             self.optimizer = base
+
+
+def _part(inputs: Any, args: tuple[Any, ...], fraction: float) -> tuple[Any, tuple[Any, ...]]:
+    """Return a part of a micro-batch, and what else `training_step` takes: first of all what losses are divided by."""
+    part = fraction_of(inputs, fraction)
+    if not args or args[0] is None:
+        return part, args
+    return part, (args[0] * examples_in(part) / examples_in(inputs), *args[1:])
 
 
 def _refuse_host(trainer: Any) -> None:

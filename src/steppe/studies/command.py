@@ -6,9 +6,13 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .adasam_glue.design import Preset
+    from .adasam_glue.run import Job
 
 study = typer.Typer(
     help="Run the experiment of a paper, and say claim by claim whether it replicates.", no_args_is_help=True
@@ -74,3 +78,218 @@ def gsam_batch(
         path = report.write(found)
         report.show(found, console)
         console.print(f"written to {escape(str(path.parent))}", highlight=False, soft_wrap=True)
+
+
+@study.command("adasam-glue")
+def adasam_glue(
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, several with commas between, or all (of GLUE).",
+            show_default="the preset's",
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="smoke, small (a small encoder and few news texts: two cores, an hour), or paper (for GPUs)."
+        ),
+    ] = "small",
+    model: Annotated[str | None, typer.Option(help="Name on the hub, or folder.", show_default="the preset's")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with GLUE as TSV, JSONL or Parquet.", show_default="the hub")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Out of sgd, sam, amsgrad, adasam.")] = "sgd,sam,amsgrad,adasam",
+    beta1: Annotated[
+        float | None, typer.Option(help="0.9 or 0: with momentum or without.", show_default="both")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/adasam-glue-PRESET")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="the preset's")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
+    ] = None,
+) -> None:
+    """Fine-tuning with SGD, SAM, AMSGrad and AdaSAM, with and without momentum (Sun et al., 2024).
+
+    Every method chooses out of six settings on validation data. The same command again skips the trials that are
+    finished. On GPUs: accelerate launch -m steppe study adasam-glue --preset paper; every batch is then shared by all
+    processes.
+    """
+    from .._errors import UserError, nearest
+    from .adasam_glue import jobs as made
+    from .adasam_glue.design import MOMENTA, OPTIMIZERS
+    from .adasam_glue.presets import GLUE_TASKS, PRESETS
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    design, folder = PRESETS[preset], out or Path("runs") / f"adasam-glue-{preset}"
+    tasks = design.tasks if task is None else GLUE_TASKS if task == "all" else _listed("--task", task)
+    chosen = _listed("--methods", methods)
+    for method in chosen:
+        if method not in OPTIMIZERS:
+            raise UserError(f"--methods: unknown method {method!r}{nearest(method, OPTIMIZERS)}")
+    if beta1 is not None and beta1 not in MOMENTA:
+        raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
+    found = made.jobs(preset, design, tasks, data, model, folder)
+    flags = {"task": task, "preset": preset, "model": model, "data": data, "beta1": beta1, "seeds": seeds}
+    _fine_tune(
+        design,
+        found,
+        title="AdaSAM's experiments",
+        model=", ".join(dict.fromkeys(made.title_of(design, name, model) for name in tasks)),
+        command=_repeated("adasam-glue", {**flags, "methods": None if chosen == OPTIMIZERS else methods}),
+        optimizers=chosen,
+        momenta=MOMENTA if beta1 is None else (beta1,),
+        seeds=seeds,
+        jobs=jobs,
+        out=folder,
+    )
+
+
+@study.command("text")
+def text(
+    data: Annotated[Path, typer.Option(help="A table: .csv, .tsv, .jsonl or .parquet.")],
+    text_columns: Annotated[str, typer.Option(help="Its column of texts, or two with a comma between.")],
+    label_column: Annotated[str, typer.Option(help="Its column of labels.")],
+    test: Annotated[
+        Path | None, typer.Option(help="A table with the test rows.", show_default="a fifth of the rows")
+    ] = None,
+    regression: Annotated[bool, typer.Option(help="Labels are numbers to predict.")] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, f1, matthews, pearson, spearman or pearson-spearman.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name on the hub, or folder.", show_default="all-MiniLM-L6-v2 as a package")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Out of sgd, sam, amsgrad, adasam.")] = "amsgrad,adasam",
+    beta1: Annotated[float, typer.Option(help="0.9 or 0: with momentum or without.")] = 0.9,
+    epochs: Annotated[int, typer.Option(min=1, help="Of every trial.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 16,
+    length: Annotated[int, typer.Option(min=4, help="Tokens of a text that are read.")] = 64,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/text-NAME")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
+    ] = None,
+) -> None:
+    """Fine-tune a model on your own texts with the methods of AdaSAM's paper, and say which is best.
+
+    Of the rows, a fifth is kept for the test and a tenth of the others to choose settings on: every method has six. The
+    same command again skips the trials that are finished.
+    """
+    from .._errors import UserError, nearest
+    from ..compare.sources import find_task
+    from ..compare.tasks import size
+    from .adasam_glue import bbc
+    from .adasam_glue.design import MOMENTA, OPTIMIZERS, Budget
+    from .adasam_glue.presets import PRESETS
+    from .adasam_glue.run import Job
+    from .text.task import write_task
+
+    chosen = _listed("--methods", methods)
+    for method in chosen:
+        if method not in OPTIMIZERS:
+            raise UserError(f"--methods: unknown method {method!r}{nearest(method, OPTIMIZERS)}")
+    if beta1 not in MOMENTA:
+        raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
+    folder = out or Path("runs") / f"text-{data.stem}"
+    file = write_task(
+        folder / data.stem,
+        data=str(data),
+        test=None if test is None else str(test),
+        texts=list(_listed("--text-columns", text_columns)),
+        label=label_column,
+        regression=regression,
+        metric=metric,
+        model=model or str(bbc.encoder()),
+        length=length,
+        batch_size=batch,
+    )
+    updates = epochs * -(-size(find_task(file).load().train) // batch)
+    budget = Budget(batch, updates, updates // 10)
+    flags = {
+        "data": data,
+        "text-columns": text_columns,
+        "label-column": label_column,
+        "test": test,
+        "metric": metric,
+        "model": model,
+        "methods": methods,
+        "beta1": f"{beta1:g}",
+        "epochs": epochs,
+        "batch": batch,
+        "length": length,
+        "seeds": seeds,
+    }
+    _fine_tune(
+        replace(PRESETS["small"], tasks=(data.stem,), budget=budget, tuned_on=None, speed_up=(), tuning_seeds=1),
+        [Job(data.stem, file, budget)],
+        title=f"Fine-tuning on {data.name}",
+        model=model or "all-MiniLM-L6-v2",
+        command=_repeated("text", flags) + (" --regression" if regression else ""),
+        optimizers=chosen,
+        momenta=(beta1,),
+        seeds=seeds,
+        jobs=jobs,
+        out=folder,
+    )
+
+
+def _listed(flag: str, text: str) -> tuple[str, ...]:
+    from .._errors import UserError
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{flag} names nothing")
+    return names
+
+
+def _repeated(name: str, flags: dict[str, object]) -> str:
+    words = [f"--{flag} {value}" for flag, value in flags.items() if value is not None]
+    return " ".join(["steppe study", name, *words])
+
+
+def _fine_tune(
+    design: Preset,
+    found: list[Job],
+    *,
+    title: str,
+    model: str,
+    command: str,
+    optimizers: tuple[str, ...],
+    momenta: tuple[float, ...],
+    seeds: int | None,
+    jobs: int | None,
+    out: Path,
+) -> None:
+    """Run tasks of texts and write the report, in the first process if there are several."""
+    from contextlib import nullcontext
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from ..compare.console import ConsoleObserver
+    from ..compare.host import AcceleratedHost, launched
+    from ..compare.runner import Silence
+    from .adasam_glue import report
+    from .adasam_glue.run import Asked, carry_out
+
+    console, host = Console(), AcceleratedHost() if launched() else None
+    first = host is None or host.rank == 0
+    asked = Asked(design, optimizers, momenta, seeds or design.seeds, jobs, out, host)
+    made = carry_out(
+        asked,
+        found,
+        title,
+        model,
+        command,
+        lambda metric: ConsoleObserver(metric, console) if first else nullcontext(Silence()),
+    )
+    if first:
+        path = report.write(made)
+        report.show(made, console)
+        console.print(f"written to {escape(str(path))}", highlight=False, soft_wrap=True)

@@ -40,7 +40,11 @@ class Preset:
         relative: Optimizers whose rates are factors.
         length: Tokens of a text.
         weight_decay: Of all optimizers.
-        budget: Of every task, unless it has its own.
+        budget: Of every task; None is that of the task.
+        start: What the tasks start from that the paper starts from MNLI; None is the model.
+        tuned_on: The task on which settings are chosen for all; None lets each choose its own.
+        speed_up: The tasks on which batch sizes are compared.
+        few: Whether every row has two settings to choose from in place of six.
         seeds: Of the comparison.
         tuning_seeds: Of the choice.
     """
@@ -52,6 +56,10 @@ class Preset:
     length: int = 64
     weight_decay: float = 0.01
     budget: Budget | None = None
+    start: str | None = None
+    tuned_on: str | None = None
+    speed_up: tuple[str, ...] = ()
+    few: bool = False
     seeds: int = 5
     tuning_seeds: int = 1
 
@@ -66,7 +74,7 @@ class Preset:
             budget: Of the task.
             lr: The task's own learning rate, for those whose rates are relative.
         """
-        return {
+        found = {
             row(optimizer, momentum): [
                 self._entry(optimizer, momentum, rate, rho, budget)
                 for rate in self._rates(optimizer, momentum, lr)
@@ -75,6 +83,7 @@ class Preset:
             for momentum in momenta
             for optimizer in optimizers
         }
+        return {name: entries[2:4] for name, entries in found.items()} if self.few else found
 
     def _rates(self, optimizer: str, momentum: float, lr: float) -> list[float]:
         plain = {"sam": "sgd", "adasam": "amsgrad"}.get(optimizer, optimizer)

@@ -20,6 +20,7 @@ from rich.table import Table
 from ..._errors import RunError
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
+from . import speedup
 from .claims import Finding, scores_of
 from .design import row
 from .run import Study
@@ -40,6 +41,8 @@ def write(study: Study) -> Path:
         write_atomically(study.out / "study.md", markdown(study))
         write_atomically(study.out / "study.json", json.dumps(results(study), indent=1) + "\n")
         write_atomically(study.out / "study.png", png(study))
+        for task, found in study.speedups.items():
+            write_atomically(study.out / f"{task}-speed-up.png", speedup.png(found))
     except OSError as problem:
         raise RunError(f"the report cannot be written to {str(study.out)!r}: {problem.strerror}") from problem
     return study.out / "study.md"
@@ -76,8 +79,11 @@ def _table(study: Study, optimizers: Sequence[str], momentum: float) -> list[lis
         own = means[optimizer]
         known = [value for value in own if value is not None]
         average = f"{fmean(known):.2f}" if len(known) == len(own) else ""
-        best = [max((v for v in column if v is not None), default=None) for column in zip(*means.values(), strict=True)]
-        wins = sum(value is not None and value == top for value, top in zip(own, best, strict=True))
+        others = [means[other] for other in optimizers if other != optimizer]
+        wins = sum(
+            value is not None and all(one is None or value > one for one in column)
+            for value, *column in zip(own, *others, strict=True)
+        )
         lines.append([_NAMES[optimizer], *cells, average, str(wins)])
     return lines
 
@@ -99,7 +105,9 @@ def settings_table(study: Study) -> list[list[str]]:
         for run in study.runs.values():
             choice = run.tuned[name]
             values = {key: choice.setting[key] for key in ("lr", "rho") if key in choice.setting}
-            cells.append(", ".join(f"{key} {value:g}{'!' if key in choice.edges else ''}" for key, value in values.items()))
+            cells.append(
+                ", ".join(f"{key} {value:g}{'!' if key in choice.edges else ''}" for key, value in values.items())
+            )
         lines.append([name, *cells])
     return lines
 
@@ -111,20 +119,27 @@ def markdown(study: Study) -> str:
         f"{task}: {run.budget.updates} updates with batches of {run.budget.batch}, {run.budget.warmup} of them warm-up"
         for task, run in study.runs.items()
     )
+    tried = len(next(iter(first.tuned.values())).tried)
+    where = "" if study.tuned_on is None else f" on {study.tuned_on}, for all tasks,"
     setting = (
-        f"{study.model}, n = {len(first.comparison.plan.seeds)} seeds. {budgets}. The learning rate falls linearly to 0. "
-        f"Every row chose out of {len(first.tuned[next(iter(first.tuned))].tried)} settings by the validation metric of "
-        f"{study.tuning_seeds} other {'seed' if study.tuning_seeds == 1 else 'seeds'}; the test split was read once."
+        f"{study.model}, n = {len(first.comparison.plan.seeds)} seeds. {budgets}. The learning rate falls linearly to "
+        f"0. Every row chose out of {tried} settings{where} by the validation metric of {study.tuning_seeds} other "
+        f"{'seed' if study.tuning_seeds == 1 else 'seeds'}; the test split was read once."
     )
-    parts = ["# AdaSAM's experiments", setting]
+    parts = [f"# {study.title}", setting]
     for title, lines in tables(study):
         parts += [f"## {title}", _markdown(lines)]
-    parts += [TABLE_NOTE, "## Claim by claim", _markdown(claims_table(study)), CLAIMS_NOTE]
-    parts += ["## What was chosen", _markdown(settings_table(study)), "A ! marks a value at the edge of what was tried."]
+    parts.append(TABLE_NOTE)
+    if study.findings:
+        parts += ["## Claim by claim", _markdown(claims_table(study)), CLAIMS_NOTE]
+    for task, found in study.speedups.items():
+        parts += [f"## Larger batches, fewer steps: {task}", _markdown(speedup.table(found)), speedup.verdict(found)]
+    edges = "A ! marks a value at the edge of what was tried."
+    parts += ["## What was chosen", _markdown(settings_table(study)), edges]
     return "\n\n".join([*parts, f"    {study.command}"]) + "\n"
 
 
-TABLE_NOTE = "Mean ± standard error over seeds, on the test split. Wins: on how many tasks a method is the better one."
+TABLE_NOTE = "Mean ± standard error over seeds, on the test split. Wins: on how many tasks a method is above the other."
 CLAIMS_NOTE = (
     "Here: the difference, averaged over tasks and paired by seed, with its 95 % interval, and on how many tasks it is "
     "above 0. * means p < 0.05 after Holm's correction within the claim. Replicated: every difference right and "
@@ -135,7 +150,7 @@ CLAIMS_NOTE = (
 def results(study: Study) -> dict[str, object]:
     """Return everything as numbers, ready for JSON."""
     return {
-        "preset": study.preset,
+        "title": study.title,
         "model": study.model,
         "command": study.command,
         "scores": scores_of({task: run.comparison.records for task, run in study.runs.items()}),
@@ -143,13 +158,17 @@ def results(study: Study) -> dict[str, object]:
             task: {name: choice.setting for name, choice in run.tuned.items()} for task, run in study.runs.items()
         },
         "claims": [asdict(found) for found in study.findings],
+        "speed-up": {
+            task: {"level": found.level, "steps": found.steps, "slope": found.slope and asdict(found.slope)}
+            for task, found in study.speedups.items()
+        },
         "versions": all_versions(),
     }
 
 
 def png(study: Study) -> bytes:
     """Draw training loss and validation metric against updates: a line of panels for every task."""
-    figure = Figure(figsize=(4.8 * len(study.momenta) * 2 / 1.4, 2.7 * len(study.runs) + 0.4), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(study.momenta), 2.7 * len(study.runs) + 0.4), layout="constrained")
     panels = figure.subplots(len(study.runs), 2 * len(study.momenta), squeeze=False)
     for line, (task, run) in zip(panels, study.runs.items(), strict=True):
         for k, momentum in enumerate(study.momenta):
@@ -160,7 +179,7 @@ def png(study: Study) -> bytes:
                 _draw(right, records, optimizer, "validation_metric")
             left.set_yscale("log")
             left.set_ylabel("training loss")
-            right.set_ylabel(f"validation {run.comparison.plan.metric_name}")
+            right.set_ylabel("validation metric")
             for axes in (left, right):
                 axes.set_title(f"{task}, beta1 = {momentum:g}", fontsize=9)
                 axes.set_xlabel("updates")
@@ -178,7 +197,7 @@ def _draw(axes: Axes, records: Sequence[Record], optimizer: str, what: str) -> N
     per_update = records[0].gradient_evaluations / records[0].updates
     updates = [evaluations / per_update for evaluations in curves[0].gradient_evaluations]
     middle = [fmean(values) for values in zip(*(getattr(curve, what) for curve in curves), strict=True)]
-    look: dict[str, Any] = {"color": _COLOURS[optimizer], "linewidth": 1.5, "label": _NAMES[optimizer]}
+    look: dict[str, Any] = {"color": _COLOURS[optimizer], "linewidth": 1.5, "marker": ".", "label": _NAMES[optimizer]}
     axes.plot(updates, middle, **look)
 
 
@@ -206,7 +225,8 @@ def show(study: Study, console: Console) -> None:
     """Print the tables."""
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console = Console(file=console.file, width=_WIDE)
-    for title, lines in [*tables(study), ("Claim by claim", claims_table(study))]:
+    claims = [("Claim by claim", claims_table(study))] if study.findings else []
+    for title, lines in [*tables(study), *claims]:
         shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
         for i, head in enumerate(lines[0]):
             shown.add_column(escape(head), justify="left" if i == 0 or title == "Claim by claim" else "right")

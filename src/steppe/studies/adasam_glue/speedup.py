@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -77,7 +78,7 @@ def steps_to(record: Record, level: float) -> float | None:
     is taken to be a straight line.
     """
     points = curve(record)
-    for (a, high), (b, low) in zip(points, points[1:], strict=False):
+    for (a, high), (b, low) in pairwise(points):
         if low <= level:
             if high <= level:
                 return a
@@ -89,7 +90,7 @@ def curve(record: Record) -> list[tuple[float, float]]:
     """Return updates, in the middle of every epoch, and the mean training loss of the epoch."""
     per_update = record.gradient_evaluations / record.updates
     ends = [0.0, *(evaluations / per_update for evaluations in record.curve.gradient_evaluations)]
-    middles = [(a + b) / 2 for a, b in zip(ends, ends[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in pairwise(ends)]
     return list(zip(middles, record.curve.train_loss, strict=True))
 
 

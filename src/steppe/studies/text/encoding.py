@@ -13,6 +13,8 @@ from ..._errors import UserError
 from . import hub
 from .rows import Rows
 
+_FEW = 4  # without any files, `transformers` makes a tokenizer of special tokens and as many others as this
+
 
 def load_tokenizer(name: str | Path) -> Any:
     """Load the tokenizer of a model.
@@ -24,9 +26,11 @@ def load_tokenizer(name: str | Path) -> Any:
         The tokenizer.
 
     Raises:
-        UserError: There is no such model, or its tokenizer has no token to pad with.
+        UserError: There is no such model, or its tokenizer is missing or has no token to pad with.
     """
     tokenizer = hub.load("AutoTokenizer", name)
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + _FEW:
+        raise UserError(f"the tokenizer of {str(name)!r} knows no words; save the tokenizer in the folder of the model")
     if tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {str(name)!r} has no token to pad with; give it one, or take another model")
     return tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ..._errors import UserError, missing_extra, one_line
 
 _LONGEST_REASON = 200
+_MODULES = "modules.json"
 
 
 def load(kind: str, name: str | Path, **options: Any) -> Any:
@@ -41,11 +43,16 @@ def load(kind: str, name: str | Path, **options: Any) -> Any:
 
 def is_sentence_encoder(name: str | Path) -> bool:
     """Return whether a model was written by sentence-transformers, whose file ``modules.json`` then lies with it."""
+    return (Path(name) / _MODULES).is_file() if Path(name).is_dir() else _lies_on_hub(str(name))
+
+
+@cache  # asked for every model that is made
+def _lies_on_hub(name: str) -> bool:
     hub = package("transformers.utils.hub")
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     with quiet():
         try:
-            return hub.cached_file(str(name), "modules.json", **missing) is not None
+            return hub.cached_file(name, _MODULES, **missing) is not None
         except (OSError, ValueError):  # there is no such model: whoever loads it says so
             return False
 

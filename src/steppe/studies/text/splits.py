@@ -71,8 +71,6 @@ def split(rows: Rows, test: Rows | None, classes: Sequence[str], per_class: int 
     kept = sorted(index for group in together for index in group)
     if per_class is not None:
         kept = _few(rows, kept, classes, per_class, draw)
-    if len(kept) < 2:
-        raise UserError(f"{rows.file}: the training split needs at least 2 rows, got {len(kept)}; add some")
     return Splits(rows.chosen(kept), rows.chosen(chosen), test, left_out)
 
 
@@ -183,6 +181,6 @@ def _check_enough(rows: Rows, groups: list[list[int]], classes: Sequence[str], p
 def _check_counts(per_class: int | None, seed: int, classes: Sequence[str]) -> None:
     if per_class is not None and not classes:
         raise UserError(f"per_class is for classes, got {per_class!r} where numbers are to be predicted; leave it out")
-    for name, value, least in (("per_class", per_class, 1), ("seed", seed, 0)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+    for name, value, least in (("per_class", 1 if per_class is None else per_class, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,10 @@ def text_task(
         RunError: A file is no longer what `sha256` says.
         UserError: An argument or a file is wrong.
     """
+    wanted = dict(sha256 or {})
+    _check_unchanged({**_files_sha256(wanted), **_folder_sha256(model)}, wanted)  # first: they may be broken by now
     made = read_data(**data)
-    _check_unchanged({**made.sha256, **_folder_sha256(model)}, sha256)
+    _check_unchanged(made.sha256, wanted)
     length = _within(length, model)
     x = encode_splits(load_tokenizer(model), _by_name(made.splits), length)
     kind = torch.int64 if made.classes else torch.float32
@@ -139,9 +141,9 @@ def _within(length: int, model: str) -> int:
     return length
 
 
-def _check_unchanged(found: Mapping[str, str], wanted: Mapping[str, str] | None) -> None:
-    for name, digest in (wanted or {}).items():
-        if found.get(name) != digest:
+def _check_unchanged(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    for name, digest in found.items():
+        if wanted and wanted.get(name) != digest:
             raise RunError(f"{name} has changed since the study was set up; start it again with the same command")
 
 
@@ -151,9 +153,17 @@ def _folder_sha256(model: str) -> dict[str, str]:
         return {}
     found = hashlib.sha256()
     for path in sorted(path for path in Path(model).iterdir() if path.is_file()):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(_PART):
-                digest.update(part)
-        found.update(path.name.encode() + b"\0" + digest.digest())
+        found.update(path.name.encode() + b"\0" + bytes.fromhex(_sha256(path)))
     return {model: found.hexdigest()}
+
+
+def _files_sha256(names: Iterable[str]) -> dict[str, str]:
+    return {name: _sha256(Path(name)) for name in names if Path(name).is_file()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()

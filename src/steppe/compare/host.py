@@ -61,6 +61,10 @@ class Host:
         """Return the values of the first process."""
         return list(values)
 
+    def one_by_one(self) -> AbstractContextManager[Any]:
+        """Within this, the first process goes before the others: they find the files that it has written."""
+        return nullcontext()
+
 
 class AcceleratedHost(Host):
     """What ``accelerate launch`` has set up: any device, any number of processes with one share of each batch each.
@@ -128,6 +132,11 @@ class AcceleratedHost(Host):
         shared = [list(values)]
         broadcast_object_list(shared)
         return shared[0]
+
+    def one_by_one(self) -> AbstractContextManager[Any]:
+        """Within this, the first process goes before the others: they find the files that it has written."""
+        context: AbstractContextManager[Any] = self._accelerator.main_process_first()
+        return context
 
 
 def launched() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -132,11 +133,10 @@ def adasam_glue(
             raise UserError(f"--methods: unknown method {method!r}{nearest(method, OPTIMIZERS)}")
     if beta1 is not None and beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
-    found = made.jobs(preset, design, tasks, data, model, folder)
     flags = {"task": task, "preset": preset, "model": model, "data": data, "beta1": beta1, "seeds": seeds}
     _fine_tune(
         design,
-        found,
+        lambda: made.jobs(preset, design, tasks, data, model, folder),
         title="AdaSAM's experiments",
         model=", ".join(dict.fromkeys(made.title_of(design, name, model) for name in tasks)),
         command=_repeated("adasam-glue", {**flags, "methods": None if chosen == OPTIMIZERS else methods}),
@@ -197,20 +197,24 @@ def text(
     if beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
     folder = out or Path("runs") / f"text-{data.stem}"
-    file = write_task(
-        folder / data.stem,
-        data=str(data),
-        test=None if test is None else str(test),
-        texts=list(_listed("--text-columns", text_columns)),
-        label=label_column,
-        regression=regression,
-        metric=metric,
-        model=model or str(bbc.encoder()),
-        length=length,
-        batch_size=batch,
-    )
-    updates = epochs * -(-size(find_task(file).load().train) // batch)
-    budget = Budget(batch, updates, updates // 10)
+    columns = list(_listed("--text-columns", text_columns))
+
+    def made() -> list[Job]:
+        file = write_task(
+            folder / data.stem,
+            data=str(data),
+            test=None if test is None else str(test),
+            texts=columns,
+            label=label_column,
+            regression=regression,
+            metric=metric,
+            model=model or str(bbc.encoder()),
+            length=length,
+            batch_size=batch,
+        )
+        updates = epochs * -(-size(find_task(file).load().train) // batch)
+        return [Job(data.stem, file, Budget(batch, updates, updates // 10))]
+
     flags = {
         "data": data,
         "text-columns": text_columns,
@@ -226,8 +230,8 @@ def text(
         "seeds": seeds,
     }
     _fine_tune(
-        replace(PRESETS["small"], tasks=(data.stem,), budget=budget, tuned_on=None, speed_up=(), tuning_seeds=1),
-        [Job(data.stem, file, budget)],
+        replace(PRESETS["small"], tasks=(data.stem,), budget=None, tuned_on=None, speed_up=(), tuning_seeds=1),
+        made,
         title=f"Fine-tuning on {data.name}",
         model=model or "all-MiniLM-L6-v2",
         command=_repeated("text", flags) + (" --regression" if regression else ""),
@@ -255,7 +259,7 @@ def _repeated(name: str, flags: dict[str, object]) -> str:
 
 def _fine_tune(
     design: Preset,
-    found: list[Job],
+    make: Callable[[], list[Job]],
     *,
     title: str,
     model: str,
@@ -273,7 +277,7 @@ def _fine_tune(
     from rich.markup import escape
 
     from ..compare.console import ConsoleObserver
-    from ..compare.host import AcceleratedHost, launched
+    from ..compare.host import AcceleratedHost, Host, launched
     from ..compare.runner import Silence
     from .adasam_glue import report
     from .adasam_glue.run import Asked, carry_out
@@ -281,6 +285,8 @@ def _fine_tune(
     console, host = Console(), AcceleratedHost() if launched() else None
     first = host is None or host.rank == 0
     asked = Asked(design, optimizers, momenta, seeds or design.seeds, jobs, out, host)
+    with Host().one_by_one() if host is None else host.one_by_one():
+        found = make()
     made = carry_out(
         asked,
         found,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 
 from ..._errors import UserError
@@ -34,6 +35,8 @@ def write_glue(folder: Path) -> Path:
 def write_model(folder: Path) -> Path:
     """Write a RoBERTa of two small layers with random weights, and a tokenizer that knows the words of the rows.
 
+    A folder that is there stays as it is.
+
     Raises:
         UserError: transformers is missing.
     """
@@ -44,6 +47,8 @@ def write_model(folder: Path) -> Path:
         raise UserError('models of texts need transformers: pip install "steppe[text]"') from error
     import torch
 
+    if folder.is_dir():
+        return folder
     special = ("<s>", "<pad>", "</s>", "<unk>")
     vocabulary = {word: i for i, word in enumerate((*special, *_GOOD, *_BAD, *_PLAIN))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -65,8 +70,12 @@ def write_model(folder: Path) -> Path:
                 max_position_embeddings=32,
             )
         )
-    model.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as half:
+        made = Path(half) / "model"
+        model.save_pretrained(made)
+        fast.save_pretrained(made)
+        made.rename(folder)
     return folder
 
 

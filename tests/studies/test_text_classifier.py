@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -172,6 +173,30 @@ def test_the_head_is_new_and_the_seeds_the_rest_is_the_checkpoints(tmp_path, rob
     assert not torch.equal(new["encoder.classifier.out_proj.weight"], kept["classifier.out_proj.weight"])
     assert new["encoder.classifier.dense.weight"].std() == pytest.approx(0.02, rel=0.2)
     assert made(trained, classes=1)(torch.tensor([[[0, 2], [1, 1], [0, 0]]])).shape == (1, 1)
+
+
+def test_an_encoder_with_holes_is_refused(tmp_path, roberta):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(roberta, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    lost = weights.pop("roberta.encoder.layer.1.output.dense.bias")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        Classifier(folder, 2)
+    assert str(caught.value) == (
+        f"the model {str(folder)!r} lacks 1 weights of its encoder, or has them in another shape: "
+        "roberta.encoder.layer.1.output.dense.bias is the first; save model and config.json again"
+    )
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(UserError, match=r"lacks 1 weights .*: encoder.layer.1.output.dense.bias is the first"):
+        Classifier(folder, 2)
+    weights["roberta.encoder.layer.1.output.dense.bias"] = lost
+    weights["roberta.encoder.layer.0.output.dense.bias"] = lost[:3].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "modules.json").unlink()
+    with pytest.raises(UserError, match=r"in another shape: roberta.encoder.layer.0.output.dense.bias is the first"):
+        Classifier(folder, 2)
 
 
 def test_half_precision_checkpoints_are_trained_in_full(tmp_path, roberta):

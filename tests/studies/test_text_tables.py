@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -193,6 +194,11 @@ WRONG = {
         '{"text": 3, "label": 1}',
         "{}, line 1: 'text' is not a text but int 3; correct or remove it",
     ),
+    "half a character": (
+        "a.jsonl",
+        '{"text": "\\ud83d", "label": 1}',
+        "{}, line 1: 'text' has half of a character (a lone surrogate); correct or remove it",
+    ),
     "a list for a text": (
         "a.parquet",
         {"text": [["a" * 60]], "label": [1]},
@@ -225,6 +231,12 @@ WRONG = {
         'text,label\na,b\n"c\nd,e\n',
         "{}, line 3: a quote opens here and never closes; write a quote within a quoted text twice",
     ),
+    "quotes that are plain characters": (
+        "a.tsv",
+        'text\tlabel\na\tb\n"He said\t1\nand left"\t0\n',
+        "{}, line 3: a quote opens here and closes beyond tabs and line ends; if quotes are plain characters here, "
+        "write a .csv, .jsonl or .parquet file instead",
+    ),
     "text after a quote": (
         "a.csv",
         'text,label\n"a"b,c\n',
@@ -255,6 +267,15 @@ def test_files_that_cannot_be_read(tmp_path):
         read(tmp_path / "folder.csv", ["text"], "label")
     with pytest.raises(UserError, match=r"a.parquet: this is not a parquet file: .*; write it again$"):
         read(write(tmp_path, "a.parquet.csv", "x").rename(tmp_path / "a.parquet"), ["text"], "label")
+
+
+def test_a_package_that_is_missing(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.parquet", {"text": ["a"], "label": [1]})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        UserError, match=r"the module 'pyarrow' is not installed; install it with: pip install \"steppe\[st"
+    ):
+        read(path, ["text"], "label")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._errors import UserError
 from . import hub
 
 
@@ -23,18 +24,18 @@ class Classifier(nn.Module):
         classes: Outputs; 1 to predict a number.
 
     Raises:
-        UserError: The model cannot be loaded.
+        UserError: The model cannot be loaded, or lacks weights besides the head's.
     """
 
     def __init__(self, name: str | Path, classes: int) -> None:
         super().__init__()
         self.head: nn.Linear | None = None
         if hub.is_sentence_encoder(name):
-            self.encoder = hub.load("AutoModel", name).float()
+            self.encoder = _loaded("AutoModel", name)
             self.head = nn.Linear(self.encoder.config.hidden_size, classes)
         else:
             options = {"num_labels": classes, "ignore_mismatched_sizes": True}
-            self.encoder = hub.load("AutoModelForSequenceClassification", name, **options).float()
+            self.encoder = _loaded("AutoModelForSequenceClassification", name, **options)
             _draw_head(self.encoder)
         self._reads_types = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
 
@@ -62,6 +63,20 @@ class Classifier(nn.Module):
         ids, mask, types = x[..., :used].unbind(1)
         inputs = {"input_ids": ids, "attention_mask": mask}
         return {**inputs, "token_type_ids": types} if self._reads_types else inputs
+
+
+def _loaded(kind: str, name: str | Path, **options: Any) -> Any:
+    """Return a model in float32, all of whose encoder was found; a pooler is drawn where a checkpoint has none."""
+    model, found = hub.load(kind, name, output_loading_info=True, **options)
+    lost = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lost = sorted(key for key in lost if key.startswith(prefix) and "pooler" not in key)
+    if lost:
+        raise UserError(
+            f"the model {str(name)!r} lacks {len(lost)} weights of its encoder, or has them in another shape: "
+            f"{lost[0]} is the first; save model and config.json again"
+        )
+    return model.float()
 
 
 @torch.no_grad()

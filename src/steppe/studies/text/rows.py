@@ -86,6 +86,8 @@ class Table:
     def _problem(self, name: str, value: object) -> str | None:
         if value is None or (isinstance(value, str) and not value.strip()):
             return f"{name!r} is empty"
+        if isinstance(value, str) and not _is_text(value):
+            return f"{name!r} has half of a character (a lone surrogate)"
         if name != self.wanted[-1]:
             return None if isinstance(value, str) else f"{name!r} is not a text but {shown(value)}"
         if isinstance(value, str):
@@ -111,6 +113,14 @@ class Table:
             raise UserError(f"{self.file}: there are no rows, only the names of columns; add some")
         digest = hashlib.sha256(data).hexdigest()
         return Rows(self.texts, self.labels, self.file, self.numbers, self.unit, digest)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # no tokenizer takes it
+        return False
+    return True
 
 
 def _label(value: Any) -> Label:

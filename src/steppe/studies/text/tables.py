@@ -21,9 +21,9 @@ def read(path: str | Path, texts: Sequence[str], label: str) -> Rows:
     """Read one or two columns of texts and one of labels from a ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
 
     All but parquet must be UTF-8; a byte-order mark at the start is no part of the text. ``.csv`` and ``.tsv`` have a
-    header line, and fields may be quoted with ``"``, which is doubled within. Empty lines at the end are ignored,
-    elsewhere they are errors. Labels lose the white space around them; ``true`` and ``false`` of JSON and parquet
-    become texts.
+    header line, and fields may be quoted with ``"``, which is doubled within; no field of a ``.tsv`` has both tabs and
+    ends of lines. Empty lines at the end are ignored, elsewhere they are errors. Labels lose the white space around
+    them; ``true`` and ``false`` of JSON and parquet become texts.
 
     Args:
         path: The file.
@@ -80,6 +80,9 @@ def _delimited(table: Table, data: bytes, header: Sequence[str] | None = None, *
             continue
         if blank is not None:
             table.bad[blank], blank = "the line is empty", None
+        if dialect.get("delimiter") == "\t" and any("\t" in cell and "\n" in cell for cell in fields):
+            problem = "a quote opens here and closes beyond tabs and line ends; if quotes are plain characters here"
+            raise table.refuse(number, f"{problem}, write a .csv, .jsonl or .parquet file instead")
         if len(fields) != len(names):
             table.bad[number] = f"there are {len(names)} columns, but fields in this row: {len(fields)}"
         else:

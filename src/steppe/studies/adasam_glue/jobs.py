@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..._errors import UserError, nearest
 from ..text.glue_tasks import GLUE
+from ..text.packaged import encoder
 from ..text.task import write_task
 from . import bbc, made_up
 from .design import Budget, Preset
@@ -45,7 +46,7 @@ def model_of(design: Preset, task: str, model: str | None) -> str:
         return model
     if task in AFTER_MNLI and design.start is not None:
         return design.start
-    return design.model or str(bbc.encoder())
+    return design.model or str(encoder())
 
 
 def title_of(design: Preset, task: str, model: str | None) -> str:

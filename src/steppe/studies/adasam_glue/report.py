@@ -12,20 +12,17 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..._errors import RunError
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
+from .. import pages
 from . import speedup
 from .claims import Finding, scores_of
 from .design import row
 from .run import Study
 
-_WIDE = 160
 _NAMES = {"sgd": "SGD", "sam": "SAM", "amsgrad": "AMSGrad", "adasam": "AdaSAM"}
 _COLOURS = {"sgd": "#4477AA", "sam": "#EE6677", "amsgrad": "#CCBB44", "adasam": "#228833"}
 _TABLES = (("AdaSAM and AMSGrad", ("amsgrad", "adasam")), ("SAM and SGD", ("sgd", "sam")))
@@ -128,14 +125,18 @@ def markdown(study: Study) -> str:
     )
     parts = [f"# {study.title}", setting]
     for title, lines in tables(study):
-        parts += [f"## {title}", _markdown(lines)]
+        parts += [f"## {title}", pages.markdown(lines)]
     parts.append(TABLE_NOTE)
     if study.findings:
-        parts += ["## Claim by claim", _markdown(claims_table(study)), CLAIMS_NOTE]
+        parts += ["## Claim by claim", pages.markdown(claims_table(study)), CLAIMS_NOTE]
     for task, found in study.speedups.items():
-        parts += [f"## Larger batches, fewer steps: {task}", _markdown(speedup.table(found)), speedup.verdict(found)]
+        parts += [
+            f"## Larger batches, fewer steps: {task}",
+            pages.markdown(speedup.table(found)),
+            speedup.verdict(found),
+        ]
     edges = "A ! marks a value at the edge of what was tried."
-    parts += ["## What was chosen", _markdown(settings_table(study)), edges]
+    parts += ["## What was chosen", pages.markdown(settings_table(study)), edges]
     return "\n\n".join([*parts, f"    {study.command}"]) + "\n"
 
 
@@ -216,20 +217,9 @@ def _interval(difference: Difference | None) -> str:
     return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]{star}"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    shown = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
-
-
 def show(study: Study, console: Console) -> None:
     """Print the tables."""
-    if not console.is_terminal:  # a file or a pipe has no width of its own
-        console = Console(file=console.file, width=_WIDE)
-    claims = [("Claim by claim", claims_table(study))] if study.findings else []
-    for title, lines in [*tables(study), *claims]:
-        shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
-        for i, head in enumerate(lines[0]):
-            shown.add_column(escape(head), justify="left" if i == 0 or title == "Claim by claim" else "right")
-        for line in lines[1:]:
-            shown.add_row(*map(escape, line))
-        console.print(shown)
+    for title, lines in tables(study):
+        pages.show(console, lines, title=title)
+    if study.findings:
+        pages.show(console, claims_table(study), title="Claim by claim", numbers=False)

@@ -13,19 +13,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..._errors import RunError
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
+from .. import pages
 from .claims import SHARPNESS, Finding, error, sharpness
 from .design import AT_EQUAL_UPDATES, COLUMNS, PRESETS
 from .run import Study
 
-_WIDE = 160
 _BUDGETS = {"": "equal epochs", AT_EQUAL_UPDATES: "equal updates"}
 _COLOURS = {"sgd": "#4477AA", "sam": "#EE6677", "gsam": "#228833"}
 _MARKERS = {"": "o", "B": "^", "C": "s"}
@@ -85,10 +82,10 @@ def markdown(study: Study) -> str:
     parts = [
         "# SAM and GSAM with growing batches or a decaying learning rate",
         setting,
-        _markdown(table(study)),
+        pages.markdown(table(study)),
         NOTE,
         "## Claim by claim",
-        _markdown(claims_table(study)),
+        pages.markdown(claims_table(study)),
         CLAIMS_NOTE,
         command,
     ]
@@ -208,20 +205,8 @@ def _interval(difference: Difference, form: str, scale: Callable[[float], float]
     return f"{value} [{low.removeprefix('x ')}, {high.removeprefix('x ')}]{'*' if difference.significant else ''}"
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    shown = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
-
-
 def show(study: Study, console: Console) -> None:
     """Print both tables."""
-    if not console.is_terminal:  # a file or a pipe has no width of its own
-        console.width = _WIDE
-    lines = [list(column) for column in zip(*table(study), strict=True)]  # nine columns are too wide for a terminal
-    for content in (lines, claims_table(study)):
-        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-        for index, title in enumerate(content[0]):
-            grid.add_column(escape(title), justify="left" if index == 0 or content is not lines else "right")
-        for line in content[1:]:
-            grid.add_row(*(escape(text) for text in line))
-        console.print(grid, "")
+    # Nine columns are too wide for a terminal.
+    pages.show(console, [list(column) for column in zip(*table(study), strict=True)])
+    pages.show(console, claims_table(study), numbers=False)

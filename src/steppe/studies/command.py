@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,10 +128,7 @@ def adasam_glue(
         raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
     design, folder = PRESETS[preset], out or Path("runs") / f"adasam-glue-{preset}"
     tasks = design.tasks if task is None else GLUE_TASKS if task == "all" else _listed("--task", task)
-    chosen = _listed("--methods", methods)
-    for method in chosen:
-        if method not in OPTIMIZERS:
-            raise UserError(f"--methods: unknown method {method!r}{nearest(method, OPTIMIZERS)}")
+    chosen = _optimizers(methods)
     if beta1 is not None and beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
     flags = {"task": task, "preset": preset, "model": model, "data": data, "beta1": beta1, "seeds": seeds}
@@ -181,19 +179,16 @@ def text(
     Of the rows, a fifth is kept for the test and a tenth of the others to choose settings on: every method has six. The
     same command again skips the trials that are finished.
     """
-    from .._errors import UserError, nearest
+    from .._errors import UserError
     from ..compare.sources import find_task
     from ..compare.tasks import size
-    from .adasam_glue.design import MOMENTA, OPTIMIZERS, Budget
+    from .adasam_glue.design import MOMENTA, Budget
     from .adasam_glue.presets import PRESETS
     from .adasam_glue.run import Job
     from .text.packaged import encoder
     from .text.task import write_task
 
-    chosen = _listed("--methods", methods)
-    for method in chosen:
-        if method not in OPTIMIZERS:
-            raise UserError(f"--methods: unknown method {method!r}{nearest(method, OPTIMIZERS)}")
+    chosen = _optimizers(methods)
     if beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
     folder = out or Path("runs") / f"text-{data.stem}"
@@ -252,9 +247,20 @@ def _listed(flag: str, text: str) -> tuple[str, ...]:
     return names
 
 
+def _optimizers(text: str) -> tuple[str, ...]:
+    from .._errors import UserError, nearest
+    from .adasam_glue.design import OPTIMIZERS
+
+    names = _listed("--methods", text)
+    for name in names:
+        if name not in OPTIMIZERS:
+            raise UserError(f"--methods: unknown method {name!r}{nearest(name, OPTIMIZERS)}")
+    return names
+
+
 def _repeated(name: str, flags: dict[str, object]) -> str:
-    words = [f"--{flag} {value}" for flag, value in flags.items() if value is not None]
-    return " ".join(["steppe study", name, *words])
+    words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
+    return shlex.join(["steppe", "study", name, *words])
 
 
 def _fine_tune(

@@ -74,7 +74,7 @@ def tiny(tmp_path):
         title="tiny",
         task=f"{file}:tiny",
         base="sgd",
-        epochs=1,
+        epochs=2,
         steps=3,
         lr=(1e-6, 0.5, 1e6),
         fixed={"momentum": 0.9},
@@ -90,6 +90,7 @@ def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data
     tried = [json.loads(path.read_text()) for path in (tmp_path / "tuning" / "trials").iterdir()]
     assert len(tried) == 3 * 9 * 2
     assert {record["config"]["seed"] for record in tried} == {1000, 1001}
+    assert {record["config"]["epochs"] for record in tried} == {2}
     assert all(record["final"] is None or record["final"]["test_metric"] is None for record in tried)
     for name, choice in tuned.items():
         scores = {}

@@ -22,7 +22,7 @@ class Bench:
         title: What the task is.
         task: As `steppe compare` takes it.
         base: The name of the base.
-        epochs: Of a training.
+        epochs: Of a training, whatever the task itself says.
         steps: Of an epoch.
         lr: Three learning rates.
         fixed: Hyper-parameters of the base.

@@ -32,7 +32,16 @@ def tune(
         name: [{"method": entry.method, **setting} for setting in entry.settings(bench, epochs)]
         for name, entry in rows.items()
     }
-    return _tune(bench.task, bench.base, candidates, seeds=seeds, epochs=epochs, jobs=jobs, out=out, observer=observer)
+    return _tune(
+        bench.task,
+        bench.base,
+        candidates,
+        seeds=seeds,
+        epochs=epochs or bench.epochs,
+        jobs=jobs,
+        out=out,
+        observer=observer,
+    )
 
 
 def compare(
@@ -46,4 +55,5 @@ def compare(
 ) -> Comparison:
     """Train every row with what was chosen for it, and read the test split."""
     arms: dict[str, dict[str, Any]] = {name: choice.setting for name, choice in tuned.items()}
-    return comparison.run(plan_of(bench.task, bench.base, arms, seeds, out, epochs=epochs, jobs=jobs), observer)
+    plan = plan_of(bench.task, bench.base, arms, seeds, out, epochs=epochs or bench.epochs, jobs=jobs)
+    return comparison.run(plan, observer)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,15 @@ def test_a_file_that_is_not_python(tmp_path):
     (tmp_path / "mine.txt").write_text("def task(): pass")
     with pytest.raises(UserError, match=r"cannot be imported; it must be a Python file that ends in .py"):
         load(find_task(f"{tmp_path / 'mine.txt'}:task"))
+
+
+def test_a_file_is_read_anew_however_soon_and_little_it_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "own.py"
+    for value in (1, 2, 3):  # within a second, and of one length
+        file.write_text(f"def made():\n    return {value}\n")
+        assert find_task(f"{file}:made").make() == value
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_file_that_cannot_be_read(tiny, monkeypatch):

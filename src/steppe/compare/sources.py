@@ -9,8 +9,10 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .._errors import RunError, UserError, describe, nearest
 from .tasks import Task
@@ -129,10 +131,19 @@ def _check_defined(path: Path, function: str) -> None:
         raise UserError(f"{path.name} has no function {function!r}{nearest(function, names)}")
 
 
+class _Fresh(SourceFileLoader):
+    """Reads the file itself: cached bytecode goes by seconds and size, and a file may change without either."""
+
+    def path_stats(self, path: Any) -> Any:
+        """Refuse what the cache asks for."""
+        raise OSError
+
+
 def _module(path: str) -> ModuleType:
     # The name depends on the path alone, so that whatever the file defines can be pickled between equal processes.
     name = f"steppe_task_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    loader = _Fresh(name, path) if path.endswith(".py") else None
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None or spec.loader is None:
         raise UserError(f"the task file {path!r} cannot be imported; it must be a Python file that ends in .py")
     module = importlib.util.module_from_spec(spec)

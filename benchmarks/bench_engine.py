@@ -45,7 +45,7 @@ from steppe.bench.memory import most_alive
 Closure = Callable[[], float]
 Step = Callable[[Closure], object]
 
-_EXPLANATION = "Three kinds" + (__doc__ or "").partition("Three kinds")[2].strip()
+_EXPLANATION = "Three kinds" + (__doc__ or "").partition("Three kinds")[2].rstrip()
 
 PEERS = {"pytorch_optimizer": "pytorch-optimizer", "temperon": "temperon", "heavyball": "heavyball opt_einsum"}
 LOOK_EVERY = 5

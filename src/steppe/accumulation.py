@@ -98,7 +98,8 @@ def accumulated_step(
         2.5
     """
     _check(opt, micro_batches, climb, model, replicas)
-    _check_ascent(opt, ascent)
+    if ascent is not None:
+        check_parts(opt, "ascent=")
     alone = not opt.ascent.needs_gradient
     traffic = _Traffic(opt, model, "global" if alone else replicas)
     opt.zero_grad()
@@ -327,15 +328,14 @@ def _check(
         )
 
 
-def _check_ascent(opt: SharpnessAware, ascent: object) -> None:
-    if ascent is None:
-        return
+def check_parts(opt: SharpnessAware, option: str) -> None:
+    """Refuse clean passes that see parts of micro-batches, which ``option`` asks for, where that cannot be."""
     if not opt.ascent.needs_gradient:
-        raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave ascent= out.")
+        raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave {option} out.")
     if opt.trigger.needs_gradient:
         raise ValueError(
-            f"ascent= does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "
-            "climb, those of the whole micro-batches are needed as well. Leave ascent= out."
+            f"{option} does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "
+            f"climb, those of the whole micro-batches are needed as well. Leave {option} out."
         )
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .._parts import examples_in
 from .._tensors import Scalar
-from ..accumulation import accumulated_step
+from ..accumulation import accumulated_step, check_parts
 from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_norm_stats, same_random_state
@@ -128,7 +128,8 @@ class SharpnessAwareTrainerMixin:
         made = self.optimizer.optimizer if prepared else self.optimizer
         if self.sharpness_aware is None or self.sharpness_aware.base is not made:
             self.sharpness_aware = self._around(made)
-            self._check_fraction(self.sharpness_aware)
+            if self._fraction is not None:
+                check_parts(self.sharpness_aware, "fraction=")
             if self.sharpness_aware.base is not made:
                 self.optimizer = self.sharpness_aware.base
         return self.optimizer
@@ -159,17 +160,6 @@ class SharpnessAwareTrainerMixin:
                 f"Pass optimizer_cls_and_kwargs=({name}, {{...}}) instead."
             )
         return opt
-
-    def _check_fraction(self, opt: SharpnessAware) -> None:
-        if self._fraction is None:
-            return
-        if not opt.ascent.needs_gradient:
-            raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave fraction= out.")
-        if opt.trigger.needs_gradient:
-            raise ValueError(
-                f"fraction= does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "
-                "climb, those of the whole micro-batches are needed as well. Leave fraction= out."
-            )
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Keep the micro-batch; run all of an update, clean and sharp, once the last of them has come."""

@@ -9,7 +9,7 @@ from statistics import fmean
 from ...compare.records import Record
 from ...compare.stats import Difference, paired
 from ..verdicts import Verdict, corrected, verdict
-from .design import MOMENTA, OPTIMIZERS, row
+from .design import MOMENTA, row
 
 Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Test metrics by task, row and seed."""
@@ -108,6 +108,3 @@ def scores_of(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, di
             if record.final is not None and record.final.test_metric is not None:
                 of.setdefault(record.config.row, {})[record.config.seed] = record.final.test_metric
     return found
-
-
-ROWS = tuple(row(optimizer, momentum) for momentum in MOMENTA for optimizer in OPTIMIZERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,9 @@ def speed_up(asked: Asked, job: Job, tuned: Mapping[str, Tuned], observer: Obser
     """
     setting = _at(tuned[row("adasam", asked.momenta[0])].setting, job.budget)
     arms = speedup.arms(setting, job.budget.batch)
-    plan = plan_of(job.task, "sgd", arms, asked.seeds, asked.out / f"{job.name}-speed-up", jobs=asked.jobs)
-    return speedup.measure(comparison.run(replace(plan, host=asked.host), observer))
+    out = asked.out / f"{job.name}-speed-up"
+    plan = plan_of(job.task, "sgd", arms, asked.seeds, out, jobs=asked.jobs, host=asked.host)
+    return speedup.measure(comparison.run(plan, observer))
 
 
 def carry_out(

@@ -87,8 +87,13 @@ def fit(module, *callbacks, data=None, ckpt_path=None, **options):
     return host
 
 
-def plain(make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same=True, clip=None, fabric=False):
-    """The same steps without a host; Fabric computes losses outside of autocast, in float32."""
+def plain(
+    make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same=True, clip=None, fabric=False, part=None
+):
+    """The same steps without a host; Fabric computes losses outside of autocast, in float32.
+
+    Clean passes see ``part`` examples, if given; then sharp passes make the running statistics.
+    """
     net = network().to(dtype)
     opt = make(net.parameters())
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
@@ -96,7 +101,8 @@ def plain(make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same
         torch.manual_seed(100 + step)
         again = same_random_state() if same else nullcontext()
 
-        def backward(x=x, y=y, again=again):
+        def backward(part=None, x=x, y=y, again=again):
+            x, y = x[:part], y[:part]
             with again, torch.autocast("cpu", dtype=amp, enabled=amp is not None, cache_enabled=False):
                 out = net(x.to(dtype))
                 loss = None if fabric else nn.functional.cross_entropy(out, y)
@@ -104,9 +110,11 @@ def plain(make, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same
 
         alone = not opt.ascent.needs_gradient
         opt.zero_grad()
+        climbs = opt.will_climb()
         if not alone:
-            backward()
-        frozen = frozen_norm_stats(net) if freeze and not alone else nullcontext()
+            with frozen_norm_stats(net) if freeze and climbs and part else nullcontext():
+                backward(part if climbs else None)
+        frozen = frozen_norm_stats(net) if freeze and not alone and not part else nullcontext()
         with opt.ascended(scaler.scale(torch.ones(()))) as climbs, frozen:
             if climbs or alone:
                 backward()

@@ -28,6 +28,7 @@ from lightning.pytorch.tuner import Tuner  # noqa: E402
 from lightning_problem import (  # noqa: E402
     METHODS,
     STEPS,
+    Manual,
     Module,
     Resumable,
     alone,
@@ -46,6 +47,7 @@ import steppe  # noqa: E402
 from steppe import MSAM, SAM  # noqa: E402
 from steppe.integrations import lightning as ours  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
+from steppe.triggers import LargeGradient  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
@@ -100,6 +102,32 @@ def test_norm_statistics_and_random_state(freeze, same):
     assert same_bits(module.net, plain(METHODS["sam"], freeze=freeze, same=same))
     assert not same_bits(module.net, plain(METHODS["sam"], freeze=not freeze, same=same))
     assert not same_bits(module.net, plain(METHODS["sam"], freeze=freeze, same=not same))
+
+
+@pytest.mark.parametrize("method", ["sam", "usam", "gsam", "looksam"])
+@pytest.mark.parametrize(("freeze", "amp"), [(True, None), (False, None), (True, torch.bfloat16)])
+@pytest.mark.stack("Lightning", "plain", "AMP")
+def test_clean_passes_may_see_a_part_of_the_batch(method, freeze, amp):
+    module, sam = Module(METHODS[method]), SharpnessAwareCallback(fraction=0.3, freeze_norm_stats=freeze)
+    fit(module, sam=sam, precision="bf16-mixed" if amp else "32-true")
+    assert same_bits(module.net, plain(METHODS[method], freeze=freeze, amp=amp, part=3))
+    assert not same_bits(module.net, plain(METHODS[method], freeze=freeze, amp=amp))
+
+
+def test_the_pass_over_the_whole_batch_is_what_a_step_leaves_behind():
+    module, recorder = Busy(METHODS["looksam"]), Recorder()
+    module.sam = SharpnessAwareCallback(fraction=0.25)
+    sizes, counts, plain_step = [], [], module.training_step
+    module.on_train_epoch_end = lambda: counts.extend(
+        m.update_count for m in (module.mean, *module.sums["inner"].values())
+    )
+    module.training_step = lambda batch, batch_idx: sizes.append(len(batch[0])) or plain_step(batch, batch_idx)
+    fit(module, sam=module.sam, logger=recorder, log_every_n_steps=1)
+    assert sizes == [2, 8, 8] * (STEPS // 2)
+    assert module.calls == ["clean", "sharp", "zero", "step", "end", "clean", "zero", "step", "end"] * (STEPS // 2)
+    assert counts == [STEPS] * 3
+    assert [row["total_step"] for _, row in recorder.rows[:-1]] == pytest.approx([loss for loss, _ in module.outputs])
+    assert module.net[1].num_batches_tracked == STEPS
 
 
 @over_methods
@@ -391,13 +419,24 @@ ACCUMULATION = (
             r"batch_idx\), or use manual optimization with a closure\.$",
         ),
         (
+            Manual,
+            {"sam": SharpnessAwareCallback(fraction=0.5)},
+            r"^fraction= is for automatic optimization\. With manual optimization let the closure of the clean pass "
+            r"take a part, as in opt\.optimizer\.step\(closure, ascent=\.\.\.\) and steppe\.batches\.fraction_of\.$",
+        ),
+        (
+            lambda: Module(lambda params: SAM(torch.optim.SGD(params, lr=0.1), trigger=LargeGradient(steps=9))),
+            {"sam": SharpnessAwareCallback(fraction=0.5)},
+            r"^fraction= does not go with LargeGradient, .* Leave fraction= out\.$",
+        ),
+        (
             lambda: Module(lambda params: torch.optim.SGD(params, lr=0.1)),
             {},
             r"^SharpnessAwareCallback found no sharpness-aware optimizer, but SGD\. Return one from "
             r"configure_optimizers, for example SAM\(torch\.optim\.SGD\(self\.parameters\(\), lr=0\.1\), rho=0\.05\)\.$",
         ),
     ],
-    ids=["accumulation", "scheduled accumulation", "iterator", "no optimizer"],
+    ids=["accumulation", "scheduled accumulation", "iterator", "manual", "trigger", "no optimizer"],
 )
 def test_a_fit_that_could_not_be_sharpness_aware_is_refused(refusals, module, options, message):
     module = module()
@@ -406,6 +445,13 @@ def test_a_fit_that_could_not_be_sharpness_aware_is_refused(refusals, module, op
         fit(module, *options.pop("callbacks", ()), **options)
     refusals.append(str(error.value))
     assert all(torch.equal(p, q) for p, q in zip(module.net.parameters(), before, strict=True))
+
+
+def test_parts_need_a_clean_pass():
+    with pytest.raises(TypeError, match=r"^MSAM climbs without a gradient: leave fraction= out\.$"):
+        fit(Module(METHODS["msam"]), sam=SharpnessAwareCallback(fraction=0.5))
+    with pytest.raises(ValueError, match=r"^fraction must lie in \(0, 1\], or be None, got 2\.$"):
+        SharpnessAwareCallback(fraction=2)
 
 
 def test_accumulation_that_begins_later_is_refused():
@@ -429,7 +475,7 @@ def test_accumulation_that_begins_later_is_refused():
 def test_strategies_are_refused(strategy, why):
     # None of them can be built here: they ask for packages or devices.
     with pytest.raises(ValueError, match=f"^{strategy.__name__} cannot take sharpness-aware steps: {why}"):
-        ours._check_strategy(strategy.__new__(strategy))
+        ours.check_strategy(strategy.__new__(strategy))
 
 
 @pytest.mark.stack(

@@ -217,17 +217,30 @@ class Normed(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+@pytest.mark.parametrize("fraction", [None, 0.5])
 @pytest.mark.parametrize(("freeze", "passes"), [(True, 1), (False, 2)])
-def test_norm_statistics_of_sharp_passes(tmp_path, freeze, passes):
+def test_norm_statistics_of_sharp_passes(tmp_path, freeze, passes, fraction):
+    seen = []
+
+    class Noting(Normed):
+        def forward(self, input_ids, labels):
+            before = self.norm.num_batches_tracked.item()
+            out = super().forward(input_ids, labels)
+            seen.append((len(labels), self.norm.num_batches_tracked.item() - before))
+            return out
+
     trainer = SharpTrainer(
-        Normed().double(),
+        Noting().double(),
         arguments(tmp_path, num_train_epochs=1),
         train_dataset=sentences(),
         sharpness=METHODS["sam"],
         freeze_norm_stats=freeze,
+        fraction=fraction,
     )
     trainer.train()
     assert trainer.model.norm.num_batches_tracked == 5 * passes
+    if freeze:  # never by a part
+        assert seen[:2] == ([(4, 1), (4, 0)] if fraction is None else [(2, 0), (4, 1)])
 
 
 class Watch(TrainerCallback):

@@ -38,12 +38,10 @@ To accumulate, let the closure run over micro-batches, all but the last in ``fab
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from itertools import chain
 from typing import Any, final
 
 import torch
@@ -51,7 +49,6 @@ from torch import nn
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.core.optimizer import do_nothing_closure
     from lightning.pytorch.loops.optimization.closure import AbstractClosure
     from lightning.pytorch.strategies import ModelParallelStrategy
@@ -59,18 +56,18 @@ try:
 except ImportError as error:
     raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
 
+from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_norm_stats, same_random_state
-
-_STRATEGIES = {
-    "DeepSpeedStrategy": "DeepSpeed runs the closure once and steps by itself, without a sharp pass. Use DDP, or "
-    "ModelParallelStrategy (FSDP2) for models that are larger than a device.",
-    "FSDPStrategy": "FSDP cuts parameters into plain tensors, so that every process would climb along the part of the "
-    "gradient that it holds, by its own norm. Use ModelParallelStrategy (FSDP2).",
-    "XLAStrategy": "Lightning adds gradients up after the closure, so that every process would climb along its own. "
-    "Use DDP.",
-    "SingleDeviceXLAStrategy": "XLA has not been tried. Use a CPU or a GPU.",
-}
+from ._lightning_refusals import (
+    callbacks_of,
+    check_accumulation,
+    check_batches,
+    check_fraction,
+    check_optimizers,
+    check_strategy,
+    refuse_states,
+)
 
 
 class _NoGradientError(Exception):
@@ -95,6 +92,9 @@ class SharpnessAwareCallback(Callback):
     twice, ask `in_sharp_pass`.
 
     Args:
+        fraction: None, or which part of the batch clean passes see, in (0, 1]: then a climb follows the gradient of a
+            part, and costs as little. The number of examples is rounded up. What a step leaves behind, norm statistics
+            too, is then that of the pass over the whole batch, at ``w + delta``.
         freeze_norm_stats: keep what batch norm sees at ``w + delta`` out of its running statistics, see
             `steppe.passes.frozen_norm_stats`.
         same_random_state: both passes draw the same random numbers, so that dropout gives both one loss function; the
@@ -104,13 +104,16 @@ class SharpnessAwareCallback(Callback):
     Raises:
         ValueError: when a fit begins, with what to do, if steps could not be sharpness-aware: there is no such
             optimizer; gradients of several batches are accumulated; ``training_step`` takes ``dataloader_iter``; the
-            strategy is DeepSpeed, FSDP or XLA; or ModelParallelStrategy would save or load optimizer states.
-        TypeError: if the Trainer is that of ``pytorch_lightning``.
+            strategy is DeepSpeed, FSDP or XLA; or ModelParallelStrategy would save or load optimizer states. For a
+            ``fraction`` out of range; when a fit begins, with manual optimization or a trigger that looks at
+            gradients.
+        TypeError: if the Trainer is that of ``pytorch_lightning``; with a ``fraction`` if a method has no clean pass.
         RuntimeError: with manual optimization, if ``opt.step()`` comes without a closure and without a sharp pass, or
             inside of one; or if ``clip_gradients`` is given gradients that a GradScaler has multiplied.
 
     Cost:
-        That of the optimizer, 2 passes per step where it climbs. A copy of the module's metrics, empty.
+        That of the optimizer, 2 passes per step where it climbs, the first on ``fraction`` of the batch. A copy of the
+        module's metrics, empty.
 
     Note:
         Learning-rate schedulers must be attached to what ``configure_optimizers`` returns: Lightning refuses those
@@ -154,7 +157,12 @@ class SharpnessAwareCallback(Callback):
         False
     """
 
-    def __init__(self, *, freeze_norm_stats: bool = True, same_random_state: bool = True) -> None:
+    def __init__(
+        self, *, fraction: float | None = None, freeze_norm_stats: bool = True, same_random_state: bool = True
+    ) -> None:
+        if fraction is not None and not 0 < fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], or be None, got {fraction!r}.")
+        self.fraction = fraction
         self.freeze_norm_stats = freeze_norm_stats
         self.same_random_state = same_random_state
         self._in_sharp_pass = False
@@ -181,11 +189,12 @@ class SharpnessAwareCallback(Callback):
                 "LightningModule from lightning.pytorch."
             )
         if stage == "fit":
-            _check_strategy(trainer.strategy)
-            _check_batches(trainer, pl_module)
+            check_strategy(trainer.strategy)
+            check_batches(trainer, pl_module)
+            check_fraction(self.fraction, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_optimizers(trainer)
+        check_optimizers(trainer, self.fraction)
         self._end()
         self._undo = ExitStack()
         # Every step passes here, of automatic and of manual optimization.
@@ -208,7 +217,7 @@ class SharpnessAwareCallback(Callback):
         self._undo.enter_context(_replaced(trainer.precision_plugin, "clip_gradients", clip))
         if isinstance(trainer.strategy, ModelParallelStrategy):
             for name in ("optimizer_state", "load_checkpoint"):
-                self._undo.enter_context(_replaced(trainer.strategy, name, _refuse_states))
+                self._undo.enter_context(_replaced(trainer.strategy, name, refuse_states))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._undo is not None
@@ -241,12 +250,13 @@ class SharpnessAwareCallback(Callback):
             return self._only_gradient(opt, closure, automatic)
         same = same_random_state() if self.same_random_state else nullcontext()
         self._went_back = False
-        with same:
+        parts = self.fraction is not None and opt.will_climb()
+        with same, self._part_pass(trainer) if parts else nullcontext():
             loss = closure()
         if automatic and not self._went_back:
             return loss  # training_step or a callback wants no gradient
-        _check_accumulation([trainer.accumulate_grad_batches])  # callbacks may change it at any time
-        with _kept_outputs(closure) if automatic else nullcontext():
+        check_accumulation([trainer.accumulate_grad_batches])  # callbacks may change it at any time
+        with _kept_outputs(closure) if automatic and not parts else nullcontext():
             self._in_step = True
             try:
                 with opt.ascended(_scale(trainer, opt)) as climbs:
@@ -284,12 +294,36 @@ class SharpnessAwareCallback(Callback):
 
     @contextmanager
     def _sharp_pass(self, trainer: Trainer, pl_module: LightningModule, opt: SharpnessAware) -> Iterator[None]:
-        """Make a pass that leaves nothing behind but gradients."""
         if self.same_random_state and not self._in_step:
             _warn_random_state()
         self._ascended.add(opt)
+        with nullcontext() if self.fraction is not None else self._without_traces(trainer, pl_module):
+            self._in_sharp_pass = True
+            try:
+                yield
+            finally:
+                self._in_sharp_pass = False
+
+    @contextmanager
+    def _part_pass(self, trainer: Trainer) -> Iterator[None]:
+        """Let ``training_step`` see a part of the batch."""
+        plain = trainer.strategy.training_step
+
+        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            assert self.fraction is not None
+            return plain(fraction_of(batch, self.fraction), *args, **kwargs)
+
+        with (
+            _replaced(trainer.strategy, "training_step", training_step),
+            self._without_traces(trainer, trainer.lightning_module),
+        ):
+            yield
+
+    @contextmanager
+    def _without_traces(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+        """Make a pass that leaves nothing behind but gradients."""
         with ExitStack() as stack:
-            for owner in (pl_module, *_callbacks(trainer)):
+            for owner in (pl_module, *callbacks_of(trainer)):
                 for name in ("log", "on_before_zero_grad"):
                     stack.enter_context(_replaced(owner, name, _nothing))
             for parent, name, metric, spare in self._metrics:
@@ -298,11 +332,7 @@ class SharpnessAwareCallback(Callback):
                 setattr(parent, name, spare)
             if self.freeze_norm_stats:
                 stack.enter_context(frozen_norm_stats(pl_module))
-            self._in_sharp_pass = True
-            try:
-                yield
-            finally:
-                self._in_sharp_pass = False
+            yield
 
     def _need_sharp_pass(self, opt: SharpnessAware) -> None:
         if opt in self._ascended:
@@ -313,62 +343,6 @@ class SharpnessAwareCallback(Callback):
                 "it a closure that zeroes the gradients, computes the loss, calls self.manual_backward(loss) and "
                 'returns the loss, or run a second backward pass in "with opt.optimizer.ascended():" before it.'
             )
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
-
-
-def _check_strategy(strategy: Any) -> None:
-    for kind in type(strategy).__mro__:
-        if kind.__name__ in _STRATEGIES:
-            raise ValueError(
-                f"{type(strategy).__name__} cannot take sharpness-aware steps: {_STRATEGIES[kind.__name__]}"
-            )
-
-
-def _check_batches(trainer: Trainer, pl_module: LightningModule) -> None:
-    if not pl_module.automatic_optimization:
-        return
-    schedules = [c.scheduling for c in _callbacks(trainer) if isinstance(c, GradientAccumulationScheduler)]
-    _check_accumulation([trainer.accumulate_grad_batches, *chain.from_iterable(s.values() for s in schedules)])
-    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
-        raise ValueError(
-            "training_step(dataloader_iter) would take another batch in the sharp pass. Let it take (batch, "
-            "batch_idx), or use manual optimization with a closure."
-        )
-
-
-def _check_accumulation(counts: list[int]) -> None:
-    most = max(counts)
-    if most > 1:
-        raise ValueError(
-            f"accumulate_grad_batches must be 1, got {most}: Lightning does not run the earlier batches again at "
-            f"w + delta. Use batches that are {most} times as large, or manual optimization with a closure over "
-            "micro-batches, as SharpnessAwareCallback's docstring shows."
-        )
-
-
-def _check_optimizers(trainer: Trainer) -> None:
-    ours = [opt for opt in trainer.optimizers if isinstance(opt, SharpnessAware)]
-    if not ours:
-        found = ", ".join(type(opt).__name__ for opt in trainer.optimizers) or "none"
-        raise ValueError(
-            f"SharpnessAwareCallback found no sharpness-aware optimizer, but {found}. Return one from "
-            "configure_optimizers, for example SAM(torch.optim.SGD(self.parameters(), lr=0.1), rho=0.05)."
-        )
-    saving = [c for c in trainer.checkpoint_callbacks if not getattr(c, "save_weights_only", False)]
-    if isinstance(trainer.strategy, ModelParallelStrategy) and saving:
-        _refuse_states()
-
-
-def _refuse_states(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(
-        "ModelParallelStrategy cannot save or load the state of sharpness-aware optimizers: "
-        "torch.distributed.checkpoint knows no optimizer state but that of parameters. Use "
-        "ModelCheckpoint(save_weights_only=True) or Trainer(enable_checkpointing=False), and no ckpt_path."
-    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -46,8 +46,9 @@ class SharpnessAwareTrainerMixin:
             own, which saves the traffic of clean passes: m-SAM again. On one process they are the same.
         fraction: None, or which part of every micro-batch clean passes see, in (0, 1]: then a climb follows the
             gradient of a part, and costs as little. The number of examples is rounded up; losses that are divided by
-            what the whole update holds are divided by as much less.
-        freeze_norm_stats: whether sharp passes leave the running statistics of batch norm alone.
+            what the whole update holds are divided by as much less. Sharp passes, which see everything, then make the
+            running statistics of batch norm.
+        freeze_norm_stats: whether one pass per micro-batch, the clean one, makes the running statistics of batch norm.
         same_random_state: whether sharp passes draw the dropout masks of their clean passes. By default they do: then
             both see one loss function, and later random numbers are those of the plain Trainer.
         **kwargs: what the Trainer takes.
@@ -66,8 +67,7 @@ class SharpnessAwareTrainerMixin:
 
     Cost:
         Two ``training_step`` per micro-batch where the step climbs, the first on ``fraction`` of it, and a copy of the
-        weights. ``"micro"`` holds one
-        more gradient during its clean passes.
+        weights. ``"micro"`` holds one more gradient during its clean passes.
 
     Note:
         Name this class before the Trainer. All passes of an update run in the ``training_step`` of its last
@@ -168,13 +168,16 @@ class SharpnessAwareTrainerMixin:
         draws = same_random_state() if self._same_random_state else nullcontext()
         passes = 0
 
+        def frozen() -> AbstractContextManager[None]:
+            return frozen_norm_stats(model) if self._freeze_norm_stats else nullcontext()
+
         def run(fraction: float | None) -> Tensor:
             nonlocal passes
             seen, more = (inputs, args) if fraction is None else _part(inputs, args, fraction)
             passes += fraction is None
             if passes != 1 or fraction is not None:  # the Trainer itself counts one pass over everything
                 self.current_flos += float(self.floating_point_ops(seen))  # type: ignore[attr-defined]
-            with draws:
+            with draws, frozen() if fraction is not None else nullcontext():
                 loss: Tensor = step(model, seen, *more, **kwargs)
             return loss
 
@@ -183,8 +186,8 @@ class SharpnessAwareTrainerMixin:
             return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         runs, self._micro_batches = self._micro_batches, []
         with ExitStack() as stack:
-            if self._freeze_norm_stats:
-                stack.callback(opt.around_sharp_pass(lambda: frozen_norm_stats(model)).remove)
+            if self._fraction is None:
+                stack.callback(opt.around_sharp_pass(frozen).remove)
             return accumulated_step(
                 opt,
                 runs,

@@ -268,7 +268,7 @@ def plan(
         _check_measures()
     check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
     folder = out or Path("runs") / f"{source.name.replace('.py:', '-')}-{base}"
-    records.check_writable(folder)
+    records.check_writable(folder, "trials")
     return Plan(
         source=source,
         base=base,

@@ -245,15 +245,19 @@ def trained(folder: Path) -> list[TrialConfig]:
     return found
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder of a comparison and try to write in it.
+def check_writable(folder: Path, *inside: str) -> None:
+    """Make a folder and try to write in it.
+
+    Args:
+        folder: The folder.
+        inside: Names of folders in it, of which the same is true.
 
     Raises:
         UserError: The folder cannot be made or written.
     """
     try:
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-        for place in (folder, folder / "trials"):
+        for place in (folder, *(folder / name for name in inside)):
+            place.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=place, prefix=".", suffix=".tmp"):
                 pass
     except OSError as error:

@@ -30,11 +30,16 @@ _MEASURED_EXAMPLES = 1024
 _RANKS_APART = 1_000_003
 
 
+class Stopped(Exception):
+    """Raised by `each_epoch` of `run_trial`: the trial is of no interest any more, and has no record."""
+
+
 def run_trial(
     config: TrialConfig,
     task: Task,
     host: Host | None = None,
     keep: Callable[[dict[str, Any]], object] | None = None,
+    each_epoch: Callable[[Curve], object] | None = None,
 ) -> Record:
     """Train one model with one method from one seed.
 
@@ -47,6 +52,7 @@ def run_trial(
         host: Where it runs; batches are moved to its device, the data stays where it is. By default the CPU, in one
             thread.
         keep: Is given the model's final ``state_dict``, on the CPU, unless the trial diverged.
+        each_epoch: Is given the curve so far after every epoch; what it raises ends the trial.
 
     Returns:
         The record; its status is ``diverged`` if a loss was not finite.
@@ -58,6 +64,8 @@ def run_trial(
         training = Training(config, task, host or Host())
         while training.step < training.total and training.diverged is None:
             training.run_epoch()
+            if each_epoch is not None and training.diverged is None:
+                each_epoch(training.curve)
         final = training.finish() if training.diverged is None else None
         if final is not None and keep is not None:
             keep(training.model.cpu().state_dict())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .host import Host
-    from .records import Record, TrialConfig
+    from .records import Curve, Record, TrialConfig
     from .sources import TaskSource
     from .tasks import Task
 
@@ -21,7 +22,12 @@ class Failure:
 
 
 def run(
-    source: TaskSource, config: TrialConfig, folder: Path | None, keep_weights: bool = False, host: Host | None = None
+    source: TaskSource,
+    config: TrialConfig,
+    folder: Path | None,
+    keep_weights: bool = False,
+    host: Host | None = None,
+    each_epoch: Callable[[Curve], object] | None = None,
 ) -> Record | Failure:
     """Run a trial and write its record here, so that it survives even if the parent is killed at this moment.
 
@@ -31,17 +37,23 @@ def run(
         folder: The folder of the comparison; None writes nothing.
         keep_weights: Whether to write the final weights too.
         host: Where the trial runs; by default the CPU.
+        each_epoch: Is given the curve so far after every epoch, and may raise `trial.Stopped`.
 
     Returns:
         The record, or why there is none.
+
+    Raises:
+        Stopped: If `each_epoch` does.
     """
     from .._errors import UserError, describe
     from . import records
-    from .trial import run_trial
+    from .trial import Stopped, run_trial
 
     weights: dict[str, Any] = {}
     try:
-        record = run_trial(config, _task(source), host, keep=weights.update if keep_weights else None)
+        record = run_trial(config, _task(source), host, weights.update if keep_weights else None, each_epoch)
+    except Stopped:
+        raise
     except UserError as error:
         return Failure(f"the trial {config.label} failed: {error}")
     except Exception as error:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .._drawing import Look, looks
 from .._errors import RunError
-from . import curves, sharpness, table
+from . import curves, page, sharpness, table
 from .arms import Arm, each
 from .records import Record, all_versions, write_atomically
 from .schedules import Constant
@@ -68,21 +68,14 @@ def results(comparison: Comparison) -> dict[str, Any]:
 
 def html(comparison: Comparison) -> str:
     """Return the report as one page that needs nothing else: no script, no font, no address."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     plan = comparison.plan
-    environment = Environment(
-        loader=PackageLoader("steppe.compare", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html")
     chosen = looks(plan.names, plan.base)
     scale = _Scale.of(comparison.rows)
     return page.render(
+        "steppe.compare",
+        "report.html",
         plan=plan,
         headline=comparison.verdict[0],
         sentences=comparison.verdict[1:],
@@ -98,9 +91,9 @@ def html(comparison: Comparison) -> str:
         correlation=sharpness.sentence(comparison),
         looks=list(chosen.items()),
         note=table.NOTE,
-        settings=[(arm.name, _settings(arm)) for arm in plan.arms],
+        facts=[*_facts(plan), *((arm.name, _settings(arm)) for arm in plan.arms)],
         versions=_versions(comparison.records),
-        facts=_facts(plan),
+        command=plan.command,
     )
 
 
@@ -150,8 +143,8 @@ def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) ->
 
 
 def _settings(arm: Arm) -> str:
-    values = ", ".join(f"{name} {_number(value)}" for name, value in arm.hyperparameters.items())
-    return values if arm.name == arm.method else f"{arm.method} with {values or 'its own defaults'}"
+    values = ", ".join(f"{name} {_number(value)}" for name, value in arm.hyperparameters.items()) or "its own defaults"
+    return values if arm.name == arm.method else f"{arm.method} with {values}"
 
 
 def _number(value: Any) -> str:

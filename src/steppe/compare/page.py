@@ -1,0 +1,28 @@
+"""Reports as one HTML page that needs nothing else: no script, no font, no address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """Fill in a template that extends ``page.html``.
+
+    Args:
+        package: In whose folder ``templates`` it is.
+        template: Its name.
+        values: What it uses; everything is escaped unless it is marked as safe.
+
+    Returns:
+        The page.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("steppe.compare")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)

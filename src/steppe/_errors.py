@@ -20,6 +20,8 @@ _EXTRA_OF = {
     "sklearn": "compare",
     "typer": "compare",
     "yaml": "compare",
+    "optuna": "sweep",
+    "sqlalchemy": "sweep",
     "hessian_eigenthings": "compare,measure",
     "datasets": "studies,text",
     "pyarrow": "studies,text",

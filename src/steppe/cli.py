@@ -51,6 +51,7 @@ def build() -> typer.Typer:
     from .compare.command import compare
     from .compare.measure_command import measure
     from .studies.command import study
+    from .sweep.command import sweep
     from .theory.command import theory
 
     app = typer.Typer(
@@ -65,6 +66,7 @@ def build() -> typer.Typer:
     app.command()(measure)
     app.command()(theory)
     app.command()(bench)
+    app.command()(sweep)
     app.add_typer(study, name="study")
     return app
 

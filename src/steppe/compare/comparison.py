@@ -276,7 +276,7 @@ def plan(
         seeds=tuple(range(options.seeds or 10)),
         epochs=epochs,
         batch_size=loaded.batch_size,
-        jobs=options.jobs or min(cores(), _MOST_JOBS),
+        jobs=options.jobs or usual_jobs(),
         out=folder,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
@@ -337,6 +337,11 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def usual_jobs() -> int:
+    """Return how many worker processes there are unless the user says otherwise: one a core, but not on and on."""
+    return min(cores(), _MOST_JOBS)
 
 
 def _check_measures() -> None:

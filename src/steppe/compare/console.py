@@ -16,7 +16,7 @@ from . import table
 from .comparison import Comparison
 from .records import Record, TrialConfig
 
-_WIDE = 160
+WIDE = 160
 _ANY_WIDTH = 10_000
 
 
@@ -115,7 +115,7 @@ def show(comparison: Comparison, console: Console) -> None:
     """
     plan = comparison.plan
     if not console.is_terminal:  # a file or a pipe has no width of its own
-        console.width = _WIDE
+        console.width = WIDE
     title = f"{plan.source.name}, base {plan.base}, {plan.length}, n={len(plan.seeds)}"
     console.print("", f"[italic]{escape(title)}[/]", sep="\n", highlight=False)
     for grid in _grids(comparison, console):

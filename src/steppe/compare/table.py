@@ -54,10 +54,16 @@ def markdown(comparison: Comparison) -> str:
     plan = comparison.plan
     titles = [*headers(comparison), *measures(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
-    rows = [titles, ["---"] + ["---:"] * (len(titles) - 1), *texts]
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+    lines = pipes([titles, *texts])
     title = f"# {_escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
     return "\n".join([title, "", *lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
+
+
+def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table, whose first row are the titles; all columns but the first are numbers."""
+    titles, *texts = rows
+    ruled = [titles, ["---"] + ["---:"] * (len(titles) - 1), *texts]
+    return ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in ruled]
 
 
 def _difference(row: Row, digits: int) -> str:

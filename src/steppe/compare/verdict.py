@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,13 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
 
 
 def decimals(rows: Sequence[Row]) -> int:
-    """Return how many decimals show a metric of this size: two for percentages, more for small losses."""
-    largest = max((abs(row.metric.value) for row in rows if row.metric is not None), default=0.0)
+    """Return how many decimals show the metric of these rows."""
+    return decimals_of(row.metric.value for row in rows if row.metric is not None)
+
+
+def decimals_of(values: Iterable[float]) -> int:
+    """Return how many decimals show numbers of this size: two for percentages, more for small losses."""
+    largest = max(map(abs, values), default=0.0)
     return 2 if largest == 0 else min(8, max(2, 3 - math.floor(math.log10(largest))))
 
 

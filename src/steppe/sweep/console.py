@@ -1,0 +1,152 @@
+"""What `steppe sweep` shows: progress of all workers while it runs, the table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from ..compare.console import WIDE
+from ..compare.verdict import decimals_of, with_error
+from . import table
+from .definition import Definition
+from .grid import words
+from .points import Point
+from .sweeping import Sweep
+
+_BETWEEN = 60.0  # seconds between two lines that say what is waited for
+
+
+class ConsoleObserver:
+    """Shows a live line in a terminal, and one plain line per setting elsewhere.
+
+    Args:
+        definition: Of the sweep.
+        console: Where to show it.
+    """
+
+    def __init__(self, definition: Definition, console: Console) -> None:
+        """Prepare to show progress."""
+        self._asked, self._console = definition, console
+        self._seen: set[int] = set()
+        self._session, self._said = "", 0.0
+        self._progress = Progress(
+            TextColumn("settings"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[counts]}"),
+            TextColumn("{task.fields[best]}"),
+            console=console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("settings", total=None, counts="", best="")
+
+    def __enter__(self) -> ConsoleObserver:
+        """Do nothing yet: there is nothing to show before `begin`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the live line."""
+        self._progress.stop()
+
+    def begin(self, points: Sequence[Point], session: str) -> None:
+        """Say what there is already."""
+        self._session, self._said = session, time.monotonic()
+        self._seen = {point.slot for point in points if point.settled}
+        elsewhere = sum(point.state == "running" for point in points)
+        if self._seen:
+            self._print(f"{len(self._seen)} of {len(points)} settings were done before")
+        if elsewhere:
+            self._print(f"{elsewhere} run elsewhere")
+        if self._console.is_terminal and len(self._seen) < len(points):
+            self._progress.start()
+        self.look(points)
+
+    def look(self, points: Sequence[Point]) -> None:
+        """Show what is new."""
+        new = [point for point in points if point.settled and point.slot not in self._seen]
+        for point in new:
+            self._seen.add(point.slot)
+            if not self._console.is_terminal:
+                self._print(f"{len(self._seen)}/{len(points)}  {self._result(point)}")
+                self._said = time.monotonic()
+        counts = self.counts(points)
+        if not self._console.is_terminal and not new and time.monotonic() - self._said > _BETWEEN:
+            self._print(f"{len(self._seen)}/{len(points)}  {counts}")
+            self._said = time.monotonic()
+        self._progress.update(
+            self._bar,
+            total=len(points),
+            completed=len(self._seen),
+            counts=escape(counts),
+            best=escape(self._best(points)),
+        )
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        self._print(f"warning: {message}")
+
+    def counts(self, points: Sequence[Point]) -> str:
+        """Return what is not done, and what went wrong, in words."""
+        here = sum(point.state == "running" and point.session == self._session for point in points)
+        elsewhere = sum(point.state == "running" and point.session != self._session for point in points)
+        waiting = sum(point.state == "waiting" for point in points)
+        said = [f"{here} running here"] if here else []
+        if elsewhere:
+            said.append(f"{elsewhere} running elsewhere" if here or waiting else f"waiting for {elsewhere} elsewhere")
+        said += [f"{waiting} to do"] if waiting else []
+        for state in ("diverged", "pruned", "given up"):
+            count = sum(point.state == state for point in points)
+            said += [f"{count} {state}"] if count else []
+        return ", ".join(said)
+
+    def _best(self, points: Sequence[Point]) -> str:
+        found = [(point.validation.value, point) for point in points if point.validation is not None]
+        if not found:
+            return ""
+        choose = max if self._asked.higher_is_better else min
+        value, best = choose(found, key=lambda pair: pair[0])
+        return f"best {value:.{decimals_of([value])}f}: {words(best.setting or {})}"
+
+    def _result(self, point: Point) -> str:
+        text = f"{words(point.setting or {})}: "
+        if point.validation is None:
+            epochs = [result.diverged for result in point.seeds if result.diverged is not None]
+            return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
+        mean = with_error(point.validation, decimals_of([point.validation.value]))
+        return text + f"validation {self._asked.metric} {mean}, {point.seconds:.1f} s"
+
+    def _print(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def show(sweep: Sweep, console: Console) -> None:
+    """Print the table of the best settings and what it means.
+
+    Args:
+        sweep: What was found.
+        console: Where to print.
+    """
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = WIDE
+    console.print("", f"[italic]{escape(table.title(sweep))}[/]", sep="\n", highlight=False)
+    rows = table.cells(sweep)
+    if rows:
+        grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for title in table.headers(sweep):
+            grid.add_column("\n".join(escape(title).rsplit(" ", 1)), justify="right", no_wrap=True)
+        for number, cells in enumerate(rows):
+            grid.add_row(*map(escape, cells), style="bold" if number == 0 else None)
+        console.print(grid, "", sep="\n")
+    for sentence in sweep.verdict:
+        console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"report: {escape(str(sweep.plan.out / 'report.html'))}", highlight=False, soft_wrap=True)

@@ -293,6 +293,7 @@ def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Any:
     if len(options.methods) != 1:
         raise UserError(f"a sweep is of one method, got {len(options.methods)}; give one with --method")
     (name,) = options.methods
+    optimizers.check_methods(options.methods, options.settings)
     entry = options.settings.get(name, Entry(name=name))
     given = {**entry.hyperparameters, **grids.probes(axes)[0]}
     twice = [axis.name for axis in axes if axis.name in entry.hyperparameters]

@@ -54,7 +54,8 @@ class Queue:
         self.settings = self.definition.settings
         self.storage = open_storage(plan.storage, self.definition.heartbeat)
         try:
-            self._study = self._ask(lambda: self._join(plan.study))
+            with quiet():
+                self._study = self._ask(lambda: self._join(plan.study))
             self._check(plan.study)
         except BaseException:
             self.close()
@@ -83,7 +84,8 @@ class Queue:
 
     def fail_stale(self) -> None:
         """End the trials of workers that have given no sign of life for some time."""
-        self._ask(lambda: optuna.storages.fail_stale_trials(self._study))
+        with quiet():
+            self._ask(lambda: optuna.storages.fail_stale_trials(self._study))
 
     def claim(self, session: str, worker: str) -> Claim | None:
         """Take a trial that waits.
@@ -144,9 +146,18 @@ class Queue:
         self._ask(write)
 
     def study(self, slot: int) -> optuna.Study:
-        """Return the study with the sampler and pruner for one setting; what they draw depends on its number."""
-        self._study.sampler = _sampler(self.definition, slot)
-        return self._study
+        """Return the study with the sampler for one setting; what it draws depends on the setting's number."""
+        if self.settings:
+            return self._study
+        # A new one each time: samplers go by what a study has once read, which only its own loop reads again.
+        study = optuna.load_study(
+            study_name=self._study.study_name,
+            storage=self.storage,
+            sampler=_sampler(self.definition, slot),
+            pruner=self._study.pruner,
+        )
+        study.get_trials(deepcopy=False)  # it writes to no trial that it has not seen
+        return study
 
     def _join(self, name: str) -> optuna.Study:
         study = optuna.create_study(
@@ -206,8 +217,7 @@ class Queue:
         return self._ask(take)
 
     def _ask(self, call: Callable[[], _Result]) -> _Result:
-        with quiet():
-            return patiently(call, self.where)
+        return patiently(call, self.where)
 
 
 class Claim:

@@ -134,6 +134,7 @@ def _is_sqlite(url: str) -> bool:
     try:
         parsed = sqlalchemy.make_url(url)
         backend = parsed.get_backend_name()
+        parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise UserError(
             f"the storage {shown_url(url)} is no URL of a database; write for example sqlite:///FOLDER/sweep.db or "

@@ -76,7 +76,8 @@ class Sweep:
                 sentences.append(f"Its test {asked.metric} is {test} (n={best.test.n}).")
         if self.edges:
             names = " and ".join(self.edges)
-            sentences.append(f"The best {names} lies at the edge of the grid; a wider one may have better settings.")
+            lies = "lies" if len(self.edges) == 1 else "lie"
+            sentences.append(f"The best {names} {lies} at the edge of the grid; a wider one may have better settings.")
         sentences += _others(self.points)
         return sentences
 

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import struct
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from rich.console import Console
+
+from steppe import cli
+from steppe._errors import RunError
+from steppe.compare.config import from_file
+from steppe.sweep import pictures
+from steppe.sweep.console import ConsoleObserver, show
+from steppe.sweep.points import Point, SeedResult
+from steppe.sweep.report import html, write_report
+from steppe.sweep.sweeping import Sweep
+
+
+def point(slot, setting, *values, state="finished", lost=0, session=None):
+    """A setting whose seeds found these validation metrics; on test data it is worse by 100."""
+    seeds = tuple(
+        SeedResult(
+            seed=1000 + i,
+            validation_metric=value,
+            validation_loss=value,
+            train_loss=0.5,
+            train_metric=value,
+            test_metric=None if value is None else value + 100,
+            test_loss=None if value is None else value + 100,
+            diverged=2 if value is None else None,
+            curve=() if value is None else (2 * value, value),
+            gradient_evaluations=20,
+            seconds=1.5,
+        )
+        for i, value in enumerate(values)
+    )
+    return Point(slot, setting, state, seeds, session, lost)
+
+
+@pytest.fixture
+def swept(planned):
+    """Six settings: three finished, one diverged, one pruned, one given up."""
+    made = planned(("rho=0.01:1:3log", "lr=0.01,0.1"), seeds=2)
+    settings = made.definition.settings
+    found = [
+        point(0, settings[0], 3.0, 4.0),
+        point(1, settings[1], 1.0, 2.0),
+        point(2, settings[2], 2.0, 2.5),
+        point(3, settings[3], None, state="diverged"),
+        point(4, settings[4], state="pruned"),
+        point(5, settings[5], state="given up", lost=3),
+    ]
+    return Sweep(made, tuple(found))
+
+
+def test_the_answer(swept):
+    assert swept.setting == {"rho": 0.01, "lr": 0.1}
+    assert swept.edges == ["rho", "lr"]
+    assert swept.verdict == [
+        "Best of 6: rho 0.01, lr 0.1, validation squared error 1.500 ± 0.500.",
+        "Its test squared error is 101.500 ± 0.500 (n=2).",
+        "The best rho and lr lie at the edge of the grid; a wider one may have better settings.",
+        "Of 6 settings, 1 diverged; 1 pruned: given up since they looked bad halfway; 1 given up: 3 workers died at each.",
+    ]
+
+
+def test_the_files(swept, tmp_path):
+    write_report(swept)
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "best.yaml",
+        "config.yaml",
+        "heatmap.png",
+        "report.html",
+        "sweep.json",
+        "table.md",
+    }
+    lines = [line.split("|")[1:-1] for line in (out / "table.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    assert cells[0] == ["", "rho", "lr", "validation squared error", "test squared error", "train loss", "seconds"]
+    assert cells[2] == ["1", "0.01", "0.1", "1.500 ± 0.500", "101.500 ± 0.500", "0.500", "3"]
+    assert [line[4] for line in cells[3:]] == ["-", "-"]  # the test data of the others is not shown
+    width, height = struct.unpack(">II", (out / "heatmap.png").read_bytes()[16:24])
+    assert width > 500
+    assert height > 300
+
+
+def test_the_json_has_everything_but_test_numbers_of_what_was_not_chosen(swept, tmp_path):
+    write_report(swept)
+    content = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [p["state"] for p in content["points"]] == ["finished"] * 3 + ["diverged", "pruned", "given up"]
+    assert content["points"][0]["seeds"][0]["curve"] == [6.0, 3.0]
+    assert content["points"][3]["seeds"][0]["diverged"] == 2
+    assert content["points"][5]["lost"] == 3
+    assert content["best"]["test"] == {"value": 101.5, "error": 0.5, "n": 2}
+    assert content["definition"]["grid"][0]["values"] == [0.01, 0.1, 1.0]
+    text = json.dumps([p for p in content["points"] if p["setting"] != content["best"]["setting"]])
+    assert "test" not in text
+    assert not re.search(r"10[2-4]\.", text)
+
+
+def test_the_best_setting_is_a_file_for_compare(swept, tmp_path):
+    write_report(swept)
+    asked = from_file(tmp_path / "out/best.yaml")
+    assert asked.settings["sam"].hyperparameters == swept.plan.definition.hyperparameters | {"rho": 0.01, "lr": 0.1}
+    assert (asked.base, asked.epochs, asked.task) == ("sgd", 3, f"{tmp_path / 'square.py'}:task")
+
+
+def test_the_command_in_the_report_is_the_same_sweep(planned, command, tmp_path, swept):
+    write_report(swept)
+    assert swept.command == (
+        f"steppe sweep --task {tmp_path / 'square.py'}:task --method sam --base sgd --grid rho=0.01:1:3log lr=0.01,0.1 "
+        f"--seeds 2 --epochs 3 --out {tmp_path / 'out'} --heartbeat 1"
+    )
+    other = planned(
+        ("rho=0.1:1:log",),
+        settings={"sam": {"momentum": 0.5}},
+        storage="postgresql+psycopg://me:secret@host/db",
+        name="mine",
+        sampler="tpe",
+        trials=4,
+        prune=True,
+    )
+    text = Sweep(other, ()).command
+    assert text.endswith(
+        "--sampler tpe --trials 4 --prune --heartbeat 1 --storage 'postgresql+psycopg://me:***@host/db' --study mine "
+        f"--config {tmp_path / 'out/config.yaml'}"
+    )
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(other.options))
+    assert from_file(tmp_path / "c.yaml").settings["sam"].hyperparameters["momentum"] == 0.5
+
+
+class Checked(HTMLParser):
+    """Looks for what a self-contained page must not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.outside, self.texts = [], []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        if tag in ("script", "link", "iframe") or "src" in named or not named.get("href", "#").startswith("#"):
+            self.outside.append((tag, attributes))
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_the_page_is_self_contained_and_says_all(swept):
+    page = html(swept)
+    parser = Checked()
+    parser.feed(page)
+    assert parser.outside == []
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    text = " ".join(parser.texts)
+    for part in (
+        "Best of 6",
+        "diverged in epoch 2",
+        "pruned",
+        "given up",
+        "1.500 ± 0.500",
+        "rho=0.01:1:3log",
+        "steppe sweep",
+    ):
+        assert part in text
+    assert "103" not in text  # a test number of a setting that was not chosen
+
+
+def test_names_are_escaped(planned):
+    from dataclasses import replace
+
+    made = planned(("rho=0.1,0.2",))
+    definition = made.definition.model_copy(update={"metric": "<b>&error", "task": "<i>.py:task"})
+    swept = Sweep(replace(made, definition=definition), (point(0, {"rho": 0.1}, 1.0), point(1, {"rho": 0.2}, 2.0)))
+    page = html(swept)
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "&lt;b&gt;&amp;error" in page
+
+
+@pytest.mark.parametrize(
+    ("grid", "more"),
+    [
+        (("rho=0.01:1:3log",), {}),
+        (("stretched=true,false",), {"settings": {"sam": {"every": 2}}}),
+        (("rho=0.1",), {}),
+        (("rho=0.01,0.1", "lr=0.01,0.1", "momentum=0,0.9"), {}),
+        (("rho=0.01:1:3log", "stretched=true,false"), {"settings": {"sam": {"every": 2}}}),
+        (("rho=0.01:1:log", "lr=0.01:0.1"), {"sampler": "random", "trials": 5}),
+    ],
+)
+@pytest.mark.parametrize("state", ["finished", "diverged"])
+def test_pictures_of_all_kinds(planned, grid, more, state):
+    """They name what they show; the tests of how they look are made by eye."""
+    made = planned(grid, seeds=2, **more)
+    settings = made.definition.settings or [{"rho": 0.1 * (k + 1), "lr": 0.01 * (k + 1)} for k in range(5)]
+    values = [(None,) if state == "diverged" else (k + 1.0, k + 2.0) for k in range(len(settings))]
+    found = Sweep(made, tuple(point(k, setting, *values[k], state=state) for k, setting in enumerate(settings)))
+    title, svg = pictures.svg(found)
+    names = [axis.name for axis in pictures.varied(found)] or ["rho"]
+    assert title.startswith("validation squared error ")
+    assert all(name in title for name in names)
+    assert ("best" in re.findall(r"<text[^>]*>([^<]*)</text>", svg)) == (state == "finished")
+    assert ("diverged" in svg) == (state == "diverged")
+    assert pictures.png(found)[:4] == b"\x89PNG"
+    if len(names) == 3:
+        assert title.endswith("over rho and lr, the best over momentum")
+
+
+def test_a_folder_that_cannot_be_written_any_more(swept, monkeypatch):
+    def refuse(*rest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("steppe.sweep.report.write_atomically", refuse)
+    with pytest.raises(RunError, match=r"the report cannot be written to '\S+': No space left on device"):
+        write_report(swept)
+
+
+def test_progress_without_a_terminal(planned, capsys):
+    made = planned(("rho=0.1,0.2,0.3,0.4",), seeds=2)
+    settings = made.definition.settings
+    waiting = [point(i, setting, state="waiting") for i, setting in enumerate(settings)]
+    done = point(0, settings[0], 1.0, 2.0)
+    running = [
+        point(1, settings[1], state="running", session="me"),
+        point(2, settings[2], state="running", session="x"),
+    ]
+    console = Console(width=200)
+    with ConsoleObserver(made.definition, console) as observer:
+        observer.begin([done, *waiting[1:]], "me")
+        observer.look([done, *running, waiting[3]])
+        assert observer.counts([done, *running, waiting[3]]) == "1 running here, 1 running elsewhere, 1 to do"
+        bad = point(1, settings[1], None, state="diverged")
+        observer.look([done, bad, running[1], point(3, settings[3], state="pruned")])
+        last = [done, bad, running[1], point(3, settings[3], state="pruned")]
+        assert observer.counts(last) == "waiting for 1 elsewhere, 1 diverged, 1 pruned"
+        observer.warn("odd")
+    out = capsys.readouterr().out.strip()
+    assert out.splitlines() == [
+        "1 of 4 settings were done before",
+        "2/4  rho 0.2: diverged in epoch 2",
+        "3/4  rho 0.4: pruned",
+        "warning: odd",
+    ]
+
+
+def test_what_is_waited_for_is_said_now_and_then(planned, capsys, monkeypatch):
+    made = planned(("rho=0.1,0.2",))
+    setting = made.definition.settings
+    left = [point(0, setting[0], 1.0), point(1, setting[1], state="running", session="x")]
+    with ConsoleObserver(made.definition, Console(width=200)) as observer:
+        observer.begin(left, "me")
+        monkeypatch.setattr("steppe.sweep.console._BETWEEN", 0.0)
+        observer.look(left)
+    assert capsys.readouterr().out.strip().splitlines()[1:] == ["1 run elsewhere", "1/2  waiting for 1 elsewhere"]
+
+
+def test_the_live_line(planned):
+    made = planned(("rho=0.1,0.2",))
+    setting = made.definition.settings
+    console = Console(force_terminal=True, width=140, record=True)
+    with ConsoleObserver(made.definition, console) as observer:
+        observer.begin([point(0, setting[0], 1.0), point(1, setting[1], state="running", session="x")], "me")
+        line = "".join(segment.text for segment in console.render(observer._progress.get_renderable()))
+    assert "1/2 waiting for 1 elsewhere best 1.000: rho 0.1" in " ".join(line.split())
+
+
+def test_the_end_on_the_console(swept, capsys):
+    show(swept, Console())
+    out = capsys.readouterr().out
+    assert "square.py:task, sam, base sgd, 3 epochs, 6 settings, 2 seeds" in out
+    assert re.search(r"1 +0\.01 +0\.1 +1\.500 ± 0\.500 +101\.500 ± 0\.500", out)
+    assert out.splitlines()[-1].startswith("report: ")
+
+
+@pytest.mark.parametrize("missing", ["optuna", "sqlalchemy"])
+def test_a_missing_extra(monkeypatch, capsys, missing):
+    real = builtins.__import__
+
+    def refuse(name, *rest):
+        if name.partition(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    for name in [name for name in sys.modules if name.startswith("steppe.sweep") and not name.endswith(".command")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert cli.main(["sweep", "--task", "no"]) == 2
+    expected = f'the module {missing!r} is not installed; install it with: pip install "steppe[sweep]"\n'
+    assert capsys.readouterr().err == f"steppe: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grid", "rho=0.1", "lr"], "the grid has 'lr', which names no hyper-parameter; write NAME="),
+        (["lr=0.1", "--grid", "lr=0.2"], "the grid names 'lr' twice"),
+        (["--seeds", "0"], "--seeds: must be greater than or equal to 1, got 0"),
+        (["--task", "digit"], "unknown task 'digit'; did you mean 'digits'?"),
+        (["--sampler", "gird"], "unknown sampler 'gird'; did you mean 'grid'?"),
+        (["--config", "measure.yaml"], "a sweep cannot measure; remove 'measure' from the file for --config"),
+    ],
+)
+def test_bad_flags_are_one_line(command, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "measure.yaml").write_text("measure: true\n")
+    code, out, error = command("sweep", *words)
+    assert (code, out) == (2, "")
+    assert error.startswith(f"steppe: {message}")
+    assert error.count("\n") == 1
+
+
+def test_the_whole_command_line(command, task, tmp_path):
+    """Several grids may follow one flag, and the flag may be repeated; settings come from a file."""
+    (tmp_path / "c.yaml").write_text("base: sgd\nseeds: 9\nsettings: {sam: {momentum: 0.5}}\n")
+    words = ["sweep", "--task", task(), "--method", "sam", "--grid", "rho=0.05:0.1:2log", "lr=1e-2:1e-1:2log"]
+    words += ["--grid", "every=1,2", "--seeds", 1, "--epochs", 1, "--jobs", 1, "--heartbeat", 1]
+    words += ["--config", tmp_path / "c.yaml", "--out", tmp_path / "out"]
+    code, out, error = command(*words)
+    assert (code, error) == (0, "")
+    assert "8/8  rho " in out
+    content = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [axis["name"] for axis in content["definition"]["grid"]] == ["rho", "every", "lr"]
+    assert content["definition"]["hyperparameters"]["momentum"] == 0.5
+    assert content["definition"]["seeds"] == [1000]
+    before = (tmp_path / "out/sweep.json").read_text()
+    code, out, error = command(*words)  # nothing is left to do
+    assert (code, error) == (0, "")
+    assert out.startswith("8 of 8 settings were done before\n")
+    assert (tmp_path / "out/sweep.json").read_text() == before

@@ -11,6 +11,8 @@ import signal
 import time
 from pathlib import Path
 
+import optuna
+
 from steppe._processes import Crew
 from steppe.compare.trial import run_trial
 from steppe.sweep import worker
@@ -129,6 +131,8 @@ def test_ctrl_c_and_again(start, task, tmp_path):
     message = r"steppe: interrupted: 1 of 3 settings are done and kept in sqlite:\S+; the same command continues.*\n"
     assert re.fullmatch(message, error)
     assert not Path(f"/proc/{child}").exists()
+    left = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'out/sweep.db'}").get_trials()
+    assert {trial.state.name for trial in left} == {"FAIL", "COMPLETE", "WAITING"}  # nothing runs: back at once
     again = start(words)
     out, error = again.communicate(timeout=120)
     assert (again.returncode, error) == (0, "")
@@ -154,7 +158,7 @@ def test_a_worker_that_dies_is_replaced_and_a_deadly_setting_given_up(command, t
     code, out, error = command(*words)
     assert (code, error) == (1, "steppe: 1 of 1 settings were given up, since workers died at them\n")
     assert "1/1  rho 0.05: given up" in out
-    assert "Of 1 settings, 1 given up: 3 workers died at each." in (tmp_path / "b/table.md").read_text()
+    assert "Of 1 settings, 1 given up (3 workers died at it)." in (tmp_path / "b/table.md").read_text()
 
 
 def test_an_error_in_the_users_task_stops_and_keeps(command, task, tmp_path):

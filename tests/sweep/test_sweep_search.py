@@ -79,7 +79,7 @@ def test_settings_that_look_bad_are_pruned(planned, alone):
     last = queue._trials()[-1]
     assert (last.user_attrs["slot"], sorted(last.intermediate_values)) == (5, [1, 2, 3])
     queue.close()
-    assert found.verdict[-1] == "Of 6 settings, 1 pruned: given up since they looked bad halfway."
+    assert found.verdict[-1] == "Of 6 settings, 1 pruned (looked bad halfway)."
     kept = alone(planned(grid, "kept", epochs=6, seeds=2))
     assert [point.state for point in kept.points] == ["finished"] * 6
 

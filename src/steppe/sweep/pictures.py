@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from .. import _drawing as drawing
@@ -72,7 +71,7 @@ def _draw(figure: Figure, sweep: Sweep) -> str:
     found = varied(sweep) or list(sweep.plan.definition.grid[:1])
     axes = figure.subplots()
     if len(found) == 1:
-        return _curve(axes, sweep, found[0])
+        return _curve(figure, axes, sweep, found[0])
     if sweep.plan.definition.sampler == "grid":
         return _heatmap(figure, axes, sweep, found)
     return _scatter(figure, axes, sweep, found)
@@ -140,7 +139,7 @@ def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
     return f"{title}, the best over {rest}" if rest else title
 
 
-def _curve(axes: Axes, sweep: Sweep, axis: Axis) -> str:
+def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
     def at(point: Point) -> float:
         value = (point.setting or {})[axis.name]
         return float(value) if axis.numeric else float(axis.values.index(value))
@@ -151,8 +150,13 @@ def _curve(axes: Axes, sweep: Sweep, axis: Axis) -> str:
         x = np.array([at(point) for point, _ in means])
         middle = np.array([mean.value for _, mean in means])
         error = np.array([mean.error or 0.0 for _, mean in means])
-        axes.plot(x, middle, color=_LINE, marker="o", markersize=4, linewidth=1.5, label="mean over seeds")
-        if error.any():
+        line = "solid" if axis.numeric else "none"  # between true and false there is nothing
+        axes.plot(
+            x, middle, color=_LINE, linestyle=line, marker="o", markersize=4, linewidth=1.5, label="mean over seeds"
+        )
+        if error.any() and not axis.numeric:
+            axes.errorbar(x, middle, error, color=_LINE, linestyle="", capsize=4, label="standard error")
+        elif error.any():
             axes.fill_between(
                 x, middle - error, middle + error, color=_LINE, alpha=0.18, linewidth=0, label="standard error"
             )
@@ -166,6 +170,8 @@ def _curve(axes: Axes, sweep: Sweep, axis: Axis) -> str:
                     at(point), mean.value, "o", mfc="none", mec=_BEST, markersize=11, mew=2, label="best", linestyle=""
                 )
     _log(axes, axis, across=True)
+    if not axis.numeric:
+        axes.set_xlim(-0.5, len(axis.values) - 0.5)
     if sweep.plan.definition.sampler == "grid" and len(axis.values) <= _MOST_TEXTS:
         ticks = [float(value) if axis.numeric else float(i) for i, value in enumerate(axis.values)]
         axes.set_xticks(ticks, [shown(value) for value in axis.values])
@@ -185,8 +191,7 @@ def _curve(axes: Axes, sweep: Sweep, axis: Axis) -> str:
     axes.set_xlabel(axis.name + (" (log)" if axis.spread else ""))
     axes.set_ylabel(f"validation {sweep.plan.definition.metric}")
     axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=INK)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+    _legend(figure, axes.get_legend_handles_labels()[0])
     return f"validation {sweep.plan.definition.metric} over {axis.name}"
 
 
@@ -257,6 +262,6 @@ def _on(face: Sequence[float]) -> str:
     return "#000000" if math.sqrt(0.3 * red**2 + 0.59 * green**2 + 0.11 * blue**2) > 0.55 else "#FFFFFF"
 
 
-def _legend(figure: Figure, handles: Sequence[Patch | Line2D]) -> None:
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
     if handles:
         figure.legend(handles=list(handles), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)

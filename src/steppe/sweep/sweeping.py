@@ -213,9 +213,9 @@ def _others(points: Sequence[Point]) -> list[str]:
     """Say what has become of settings that were not finished."""
     texts = {
         "diverged": "diverged",
-        "pruned": "pruned: given up since they looked bad halfway",
-        "given up": f"given up: {MOST_LOST} workers died at each",
+        "pruned": "pruned (looked bad halfway)",
+        "given up": f"given up ({MOST_LOST} workers died at it)",
     }
     counts = {state: sum(point.state == state for point in points) for state in texts}
     said = [f"{count} {texts[state]}" for state, count in counts.items() if count]
-    return [f"Of {len(points)} settings, {'; '.join(said)}."] if said else []
+    return [f"Of {len(points)} settings, {', '.join(said)}."] if said else []

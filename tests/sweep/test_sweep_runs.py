@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 
 import optuna
+import pytest
 
+from steppe._errors import RunError
 from steppe._processes import Crew
 from steppe.compare.trial import run_trial
 from steppe.sweep import worker
 from steppe.sweep.points import points
 from steppe.sweep.queue import Queue
+from steppe.sweep.runner import run
 
 WORDS = ["sweep", "--method", "sam", "--base", "sgd", "--heartbeat", "1", "--jobs", "1"]
 
@@ -159,6 +162,20 @@ def test_a_worker_that_dies_is_replaced_and_a_deadly_setting_given_up(command, t
     assert (code, error) == (1, "steppe: 1 of 1 settings were given up, since workers died at them\n")
     assert "1/1  rho 0.05: given up" in out
     assert "Of 1 settings, 1 given up (3 workers died at it)." in (tmp_path / "b/table.md").read_text()
+
+
+def die(*rest):
+    os._exit(9)
+
+
+def test_workers_that_die_before_they_begin(planned, monkeypatch):
+    made = planned()
+    monkeypatch.setattr("steppe.sweep.runner.worker.main", die)
+    message = (
+        r"^worker processes die before they begin \(exit code 9\); is there memory for them\?; 0 of 4 settings are"
+    )
+    with pytest.raises(RunError, match=message):
+        run(made)
 
 
 def test_an_error_in_the_users_task_stops_and_keeps(command, task, tmp_path):

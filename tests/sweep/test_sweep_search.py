@@ -7,7 +7,10 @@ import math
 import pytest
 
 from steppe._errors import UserError
+from steppe.compare.config import Options
 from steppe.sweep import sweep
+from steppe.sweep.definition import plan
+from steppe.sweep.points import Point, SeedResult, score
 from steppe.sweep.queue import Queue
 
 
@@ -57,6 +60,15 @@ def test_divergence_is_a_result(planned, alone):
     queue.close()
 
 
+def test_a_setting_is_as_bad_as_its_worst_seed():
+    fine = SeedResult(seed=0, validation_metric=0.9, gradient_evaluations=1, seconds=1.0)
+    bad = SeedResult(seed=1, diverged=3, gradient_evaluations=1, seconds=1.0)
+    assert score([fine, fine], higher_is_better=True) == 0.9
+    assert score([fine, bad], higher_is_better=True) == -math.inf
+    assert score([fine, bad], higher_is_better=False) == math.inf
+    assert Point(0, {}, "diverged", (fine, bad)).validation is None
+
+
 def test_the_best_is_chosen_on_validation_data(planned, alone):
     found = alone(planned(("lr=0.001,0.05",), seeds=2, method="sgd"))
     assert found.setting == {"lr": 0.05}
@@ -69,9 +81,9 @@ def test_the_best_is_chosen_on_validation_data(planned, alone):
 
 
 def test_settings_that_look_bad_are_pruned(planned, alone):
-    """After five that were finished, and halfway through the first seed."""
-    grid = {"rho": [0.01, 0.02, 0.03, 0.04, 0.05, 5.0]}
-    found = alone(planned(grid, prune=True, epochs=6, seeds=2))
+    """After five that were finished, and halfway through the first seed, though this one is bad from the beginning."""
+    grid = {"weight_decay": [0, 0.001, 0.002, 0.003, 0.004, 20.0]}
+    found = alone(planned(grid, prune=True, epochs=6, seeds=2, method="sgd"))
     *others, worst = found.points
     assert [point.state for point in others] == ["finished"] * 5
     assert (worst.state, worst.seeds, worst.validation) == ("pruned", (), None)
@@ -80,8 +92,9 @@ def test_settings_that_look_bad_are_pruned(planned, alone):
     assert (last.user_attrs["slot"], sorted(last.intermediate_values)) == (5, [1, 2, 3])
     queue.close()
     assert found.verdict[-1] == "Of 6 settings, 1 pruned (looked bad halfway)."
-    kept = alone(planned(grid, "kept", epochs=6, seeds=2))
+    kept = alone(planned(grid, "kept", epochs=6, seeds=2, method="sgd"))
     assert [point.state for point in kept.points] == ["finished"] * 6
+    assert kept.ranked[-1].setting == {"weight_decay": 20.0}
 
 
 @pytest.mark.parametrize(
@@ -106,6 +119,11 @@ def test_wrong_sweeps_are_refused_before_anything_runs(planned, change, message,
         planned(**change)
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "out" / "sweep.db").exists()
+
+
+def test_a_sweep_is_of_one_method(task):
+    with pytest.raises(UserError, match=r"^a sweep is of one method, got 2; give one with --method"):
+        plan(task(), ["rho=0.1"], Options(methods=("sam", "usam")))
 
 
 def test_an_arm_of_ones_own(planned, alone):

@@ -150,12 +150,13 @@ class Queue:
         if self.settings:
             return self._study
         # A new one each time: samplers go by what a study has once read, which only its own loop reads again.
-        study = optuna.load_study(
-            study_name=self._study.study_name,
-            storage=self.storage,
-            sampler=_sampler(self.definition, slot),
-            pruner=self._study.pruner,
-        )
+        with quiet():
+            study = optuna.load_study(
+                study_name=self._study.study_name,
+                storage=self.storage,
+                sampler=_sampler(self.definition, slot),
+                pruner=self._study.pruner,
+            )
         study.get_trials(deepcopy=False)  # it writes to no trial that it has not seen
         return study
 

@@ -79,8 +79,15 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
 
 
 def file_url(path: Path) -> str:
-    """Return the URL of a database in a file."""
-    return sqlalchemy.URL.create("sqlite", database=str(path.resolve())).render_as_string()
+    """Return the URL of a database in a file.
+
+    Raises:
+        UserError: No URL has room for this name.
+    """
+    url = sqlalchemy.URL.create("sqlite", database=str(path.resolve())).render_as_string()
+    if sqlalchemy.make_url(url).database != str(path.resolve()):  # SQLAlchemy before 2.1 quotes nothing
+        raise UserError(f"the folder {str(path.parent)!r} cannot have a database, since its name has a '?'; rename it")
+    return url
 
 
 def close(storage: RDBStorage) -> None:

@@ -18,7 +18,7 @@ import steppe
 from steppe import cli
 from steppe.compare import config
 from steppe.sweep import worker
-from steppe.sweep.definition import SweepPlan, plan
+from steppe.sweep.planning import SweepPlan, plan
 from steppe.sweep.queue import Queue
 from steppe.sweep.sweeping import Sweep
 

@@ -15,8 +15,9 @@ import sqlalchemy
 
 from steppe._errors import RunError, UserError
 from steppe.sweep import worker
+from steppe.sweep.claims import Lost
 from steppe.sweep.points import MOST_LOST, SeedResult
-from steppe.sweep.queue import Lost, Queue
+from steppe.sweep.queue import Queue
 from steppe.sweep.storage import file_url
 
 RESULT = SeedResult(seed=1000, validation_metric=1.0, test_metric=2.0, gradient_evaluations=3, seconds=0.5)

@@ -9,7 +9,7 @@ import pytest
 from steppe._errors import UserError
 from steppe.compare.config import Options
 from steppe.sweep import sweep
-from steppe.sweep.definition import plan
+from steppe.sweep.planning import plan
 from steppe.sweep.points import Point, SeedResult, score
 from steppe.sweep.queue import Queue
 

@@ -81,7 +81,7 @@ def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> No
     from ..compare.config import Options
     from . import sweeping
     from .console import ConsoleObserver, show
-    from .definition import plan
+    from .planning import plan
 
     assert isinstance(asked, Options)
     if asked.measure or asked.keep_weights:

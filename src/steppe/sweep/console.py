@@ -35,7 +35,7 @@ class ConsoleObserver:
         """Prepare to show progress."""
         self._asked, self._console = definition, console
         self._seen: set[int] = set()
-        self._session, self._said = "", 0.0
+        self._session, self._said, self._waits = "", 0.0, False
         self._progress = Progress(
             TextColumn("settings"),
             BarColumn(bar_width=24),
@@ -61,11 +61,8 @@ class ConsoleObserver:
         """Say what there is already."""
         self._session, self._said = session, time.monotonic()
         self._seen = {point.slot for point in points if point.settled}
-        elsewhere = sum(point.state == "running" for point in points)
         if self._seen:
             self._print(f"{len(self._seen)} of {len(points)} settings were done before")
-        if elsewhere:
-            self._print(f"{elsewhere} run elsewhere")
         if self._console.is_terminal and len(self._seen) < len(points):
             self._progress.start()
         self.look(points)
@@ -79,9 +76,12 @@ class ConsoleObserver:
                 self._print(f"{len(self._seen)}/{len(points)}  {self._result(point)}")
                 self._said = time.monotonic()
         counts = self.counts(points)
-        if not self._console.is_terminal and not new and time.monotonic() - self._said > _BETWEEN:
+        only_waits = counts.startswith("waiting")
+        long_ago = time.monotonic() - self._said > _BETWEEN
+        if not self._console.is_terminal and (long_ago or (only_waits and not self._waits)):
             self._print(f"{len(self._seen)}/{len(points)}  {counts}")
             self._said = time.monotonic()
+        self._waits = only_waits
         self._progress.update(
             self._bar,
             total=len(points),

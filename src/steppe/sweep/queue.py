@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import optuna
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .._errors import UserError
 from . import points as _points
-from .definition import Definition, SweepPlan
-from .grid import Axis, Setting, Value
-from .points import ENDED, LIVE, SEED, SESSION, SLOT, Point, SeedResult
+from .claims import Claim
+from .definition import Definition
+from .planning import SweepPlan
+from .points import ENDED, SESSION, SLOT, Point
 from .storage import close, open_storage, patiently, quiet, shown_url
 
 _DEFINITION = "definition"
 _TO_COMPARE_WITH = 5  # settings that were finished, before one is pruned
 
 _Result = TypeVar("_Result")
-
-
-class Lost(Exception):
-    """Another worker has taken this trial over, since this one gave no sign of life; what it finds does not count."""
 
 
 class Queue:
@@ -55,7 +50,7 @@ class Queue:
         self.storage = open_storage(plan.storage, self.definition.heartbeat)
         try:
             with quiet():
-                self._study = self._ask(lambda: self._join(plan.study))
+                self._study = self.ask(lambda: self._join(plan.study))
             self._check(plan.study)
         except BaseException:
             self.close()
@@ -80,12 +75,12 @@ class Queue:
                     user_attrs={SLOT: slot},
                     system_attrs={"fixed_params": params} if params else {},
                 )
-                self._ask(lambda trial=trial: self._study.add_trial(trial))  # type: ignore[misc]
+                self.ask(lambda trial=trial: self._study.add_trial(trial))  # type: ignore[misc]
 
     def fail_stale(self) -> None:
         """End the trials of workers that have given no sign of life for some time."""
         with quiet():
-            self._ask(lambda: optuna.storages.fail_stale_trials(self._study))
+            self.ask(lambda: optuna.storages.fail_stale_trials(self._study))
 
     def claim(self, session: str, worker: str) -> Claim | None:
         """Take a trial that waits.
@@ -100,7 +95,7 @@ class Queue:
         for trial in self._trials():
             if trial.state != TrialState.WAITING or SLOT not in trial.user_attrs or not self._take(trial._trial_id):
                 continue
-            self._ask(lambda i=trial._trial_id: self.storage.set_trial_user_attr(i, SESSION, [session, worker]))  # type: ignore[misc]
+            self.ask(lambda i=trial._trial_id: self.storage.set_trial_user_attr(i, SESSION, [session, worker]))  # type: ignore[misc]
             slot = trial.user_attrs[SLOT]
             attempts = self._attempts()[slot]
             counts = _points.real(attempts)
@@ -143,7 +138,7 @@ class Queue:
             except RuntimeError:  # ended by somebody else
                 return
 
-        self._ask(write)
+        self.ask(write)
 
     def study(self, slot: int) -> optuna.Study:
         """Return the study with the sampler for one setting; what it draws depends on the setting's number."""
@@ -190,7 +185,7 @@ class Queue:
             )
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._ask(lambda: self._study.get_trials(deepcopy=False))
+        return self.ask(lambda: self._study.get_trials(deepcopy=False))
 
     def _attempts(self) -> dict[int, list[FrozenTrial]]:
         found: dict[int, list[FrozenTrial]] = {slot: [] for slot in range(self.definition.count)}
@@ -215,122 +210,15 @@ class Queue:
             except RuntimeError:  # finished by now
                 return False
 
-        return self._ask(take)
+        return self.ask(take)
 
-    def _ask(self, call: Callable[[], _Result]) -> _Result:
+    def ask(self, call: Callable[[], _Result]) -> _Result:
+        """Ask the database, again and again if it fails for a moment."""
         return patiently(call, self.where)
-
-
-class Claim:
-    """A trial that a worker has taken.
-
-    Args:
-        queue: From where.
-        trial_id: Which.
-        slot: The number of its setting.
-        seeds: Results of earlier attempts.
-    """
-
-    def __init__(self, queue: Queue, trial_id: int, slot: int, seeds: dict[int, SeedResult]) -> None:
-        """See the class."""
-        self._queue, self._id, self.slot, self.seeds = queue, trial_id, slot, seeds
-        self._inherited = tuple(seeds.values())
-        self._lost = threading.Event()
-
-    @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Within this, signs of life are given."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(done,), daemon=True, name="heartbeat")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def choose(self) -> Setting:
-        """Return the setting: that of the grid, or what the sampler chooses."""
-
-        def suggest() -> Setting:
-            self._trial = Trial(self._queue.study(self.slot), self._id)
-            return {axis.name: _suggested(self._trial, axis) for axis in self._queue.definition.grid}
-
-        chosen = self._write(suggest)
-        return self._queue.settings[self.slot] if self._queue.settings else chosen
-
-    def looks_bad(self, value: float, step: int) -> bool:
-        """Tell how the first seed does, and ask the pruner."""
-
-        def report() -> bool:
-            self._trial.report(value, step)
-            return self._trial.should_prune()
-
-        return self._write(report)
-
-    def keep(self, result: SeedResult) -> None:
-        """Write the result of one seed."""
-        self.seeds[result.seed] = result
-        content = result.model_dump(mode="json")
-        self._write(lambda: self._queue.storage.set_trial_user_attr(self._id, f"{SEED}{result.seed}", content))
-
-    def finish(self) -> None:
-        """Settle the setting; its trial then has the results of all seeds, also those that earlier attempts found."""
-        for result in self._inherited:
-            self.keep(result)
-        value = _points.score(self.seeds.values(), self._queue.definition.higher_is_better)
-        self._settle(TrialState.COMPLETE, [value])
-
-    def prune(self) -> None:
-        """Settle the setting as one that looks bad.
-
-        Raises:
-            Lost: Somebody else has taken the trial over; likewise from all that writes.
-        """
-        self._settle(TrialState.PRUNED, None)
-
-    def give_back(self, reason: str) -> None:
-        """End the trial without a result."""
-        self._queue.end(self._id, reason)
-
-    @property
-    def lost(self) -> bool:
-        """Whether somebody else has taken the trial over."""
-        return self._lost.is_set()
-
-    def _settle(self, state: TrialState, values: list[float] | None) -> None:
-        self._write(lambda: self._queue.storage.set_trial_state_values(self._id, state, values))
-
-    def _write(self, call: Callable[[], _Result]) -> _Result:
-        try:
-            return self._queue._ask(call)
-        except RuntimeError as error:  # what Optuna raises for a trial that has ended
-            if self._queue.storage.get_trial(self._id).state in LIVE:
-                raise
-            raise Lost from error
-
-    def _beat(self, done: threading.Event) -> None:
-        storage = self._queue.storage
-        while not done.is_set():
-            try:
-                storage.record_heartbeat(self._id)
-                if storage.get_trial(self._id).state != TrialState.RUNNING:
-                    self._lost.set()
-                    break
-            except Exception:  # the database may be back in time; if not, the worker's own next write says so
-                pass
-            done.wait(self._queue.definition.heartbeat)
-        storage.remove_session()
 
 
 def _chosen(attempts: list[FrozenTrial]) -> dict[str, Any] | None:
     return next((dict(trial.params) for trial in reversed(attempts) if trial.params), None)
-
-
-def _suggested(trial: Trial, axis: Axis) -> Value:
-    if axis.low is not None and axis.high is not None:
-        return trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log)
-    return trial.suggest_categorical(axis.name, axis.values)
 
 
 def _sampler(definition: Definition, slot: int) -> BaseSampler:

@@ -13,7 +13,7 @@ from .._errors import RunError
 from .._processes import Crew, interrupt_held_back
 from ..compare.runner import Interrupted
 from . import worker
-from .definition import SweepPlan
+from .planning import SweepPlan
 from .points import DIED, Point
 from .queue import Queue
 

@@ -11,8 +11,9 @@ from ..compare import config
 from ..compare.tasks import Task
 from ..compare.verdict import decimals_of, with_error
 from . import runner
-from .definition import HEARTBEAT, SweepPlan, plan
+from .definition import HEARTBEAT
 from .grid import Setting, Value, words
+from .planning import SweepPlan, plan
 from .points import MOST_LOST, Point
 from .runner import Observer
 from .storage import shown_url

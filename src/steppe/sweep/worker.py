@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..compare.records import Curve
-    from .definition import SweepPlan
-    from .queue import Claim, Queue
+    from .claims import Claim
+    from .planning import SweepPlan
+    from .queue import Queue
 
 _WAIT = 1.0
 _LONGEST = 2000  # what fits into a pipe at once, so that messages of two workers do not mix
@@ -73,7 +74,7 @@ def run(plan: SweepPlan, claim: Claim) -> None:
         RunError: A training failed; the setting is back in the queue.
     """
     from .._errors import RunError
-    from .queue import Lost
+    from .claims import Lost
 
     try:
         with claim.alive():

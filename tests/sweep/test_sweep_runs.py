@@ -8,6 +8,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,6 +105,48 @@ def test_workers_that_are_killed_at_any_moment(planned, task, storage, tmp_path,
     completed = [trial.user_attrs["slot"] for trial in trials if trial.state.name == "COMPLETE"]
     assert sorted(completed) == list(range(8))
     assert [point.state for point in points(trials, [], 8)] == ["finished"] * 8
+
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from steppe.sweep.storage import close, open_storage
+
+url, ready, go = sys.argv[1:]
+Path(ready).touch()
+while not Path(go).exists():
+    pass
+storage = open_storage(url, 1)
+print(storage.get_all_studies())
+close(storage)
+"""
+
+
+def test_several_make_the_tables_at_the_same_instant(storage, tmp_path):
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    if storage is not None:
+        import psycopg
+
+        with psycopg.connect(storage.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE empty")
+        url = storage.replace("/postgres", "/empty")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", OPEN, url, tmp_path / f"ready{i}", tmp_path / "go"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(4)
+    ]
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 4)
+        (tmp_path / "go").touch()
+        assert [process.communicate(timeout=60) for process in running] == [("[]\n", "")] * 4
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 def test_two_commands_at_the_same_instant(start, task, tmp_path):

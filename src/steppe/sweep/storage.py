@@ -15,6 +15,7 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from .._errors import RunError, UserError, one_line
 
@@ -54,25 +55,23 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
     """
     sqlite = _is_sqlite(url)
     options: dict[str, Any] = {"connect_args": {"timeout": _SQLITE_TIMEOUT}} if sqlite else {"pool_pre_ping": True}
-    for left in reversed(range(_TRIES)):
-        try:
-            with quiet():
-                storage = RDBStorage(
-                    url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
-                    options,
-                    heartbeat_interval=heartbeat,
-                    grace_period=GRACE * heartbeat,
-                )
-            break
-        except ImportError as error:
-            raise _missing_driver(url, error) from error
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if left and any(word in str(_root(error)).lower() for word in _AT_ONCE):
-                time.sleep(random.uniform(0.05, 0.3))
-                continue
-            raise UserError(f"the storage {shown_url(url)} cannot be used: {one_line(_root(error))}") from error
-        except RuntimeError as error:  # tables of another version of Optuna
-            raise UserError(f"the storage {shown_url(url)} cannot be used: {one_line(error)}") from error
+    filled = url.replace("{", "{{").replace("}", "}}")  # Optuna takes it for a template
+    try:
+        with quiet():
+            # First with connections that nobody keeps, since this may fail and leave them behind.
+            _make_tables(filled, {**options, "poolclass": NullPool})
+            storage = RDBStorage(
+                filled,
+                options,
+                skip_table_creation=True,
+                skip_compatibility_check=True,
+                heartbeat_interval=heartbeat,
+                grace_period=GRACE * heartbeat,
+            )
+    except ImportError as error:
+        raise _missing_driver(url, error) from error
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:  # or tables of another version of Optuna
+        raise UserError(f"the storage {shown_url(url)} cannot be used: {one_line(_root(error))}") from error
     if sqlite:
         _lock_before_reading(storage.engine)
     return storage
@@ -135,6 +134,19 @@ def patiently(call: Callable[[], _Result], where: str) -> _Result:
                 raise RunError(f"the storage {where} failed: {one_line(_root(error))}") from error
             time.sleep(wait)
     raise AssertionError  # not reached
+
+
+def _make_tables(url: str, options: dict[str, Any]) -> None:
+    """Make the tables if need be, or see them made by somebody else at the same instant."""
+    for left in reversed(range(_TRIES)):
+        try:
+            RDBStorage(url, options)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not left or not any(word in str(_root(error)).lower() for word in _AT_ONCE):
+                raise
+            time.sleep(random.uniform(0.05, 0.3))
+        else:
+            return
 
 
 def _is_sqlite(url: str) -> bool:

@@ -20,7 +20,7 @@ def sweep(
             show_default="rho=0.01:1:7log",
         ),
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUES]...", hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
     task: Annotated[
         str | None,
         typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),

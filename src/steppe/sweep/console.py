@@ -63,9 +63,9 @@ class ConsoleObserver:
         self._seen = {point.slot for point in points if point.settled}
         if self._seen:
             self._print(f"{len(self._seen)} of {len(points)} settings were done before")
+        self.look(points)
         if self._console.is_terminal and len(self._seen) < len(points):
             self._progress.start()
-        self.look(points)
 
     def look(self, points: Sequence[Point]) -> None:
         """Show what is new."""

@@ -116,7 +116,7 @@ def test_the_command_in_the_report_is_the_same_sweep(planned, command, tmp_path,
     write_report(swept)
     assert swept.command == (
         f"steppe sweep --task {tmp_path / 'square.py'}:task --method sam --base sgd --grid rho=0.01:1:3log lr=0.01,0.1 "
-        f"--seeds 2 --epochs 3 --out {tmp_path / 'out'} --heartbeat 1"
+        f"--seeds 2 --epochs 3 --out {tmp_path / 'out'} --heartbeat 1 --study square"
     )
     other = planned(
         ("rho=0.1:1:log",),
@@ -132,6 +132,11 @@ def test_the_command_in_the_report_is_the_same_sweep(planned, command, tmp_path,
         "--sampler tpe --trials 4 --prune --heartbeat 1 --storage 'postgresql+psycopg://me:***@host/db' --study mine "
         f"--config {tmp_path / 'out/config.yaml'}"
     )
+    assert Sweep(planned(name=None, heartbeat=20), ()).command.endswith(f"--out {tmp_path / 'out'}")
+    foreign = planned(
+        method="own", settings={"own": {"method": "torch.optim:SGD", "lr": 0.1}}, grid=("momentum=0,0.9",)
+    )
+    assert Sweep(foreign, ()).command.endswith(f"--config {tmp_path / 'out/config.yaml'}")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(other.options))
     assert from_file(tmp_path / "c.yaml").settings["sam"].hyperparameters["momentum"] == 0.5
 

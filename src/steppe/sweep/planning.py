@@ -10,7 +10,7 @@ from typing import Any
 
 from .._errors import UserError, nearest
 from ..compare import optimizers
-from ..compare.arms import Arm, check_arms, find_arms
+from ..compare.arms import Arm, check_arms, find_arms, packaged
 from ..compare.comparison import Plan, load, usual_jobs
 from ..compare.config import Entry, Options
 from ..compare.records import TrialConfig, check_writable, library_versions
@@ -33,6 +33,7 @@ class SweepPlan:
         storage: The database, as a URL.
         study: The sweep's name in it.
         own_storage: Whether the storage is the user's choice.
+        own_study: Whether the name is.
     """
 
     definition: Definition
@@ -40,6 +41,7 @@ class SweepPlan:
     storage: str
     study: str
     own_storage: bool = False
+    own_study: bool = False
 
     @property
     def source(self) -> TaskSource:
@@ -80,9 +82,9 @@ class SweepPlan:
             words += ["--sampler", asked.sampler, "--trials", str(asked.trials)]
         words += ["--prune"] if asked.prune else []
         words += ["--heartbeat", str(asked.heartbeat)] if asked.heartbeat != HEARTBEAT else []
-        words += ["--storage", shown_storage, "--study", self.study] if self.own_storage else []
-        if self.at({axis.name: 0.0 for axis in asked.grid}).arms[0] != self._unasked():
-            words += ["--config", str(self.out / "config.yaml")]
+        words += ["--storage", shown_storage] if self.own_storage else []
+        words += ["--study", self.study] if self.own_study else []
+        words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
     @property
@@ -90,12 +92,14 @@ class SweepPlan:
         """What the command line does not say, as the content of a file for ``--config``."""
         return {"settings": {self.definition.name: self.plan.arms[0].entry}}
 
-    def _unasked(self) -> Arm:
-        options = Options(methods=(self.definition.method,))
-        arm = _arm(self.source.name, self.definition.base, options, self.definition.grid)
-        return replace(
-            arm, hyperparameters={**arm.hyperparameters, **{axis.name: 0.0 for axis in self.definition.grid}}
-        )
+    @property
+    def _as_packaged(self) -> bool:
+        """Whether all that is not varied is as it is if nobody says anything."""
+        asked, (arm,) = self.definition, self.plan.arms
+        usual = packaged(self.source.name, asked.base, asked.method)
+        varied = [axis.name for axis in asked.grid]
+        left = {name: value for name, value in usual.hyperparameters.items() if name not in varied}
+        return arm == replace(usual, hyperparameters=left)
 
 
 def plan(
@@ -188,7 +192,7 @@ def plan(
         versions=library_versions(),
     )
     url = storage or file_url(out / "sweep.db")
-    return SweepPlan(definition, compared, url, study or f"sweep {name}", storage is not None)
+    return SweepPlan(definition, compared, url, study or f"sweep {name}", storage is not None, study is not None)
 
 
 def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Arm:

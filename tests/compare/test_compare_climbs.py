@@ -123,6 +123,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     [
         ("nowhere:sam", "the method 'nowhere:sam' cannot be imported: No module named 'nowhere'"),
         ("steppe:nothing", "the method 'steppe:nothing' cannot be imported: .*'nothing'"),
+        (":sam", "the method ':sam' cannot be imported: Empty module name"),
         ("samm", "unknown method 'samm'; did you mean 'sam'.*, or MODULE:FUNCTION"),
     ],
 )

@@ -84,7 +84,7 @@ def find(method: str) -> Callable[..., Optimizer]:
         return known[method]
     try:
         found: Callable[..., Optimizer] = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # the last for ":name"
         raise UserError(f"the method {method!r} cannot be imported: {one_line(error)}") from error
     return found
 

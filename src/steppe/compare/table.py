@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .._markdown import table
 from .stats import Mean, Row
 from .verdict import decimals, signed, with_error
 
@@ -54,10 +55,9 @@ def markdown(comparison: Comparison) -> str:
     plan = comparison.plan
     titles = [*headers(comparison), *measures(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
-    rows = [titles, ["---"] + ["---:"] * (len(titles) - 1), *texts]
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+    lines = table([[_escaped(cell) for cell in row] for row in [titles, *texts]], "lr")
     title = f"# {_escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
-    return "\n".join([title, "", *lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
+    return "\n".join([title, "", lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
 
 
 def _difference(row: Row, digits: int) -> str:
@@ -100,7 +100,7 @@ def _any_diverged(rows: Sequence[Row]) -> bool:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return text.replace("\\", "\\\\").replace("<", "&lt;")
 
 
 def _seeds(count: int) -> str:

@@ -139,13 +139,14 @@ def summary(found: Mapping[str, Sequence[Line]]) -> str:
     Args:
         found: The lines of every task, by its title.
     """
-    names = [line.name for line in max(found.values(), key=len) if line.gain is not None]
-    names = [name for name in names if all(name in {line.name for line in made} for made in found.values())]
+    longest = max(found.values(), key=len)
+    names = dict.fromkeys(line.name for made in (longest, *found.values()) for line in made if line.gain is not None)
     head = ["method", *found, "gradients", "time", "memory"]
     rows = [head]
     for name in names:
-        of = [next(line for line in made if line.name == name) for made in found.values()]
-        cells = [_gain(line) + ("" if line.share is None else f" ({_percent(line.share.value)})") for line in of]
+        asked = [next((line for line in made if line.name == name), None) for made in found.values()]
+        cells = ["" if line is None else _gain(line) + _share(line) for line in asked]
+        of = [line for line in asked if line is not None]
         price = [
             f"{max(line.gradients for line in of):.2f}",
             f"{max(line.time[0] for line in of):.2f}",
@@ -162,6 +163,10 @@ def summary(found: Mapping[str, Sequence[Line]]) -> str:
         "",
     ]
     return "\n".join(text)
+
+
+def _share(line: Line) -> str:
+    return "" if line.share is None else f" ({_percent(line.share.value)})"
 
 
 def _gain(line: Line) -> str:

@@ -76,6 +76,8 @@ def fraction_of(batch: Any, fraction: float) -> Any:
 
     Note:
         Batches that are drawn at random are so in every part. Under DDP every process takes the part of its own batch.
+        Batch norm normalises a part by the part alone; let that pass run in `steppe.passes.frozen_norm_stats`, so that
+        the running statistics are those of whole batches.
 
     Example:
         >>> import torch

@@ -7,7 +7,7 @@ the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import final
 
@@ -113,6 +113,12 @@ class Ops:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
+    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors], xs: Tensors, ys: Tensors) -> Scalar:
+        """Return the norm of ``f(xs, ys)``, which is element-wise: in pieces, so that it stays in a cache."""
+        if self.foreach and self.kind and free_to_read(xs[0]):
+            return math.hypot(*[float(self.norm(f(*some))) for some in pieces(xs, ys)])
+        return self.norm(f(xs, ys))
+
     def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         """Return the inner product over all elements of all tensors, likewise."""
         if self.foreach and self.kind and free_to_read(xs[0]):
@@ -131,13 +137,20 @@ class Ops:
             return torch._foreach_add(xs, ys, alpha=c)
         return [x.add(y, alpha=c) for x, y in zip(xs, ys, strict=True)]
 
-    def abs_plus(self, xs: Tensors, c: float) -> Tensors:
-        """Return ``|x| + c``."""
+    def by_size(self, xs: Tensors, ys: Tensors, c: float, *, twice: bool = False) -> Tensors:
+        """Return ``(|x| + c) y``, or ``twice`` so."""
         if not self.foreach:
-            return [x.abs() + c for x in xs]
-        sizes: Tensors = torch._foreach_abs(xs)
-        torch._foreach_add_(sizes, c)
-        return sizes
+            sizes = [x.abs() + c for x in xs]
+            return [t * (t * y) if twice else t * y for t, y in zip(sizes, ys, strict=True)]
+        found: Tensors = torch._foreach_abs(xs)
+        torch._foreach_add_(found, c)
+        if not self.kind:  # the dtypes of x and y may differ
+            once = torch._foreach_mul(found, ys)
+            return torch._foreach_mul(found, once) if twice else once
+        if twice:
+            torch._foreach_mul_(found, found)
+        torch._foreach_mul_(found, ys)
+        return found
 
     def over_sqrt(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x / sqrt(y)``."""

@@ -2,7 +2,8 @@
 
 An ascent answers with directions ``d`` (a tensor per parameter) and one factor ``c``. Uphill, `SharpnessAware` moves
 every parameter by ``delta = rho c d`` with the radius ``rho`` of its group. Downhill, `Descent` moves it by
-``-lr c d``: adaptive learning rates and adaptive radii are the same accumulators, seen from two sides.
+``-lr c d``: adaptive learning rates and adaptive radii are the same accumulators, seen from two sides. Where ``d`` is
+stretched by something that depends on the parameter alone, that waits for the move, and needs no memory of its own.
 
 Ascents are frozen settings. What they remember lives in the optimizer's ``state``, by parameter or under the key
 ``"shared"``, so that it is saved and loaded with it.
@@ -144,10 +145,15 @@ class Ascent(ABC):
 
     @abstractmethod
     def directions(self, slope: Slope) -> Directions:
-        """Return directions ``d``, one per parameter, and a factor ``c``, a number or a 0-dim tensor.
+        """Return directions ``d`` before they are stretched, one per parameter, and a factor ``c``.
 
-        The engine takes a factor that is not finite for "there is nowhere to climb".
+        The factor is a number or a 0-dim tensor; the engine takes one that is not finite for "there is nowhere to
+        climb".
         """
+
+    def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
+        """Return the directions along which to move ``params``, some of the parameters or pieces of them."""
+        return directions
 
 
 @final
@@ -184,9 +190,13 @@ class Adaptive(Ascent):
             raise ValueError(f"eta must be a finite number >= 0, got {self.eta}.")
 
     def directions(self, slope: Slope) -> Directions:
-        scales = slope.ops.abs_plus(slope.params, self.eta)
-        scaled = slope.ops.mul(scales, slope.grads)
-        return slope.ops.mul(scales, scaled), ratio(1.0, slope.ops.norm(scaled))
+        def scaled(params: Tensors, grads: Tensors) -> Tensors:
+            return slope.ops.by_size(params, grads, self.eta)
+
+        return slope.grads, ratio(1.0, slope.ops.norm_of(scaled, slope.params, slope.grads))
+
+    def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
+        return ops.by_size(params, directions, self.eta, twice=True)
 
 
 @final
@@ -251,6 +261,9 @@ class Momentum(Ascent):
         directions, factor = self.shape.directions(slope)
         return directions, -factor
 
+    def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
+        return self.shape.stretched(ops, params, directions)
+
 
 @final
 @dataclass(frozen=True)
@@ -280,6 +293,9 @@ class Filtered(Ascent):
         slope.ops.lerp_(means, slope.or_else(grads, means), 1 - self.decay)
         return directions
 
+    def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
+        return self.shape.stretched(ops, params, directions)
+
 
 @final
 @dataclass(frozen=True)
@@ -307,6 +323,9 @@ class Masked(Ascent):
         empty = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
         masks = [mask.bernoulli_(self.keep, generator=sources[mask.device]) for mask in empty]
         return slope.ops.mul(directions, masks), factor / self.keep
+
+    def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
+        return self.shape.stretched(ops, params, directions)
 
 
 def _check_eps(eps: float) -> None:

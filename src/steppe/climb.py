@@ -131,7 +131,7 @@ class Climb:
                     ops.copy_(copy, w)
                     saved.append((w, copy))
                     if go is not False:
-                        ops.move_(w, d, step, guard)
+                        ops.move_(w, self.ascent.stretched(ops, w, d), step, guard)
         except BaseException:
             for w, copy in saved:
                 ops.copy_(w, copy)

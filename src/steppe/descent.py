@@ -102,9 +102,10 @@ class Descent(Optimizer):
             if not members:
                 continue
             params = ops.real(members)
+            along = ascent.stretched(ops, params, directions[start : start + len(members)])
             if group["weight_decay"] != 0:
                 ops.scale_(params, 1 - group["lr"] * group["weight_decay"])
-            ops.move_(params, directions[start : start + len(members)], on_host(-group["lr"] * factor))
+            ops.move_(params, along, on_host(-group["lr"] * factor))
             start += len(members)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

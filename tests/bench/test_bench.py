@@ -18,6 +18,7 @@ from steppe.bench.entries import BENCHES, ENTRIES, PEERS, Bench, Entry, entries
 from steppe.bench.run import rows
 from steppe.compare.optimizers import build, check_hyperparameters
 from steppe.compare.runner import Silence
+from steppe.compare.sources import find_task
 from steppe.triggers import After
 
 # What everybody may choose from
@@ -42,7 +43,16 @@ def test_shares_of_a_training_are_steps():
 def test_rows_are_always_with_base_and_sam():
     bench = BENCHES["mnist1d"]
     assert list(rows(bench, "msam, looksam")) == ["adamw", "sam", "msam", "looksam"]
-    assert list(rows(bench, None)) == ["adamw", *ENTRIES, *PEERS]
+    plain = [name for name in ENTRIES if name != "sam-norm-layers"]
+    assert list(rows(bench, None)) == ["adamw", *plain, *PEERS]
+    assert list(rows(BENCHES["digits-noise-norm"], None)) == ["sgd", *ENTRIES, *PEERS]
+
+
+def test_only_models_with_normalization_layers_have_a_row_for_them():
+    for name, bench in BENCHES.items():
+        if name != "news":  # whose encoder is no package of this one's
+            model = find_task(bench.task).load().model()
+            assert bench.normed == any("Norm" in type(module).__name__ for module in model.modules())
 
 
 # Tuning
@@ -125,7 +135,7 @@ def test_the_summary_has_gains_side_by_side_and_the_highest_price():
     text = report.summary(found)
     assert "| method | one | two | gradients | time | memory |" in text
     assert "| msam | +2.50* (50 %) | -0.30 | 1.01 | 1.01 | +1.0 |" in text
-    assert "late" not in text  # not everywhere
+    assert "| late | -0.30 (10 %) |  | 1.10 | 1.10 | +1.0 |" in text  # which is not on every task
     assert "| adamw" not in text
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from steppe._errors import UserError
 from steppe.compare import comparison, config, records
-from steppe.compare.optimizers import build, find, has_radius, is_wrapper
+from steppe.compare.optimizers import build, find, has_radius, is_wrapper, parameters_of
 from steppe.compare.tasks import Task
 from steppe.compare.trial import run_trial
 from steppe.triggers import After, Always, Every, Randomly
@@ -61,6 +61,7 @@ def test_when_to_climb(when, trigger):
         ({"probability": 2.0}, r"sam: p must lie in \[0, 1\], got 2\.0"),
         ({"fraction": 0.0}, r"sam: fraction must lie in \(0, 1\], got 0"),
         ({"fraction": True}, r"sam: fraction must lie in \(0, 1\], got True"),
+        ({"norm_layers": True}, "sam: norm_layers needs a rho, the radius of these layers"),
         ({"evry": 2.0}, "sam over sgd has no hyper-parameter 'evry'"),
     ],
 )
@@ -102,6 +103,53 @@ def test_a_fraction_is_the_climb_of_the_first_examples(monkeypatch):
     assert torch.equal(clean, sharp[:4])
 
 
+class Normed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.seen = []
+        self[1].register_forward_hook(self.note)
+
+    def note(self, layer, inputs, output):
+        if self.training:
+            self.seen.append((len(output), layer.track_running_stats))
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "seen"),
+    [
+        ({}, [(8, True), (8, False)]),
+        ({"fraction": 0.25}, [(2, False), (8, True)]),
+        ({"every": 2.0}, [(8, True), (8, False), (8, True), (8, True), (8, False)]),
+        ({"every": 2.0, "fraction": 0.25}, [(2, False), (8, True), (8, True), (2, False), (8, True)]),
+    ],
+)
+def test_norm_statistics_are_those_of_one_pass_over_the_whole_batch(hyperparameters, seen):
+    models = []
+    task = Task(model=lambda: models.append(Normed()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    run_trial(
+        records.TrialConfig(
+            task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
+            hyperparameters={"lr": 0.1, "rho": 0.1, **hyperparameters},
+        ),
+        task,
+    )  # fmt: skip
+    assert models[0].seen[: len(seen)] == seen
+    assert models[0][1].num_batches_tracked == 4
+
+
+def test_norm_layers_alone_may_climb():
+    model = Normed()
+    given = {"lr": 0.1, "rho": 0.3, "norm_layers": True}
+    opt = build("sam", "sgd", parameters_of(model, given), given)
+    assert [(len(group["params"]), group["rho"]) for group in opt.param_groups] == [(2, 0.3), (4, 0.0)]
+    assert opt.param_groups[0]["params"][0] is model[1].weight
+    given = {**given, "norm_layers": False}
+    opt = build("adasam", "", parameters_of(model, given), given)
+    assert [(len(group["params"]), group["rho"]) for group in opt.param_groups] == [(6, 0.3)]
+    with pytest.raises(UserError, match="norm_layers: Linear has no normalization layer with parameters"):
+        parameters_of(nn.Linear(2, 1), {"rho": 0.3, "norm_layers": True})
+
+
 def test_methods_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine.py").write_text(
@@ -123,6 +171,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
     [
         ("nowhere:sam", "the method 'nowhere:sam' cannot be imported: No module named 'nowhere'"),
         ("steppe:nothing", "the method 'steppe:nothing' cannot be imported: .*'nothing'"),
+        (":sam", "the method ':sam' cannot be imported: Empty module name"),
         ("samm", "unknown method 'samm'; did you mean 'sam'.*, or MODULE:FUNCTION"),
     ],
 )

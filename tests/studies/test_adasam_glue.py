@@ -132,6 +132,15 @@ def test_a_claim_whose_rows_were_not_run_is_not_judged():
     assert judge(CLAIMS[0], scores(one=some)) is not None
 
 
+def test_of_a_claim_what_was_run_is_judged():
+    good = wobbly(ladder(adasam_09=3.0, amsgrad_09=1.0))
+    half = {name: good[name] for name in ("amsgrad-0.9", "adasam-0.9")}
+    found = judge(CLAIMS[0], scores(one=half))
+    assert (len(found.claim.parts), len(found.differences), found.verdict) == (1, 1, "replicated")
+    assert found.differences[0].value == pytest.approx(2.0, abs=0.05)
+    assert [judge(claim, scores(one=half)) for claim in CLAIMS[1:]] == [None] * 3
+
+
 # Speed-up
 
 

@@ -1,1 +1,1 @@
-"""What the methods keep of SAM's gain, at which price: four tasks, tuned with equal budgets, against other packages."""
+"""What the methods keep of SAM's gain, at which price: five tasks, tuned with equal budgets, against other packages."""

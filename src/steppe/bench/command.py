@@ -9,7 +9,9 @@ import typer
 
 
 def bench(
-    task: Annotated[str | None, typer.Option(help="mnist1d, digits-noise, mnist1d-conv or news; default: all")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="mnist1d, digits-noise, digits-noise-norm, mnist1d-conv or news; default: all")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="rows of the table with commas between; default: all")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="of the comparison")] = 10,
     tuning_seeds: Annotated[int | None, typer.Option(min=1, help="of the tuning; default: 4, with news 2")] = None,

@@ -11,6 +11,7 @@ from typing import Any
 from .peers import installed
 
 _FILE = Path(__file__).with_name("tasks.py")
+_NORMED = Path(__file__).with_name("normed.py")
 _PEER = "steppe.bench.peers"
 
 
@@ -29,6 +30,7 @@ class Bench:
         decays: Three weight decays, for the base alone, which has no radius to choose.
         rho: Three radii of SAM.
         adaptive: Three radii of the adaptive climb.
+        normed: Whether the model has normalization layers.
         tuning_seeds: Of the choice, unless the user says otherwise. With few, a setting that ruins every third training
             may look like the best.
     """
@@ -43,6 +45,7 @@ class Bench:
     decays: tuple[float, float, float]
     rho: tuple[float, float, float]
     adaptive: tuple[float, float, float]
+    normed: bool = False
     tuning_seeds: int = 4
 
 
@@ -71,6 +74,20 @@ BENCHES: Mapping[str, Bench] = {
         rho=(0.1, 0.2, 0.4),
         adaptive=(1.0, 2.0, 4.0),
     ),
+    "digits-noise-norm": Bench(
+        title="digits, convnet with batch norm, 40 % of the training labels random",
+        task=f"{_NORMED}:digits_noise_norm",
+        base="sgd",
+        epochs=80,
+        steps=20,
+        lr=(5e-3, 2e-2, 8e-2),
+        fixed={"momentum": 0.9, "weight_decay": 5e-4},
+        decays=(5e-4, 5e-3, 5e-2),
+        rho=(0.2, 0.4, 0.8),
+        adaptive=(2.0, 4.0, 8.0),
+        normed=True,
+        tuning_seeds=2,
+    ),
     "mnist1d-conv": Bench(
         title="mnist1d, convnet",
         task="mnist1d-conv",
@@ -94,6 +111,7 @@ BENCHES: Mapping[str, Bench] = {
         decays=(0.01, 0.1, 1.0),
         rho=(0.01, 0.02, 0.05),
         adaptive=(0.1, 0.2, 0.5),
+        normed=True,
         tuning_seeds=2,
     ),
 }
@@ -108,12 +126,14 @@ class Entry:
         radii: Which of the task's radii it chooses from, and what they are multiplied by; None without a radius.
         more: Its other hyper-parameters, the same on every task.
         share: Hyper-parameters that are a part of the training's steps.
+        normed: Whether it is for models with normalization layers alone.
     """
 
     method: str
     radii: tuple[str, float] | None = ("rho", 1.0)
     more: Mapping[str, float] = field(default_factory=dict)
     share: Mapping[str, float] = field(default_factory=dict)
+    normed: bool = False
 
     def settings(self, bench: Bench, epochs: int | None = None) -> list[dict[str, Any]]:
         """Return the nine settings that it may choose from."""
@@ -145,6 +165,8 @@ ENTRIES: Mapping[str, Entry] = {
     "sam-every-5-stretched": Entry("sam", more={"every": 5, "stretched": True}),
     "sam-late": Entry("sam", share={"after": 0.75}),
     "looksam": Entry("looksam", more={"k": 5, "alpha": 0.2}),
+    # The best radius of the few weights in normalization layers is larger than that of all.
+    "sam-norm-layers": Entry("sam", ("rho", 5.0), {"norm_layers": True}, normed=True),
 }
 
 PEERS: Mapping[str, Entry] = {
@@ -159,4 +181,5 @@ def entries(bench: Bench) -> dict[str, Entry]:
     """Return all rows of a task's table: the base, what is here, and the peers that are installed."""
     there = installed()
     peers = {name: entry for name, entry in PEERS.items() if any(name.startswith(package) for package in there)}
-    return {bench.base: Entry(bench.base, None), **ENTRIES, **peers}
+    ours = {name: entry for name, entry in ENTRIES.items() if bench.normed or not entry.normed}
+    return {bench.base: Entry(bench.base, None), **ours, **peers}

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
+from .._markdown import table
 from ..compare.comparison import Comparison
 from ..compare.records import Record
 from ..compare.stats import LEVEL, MINIMUM_PAIRS, Row
@@ -127,10 +128,9 @@ def markdown(bench: Bench, found: Comparison, made: Sequence[Line], seeds: int) 
         f"{found.plan.metric_name} on the test split, mean ± standard error over {len(n)} seeds, around "
         f"{bench.base}; settings chosen out of nine by the validation metric over {seeds} other seeds.",
         "",
-        "| method | test | gain over the base | of SAM's gain | gradients | time | memory | setting |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    return "\n".join([*head, *(_line(line) for line in made), ""])
+    titles = ["method", "test", "gain over the base", "of SAM's gain", "gradients", "time", "memory", "setting"]
+    return "\n".join([*head, table([titles, *(_line(line) for line in made)], "lrrrrrrl"), ""])
 
 
 def summary(found: Mapping[str, Sequence[Line]]) -> str:
@@ -139,13 +139,14 @@ def summary(found: Mapping[str, Sequence[Line]]) -> str:
     Args:
         found: The lines of every task, by its title.
     """
-    names = [line.name for line in max(found.values(), key=len) if line.gain is not None]
-    names = [name for name in names if all(name in {line.name for line in made} for made in found.values())]
+    longest = max(found.values(), key=len)
+    names = dict.fromkeys(line.name for made in (longest, *found.values()) for line in made if line.gain is not None)
     head = ["method", *found, "gradients", "time", "memory"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = [head]
     for name in names:
-        of = [next(line for line in made if line.name == name) for made in found.values()]
-        cells = [_gain(line) + ("" if line.share is None else f" ({_percent(line.share.value)})") for line in of]
+        asked = [next((line for line in made if line.name == name), None) for made in found.values()]
+        cells = ["" if line is None else _gain(line) + _share(line) for line in asked]
+        of = [line for line in asked if line is not None]
         price = [
             f"{max(line.gradients for line in of):.2f}",
             f"{max(line.time[0] for line in of):.2f}",
@@ -158,17 +159,21 @@ def summary(found: Mapping[str, Sequence[Line]]) -> str:
         "Gain over the base, and in brackets the share of SAM's gain. Of gradients, time and memory the highest of all "
         "tasks.",
         "",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        table(rows, "lr"),
         "",
     ]
     return "\n".join(text)
+
+
+def _share(line: Line) -> str:
+    return "" if line.share is None else f" ({_percent(line.share.value)})"
 
 
 def _gain(line: Line) -> str:
     return "" if line.gain is None else f"{line.gain[0]:+.2f}{'*' if line.gain[3] else ''}"
 
 
-def _line(line: Line) -> str:
+def _line(line: Line) -> list[str]:
     value, error, _ = line.metric
     gain = "" if line.gain is None else f"{line.gain[0]:+.2f} [{line.gain[1]:+.2f}, {line.gain[2]:+.2f}]"
     gain += "*" if line.gain is not None and line.gain[3] else ""
@@ -179,10 +184,17 @@ def _line(line: Line) -> str:
         for name, value in line.setting.items()
         if name in ("lr", "rho", "weight_decay") and (name != "weight_decay" or line.gain is None)
     )
-    return (
-        f"| {line.name} | {value:.2f} ± {error:.2f} | {gain} | {share} | {line.gradients:.2f} | "
-        f"{line.time[0]:.2f} [{line.time[1]:.2f}, {line.time[2]:.2f}] | {line.memory:+.1f} | {setting} |"
-    )
+    time = f"{line.time[0]:.2f} [{line.time[1]:.2f}, {line.time[2]:.2f}]"
+    return [
+        line.name,
+        f"{value:.2f} ± {error:.2f}",
+        gain,
+        share,
+        f"{line.gradients:.2f}",
+        time,
+        f"{line.memory:+.1f}",
+        setting,
+    ]
 
 
 def as_json(made: Sequence[Line]) -> list[dict[str, Any]]:

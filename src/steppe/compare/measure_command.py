@@ -50,6 +50,7 @@ def measure(
     from rich.table import Table
 
     from .._errors import UserError
+    from .._markdown import table as markdown_table
     from . import measuring
 
     request = measuring.Request(
@@ -65,7 +66,7 @@ def measure(
         for (row, seed), one in found.items():
             measuring.save(one, folder / f"{row}-{seed}")
         lines = measuring.summary(found)
-        (folder / "table.md").write_text(measuring.markdown(lines), encoding="utf-8")
+        (folder / "table.md").write_text(markdown_table(lines, "lr") + "\n", encoding="utf-8")
         grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for index, title in enumerate(lines[0]):
             grid.add_column(escape(title), justify="right" if index else "left")

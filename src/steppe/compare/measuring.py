@@ -141,12 +141,6 @@ def summary(found: Mapping[tuple[str, int], Report]) -> list[list[str]]:
     return [head, loss, *([name, *(f"{one.measures[name].value:.4g}" for one in found.values())] for name in names)]
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Return the lines of a table as Markdown."""
-    rows = [lines[0], ["---"] + ["---:"] * (len(lines[0]) - 1), *lines[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
 def save(one: Report, folder: Path) -> None:
     """Write a report's files.
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._errors import UserError, nearest, one_line
+from ..groups import norm_layers
 from ..methods import METHODS
 from ..optimizer import SharpnessAware
 from ..triggers import After, Always, Every, Randomly, Trigger
@@ -26,6 +27,9 @@ WHEN = ("every", "stretched", "after", "probability")
 
 FRACTION = "fraction"
 """A hyper-parameter of methods with a clean pass: of the batch, the part that it sees."""
+
+NORM_LAYERS = "norm_layers"
+"""A hyper-parameter of methods with a radius: whether only normalization layers climb."""
 
 
 def check_base(base: str) -> None:
@@ -84,7 +88,7 @@ def find(method: str) -> Callable[..., Optimizer]:
         return known[method]
     try:
         found: Callable[..., Optimizer] = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # the last for ":name"
         raise UserError(f"the method {method!r} cannot be imported: {one_line(error)}") from error
     return found
 
@@ -99,15 +103,34 @@ def has_radius(method: str) -> bool:
     return method not in BASES and "rho" in _keywords(find(method))
 
 
-def build(method: str, base: str, parameters: Iterable[nn.Parameter], hyperparameters: Hyperparameters) -> Optimizer:
+def parameters_of(model: nn.Module, hyperparameters: Hyperparameters) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Return what the optimizer of a trial is given: the parameters, or groups of which one climbs.
+
+    Raises:
+        UserError: Only normalization layers are to climb, and the model has none.
+    """
+    if not hyperparameters.get(NORM_LAYERS, False):
+        return list(model.parameters())
+    try:
+        return norm_layers(model, float(hyperparameters["rho"]))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"{NORM_LAYERS}: {one_line(error)}") from error
+
+
+def build(
+    method: str,
+    base: str,
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+    hyperparameters: Hyperparameters,
+) -> Optimizer:
     """Build the optimizer of a trial.
 
     Args:
         method: What `find` knows.
         base: The name of the optimizer that a wrapping method wraps; others ignore it.
-        parameters: The model's parameters.
+        parameters: The model's parameters, as `parameters_of` returns them.
         hyperparameters: Those that a wrapping method takes go to it, all others to its base. Where it has a trigger
-            those in `WHEN` make it; that in `FRACTION` belongs to the loop.
+            those in `WHEN` make it; that in `FRACTION` belongs to the loop, that in `NORM_LAYERS` to `parameters_of`.
 
     Returns:
         The optimizer; its ``step`` takes a closure.
@@ -123,6 +146,8 @@ def build(method: str, base: str, parameters: Iterable[nn.Parameter], hyperparam
     own = _keywords(make)[1:]
     given: dict[str, Any] = dict(hyperparameters)
     fraction = given.pop(FRACTION, None)
+    if given.pop(NORM_LAYERS, False) and "rho" not in given:
+        raise UserError(f"{method}: {NORM_LAYERS} needs a rho, the radius of these layers")
     if "trigger" in own:
         when = {name: given.pop(name) for name in WHEN if name in given}
         given |= {"trigger": _trigger(method, when)} if when else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .._markdown import table
 from .stats import Mean, Row
 from .verdict import decimals, signed, with_error
 
@@ -54,16 +55,9 @@ def markdown(comparison: Comparison) -> str:
     plan = comparison.plan
     titles = [*headers(comparison), *measures(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
-    lines = pipes([titles, *texts])
-    title = f"# {_escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
-    return "\n".join([title, "", *lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
-
-
-def pipes(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table, whose first row are the titles; all columns but the first are numbers."""
-    titles, *texts = rows
-    ruled = [titles, ["---"] + ["---:"] * (len(titles) - 1), *texts]
-    return ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in ruled]
+    lines = table([[escaped(cell) for cell in row] for row in [titles, *texts]], "lr")
+    title = f"# {escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
+    return "\n".join([title, "", lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
 
 
 def _difference(row: Row, digits: int) -> str:
@@ -105,8 +99,9 @@ def _any_diverged(rows: Sequence[Row]) -> bool:
     return any(row.diverged for row in rows)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return text.replace("\\", "\\\\").replace("<", "&lt;")
 
 
 def _seeds(count: int) -> str:

@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from itertools import count
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..batches import fraction_of, microbatches
 from ..passes import frozen_norm_stats
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
-from .optimizers import FRACTION, build
+from .optimizers import FRACTION, build, parameters_of
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .schedules import attach
 from .tasks import Split, Task, batches, size
@@ -93,9 +92,8 @@ class Training:
         self.wrapped = host.wrap(self.model)
         if host.rank:  # the same weights, but its own augmentation and dropout for its share of each batch
             torch.manual_seed(config.seed + _RANKS_APART * host.rank)
-        self.optimizer: Optimizer = build(
-            config.method, config.base or "", self.model.parameters(), config.hyperparameters
-        )
+        parameters = parameters_of(self.model, config.hyperparameters)
+        self.optimizer: Optimizer = build(config.method, config.base or "", parameters, config.hyperparameters)
         self.fraction: Any = config.hyperparameters.get(FRACTION)
         sizes = shared_sizes(config.schedules.batch_size, config.batch_size, host.processes)
         self.total = total_updates(
@@ -165,9 +163,15 @@ class Training:
     def _update(self, x: Tensor, y: Tensor) -> float:
         passes = count()
 
-        def closure(batch: tuple[Tensor, Tensor] = (x, y)) -> Tensor:
-            with frozen_norm_stats(self.model) if next(passes) else nullcontext():
-                return one_pass(batch)
+        def closure() -> Tensor:
+            # The running statistics are those at w; where the pass at w sees a part, those of the whole batch.
+            again = next(passes) > 0 and self.fraction is None
+            with frozen_norm_stats(self.model) if again else nullcontext():
+                return one_pass((x, y))
+
+        def ascent() -> Tensor:
+            with frozen_norm_stats(self.model):
+                return one_pass(fraction_of((x, y), self.fraction))
 
         def one_pass(batch: tuple[Tensor, Tensor]) -> Tensor:
             self.evaluations += 1
@@ -185,7 +189,7 @@ class Training:
 
         options: dict[str, Any] = {}
         if self.fraction is not None:
-            options["ascent"] = partial(closure, fraction_of((x, y), self.fraction))
+            options["ascent"] = ascent
         clean_loss: Tensor = self.optimizer.step(closure, **options)  # type: ignore[arg-type, assignment]
         return self.host.mean(clean_loss.detach())
 

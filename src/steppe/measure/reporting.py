@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from .._markdown import table
 from .average import average_case
 from .checks import refuse
 from .curvature import Method, Spectrum, has_custom_functions, spectrum, trace
@@ -72,11 +73,8 @@ class Report:
 
     def table(self) -> str:
         """Return the numbers as a Markdown table."""
-        head = [
-            "| measure | value | ± | n | setting | cost | seconds |",
-            "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
-        ]
-        return "\n".join(head + [_row(name, found) for name, found in self.measures.items()])
+        head = ["measure", "value", "±", "n", "setting", "cost", "seconds"]
+        return table([head, *(_row(name, found) for name, found in self.measures.items())], "lrrrlrr")
 
     def __str__(self) -> str:
         """Return the table with what it is about and how to read it."""
@@ -309,7 +307,7 @@ def _top(found: Spectrum) -> Estimate:
     return Estimate(found.largest[0], found.errors[0], 1, found.cost, found.seconds, found.settings)
 
 
-def _row(name: str, found: Estimate) -> str:
+def _row(name: str, found: Estimate) -> list[str]:
     shown = {
         key: value
         for key, value in found.settings.items()
@@ -317,8 +315,8 @@ def _row(name: str, found: Estimate) -> str:
     }
     texts = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()]
     error = "" if found.error is None else f"{found.error:.2g}"
-    cells = [name, f"{found.value:.4g}", error, found.n, ", ".join(texts), f"{found.cost:.1f}", f"{found.seconds:.1f}"]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    prices = [f"{found.cost:.1f}", f"{found.seconds:.1f}"]
+    return [name, f"{found.value:.4g}", error, str(found.n), ", ".join(texts), *prices]
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tables of studies, for pages and for the terminal: lists of lines, the head first."""
+"""Tables of studies in the terminal: lists of lines, the head first."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 _WIDE = 160
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
-    shown = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in shown)
 
 
 def show(console: Console, lines: Sequence[Sequence[str]], *, title: str = "", numbers: bool = True) -> None:

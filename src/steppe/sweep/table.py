@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..compare.table import pipes
+from .._markdown import table
+from ..compare.table import escaped
 from ..compare.verdict import with_error
 from .grid import shown
 from .points import Point
@@ -41,9 +42,11 @@ def title(sweep: Sweep) -> str:
 
 def markdown(sweep: Sweep) -> str:
     """Return table, verdict and note as Markdown."""
-    rows = cells(sweep)
-    table = [*pipes([headers(sweep), *rows]), ""] if rows else []
-    return "\n".join([f"# {title(sweep)}", "", *table, *sweep.verdict, "", NOTE, "", f"    {sweep.command}", ""])
+    rows = [[escaped(cell) for cell in row] for row in [headers(sweep), *cells(sweep)]]
+    lines = [table(rows, "lr"), ""] if rows[1:] else []
+    return "\n".join(
+        [f"# {escaped(title(sweep))}", "", *lines, *sweep.verdict, "", NOTE, "", f"    {sweep.command}", ""]
+    )
 
 
 def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:

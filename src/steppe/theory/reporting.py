@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .._markdown import table
 from .claim import LEVEL, Finding
 from .parallel import Outcome
 
@@ -95,12 +96,11 @@ def page(
         here = [known[name] for name in ids if name in known]
         if not here:
             continue
-        out += [f"## {title}", "", "| claim | predicted | measured | verdict |", "| --- | --- | --- | --- |"]
+        lines = [["claim", "predicted", "measured", "verdict"]]
         for one in here:
             found, name = one.judgement.nearest, one.claim.id
-            cells = (f"[{name}](#{name})", _predicted(found), _measured(found), _verdict(one))
-            out.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        out.append("")
+            lines.append([f"[{name}](#{name})", _predicted(found), _measured(found), _verdict(one)])
+        out += [f"## {title}", "", table(lines), ""]
         for one in here:
             out += _section(one, images.get(one.claim.id))
     return "\n".join(out).rstrip() + "\n"

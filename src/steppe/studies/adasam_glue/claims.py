@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from ...compare.records import Record
@@ -35,7 +35,7 @@ class Finding:
     """What this run says of a claim.
 
     Attributes:
-        claim: The claim.
+        claim: The claim, with the parts that were tested.
         differences: Of every part: the mean over tasks, paired by seed. None with fewer than 3 seeds.
         wins: Of every part: on how many tasks its mean over seeds is above 0, and out of how many.
         verdict: From the signs and the p-values, which are corrected by Holm within the claim.
@@ -76,17 +76,19 @@ CLAIMS = (
 
 
 def judge(claim: Claim, scores: Scores) -> Finding | None:
-    """Test a claim; None if one of its rows was not run.
+    """Test those parts of a claim whose rows were run; None if there is none.
 
-    Its parts are corrected by Holm together; what they come to says `steppe.studies.verdicts.verdict`.
+    The parts are corrected by Holm together; what they come to says `steppe.studies.verdicts.verdict`.
 
     Args:
         claim: The claim.
         scores: Higher is better; a seed that is missing somewhere, for a trial diverged, is left out everywhere.
     """
-    names = {name for part in claim.parts for _, name in part}
-    if any(name not in of for of in scores.values() for name in names):
+    rows = set.intersection(*(set(of) for of in scores.values()))
+    claim = replace(claim, parts=tuple(part for part in claim.parts if all(name in rows for _, name in part)))
+    if not claim.parts:
         return None
+    names = {name for part in claim.parts for _, name in part}
     seeds = sorted(set.intersection(*(set(of[name]) for of in scores.values() for name in names)))
     differences, wins = [], []
     for part in claim.parts:

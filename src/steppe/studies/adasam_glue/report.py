@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..._errors import RunError
+from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
 from .. import pages
@@ -125,18 +126,18 @@ def markdown(study: Study) -> str:
     )
     parts = [f"# {study.title}", setting]
     for title, lines in tables(study):
-        parts += [f"## {title}", pages.markdown(lines)]
+        parts += [f"## {title}", markdown_table(lines)]
     parts.append(TABLE_NOTE)
     if study.findings:
-        parts += ["## Claim by claim", pages.markdown(claims_table(study)), CLAIMS_NOTE]
+        parts += ["## Claim by claim", markdown_table(claims_table(study)), CLAIMS_NOTE]
     for task, found in study.speedups.items():
         parts += [
             f"## Larger batches, fewer steps: {task}",
-            pages.markdown(speedup.table(found)),
+            markdown_table(speedup.table(found)),
             speedup.verdict(found),
         ]
     edges = "A ! marks a value at the edge of what was tried."
-    parts += ["## What was chosen", pages.markdown(settings_table(study)), edges]
+    parts += ["## What was chosen", markdown_table(settings_table(study)), edges]
     return "\n\n".join([*parts, f"    {study.command}"]) + "\n"
 
 

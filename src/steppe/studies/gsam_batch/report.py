@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..._errors import RunError
+from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.stats import Difference, mean
 from .. import pages
@@ -82,10 +83,10 @@ def markdown(study: Study) -> str:
     parts = [
         "# SAM and GSAM with growing batches or a decaying learning rate",
         setting,
-        pages.markdown(table(study)),
+        markdown_table(table(study)),
         NOTE,
         "## Claim by claim",
-        pages.markdown(claims_table(study)),
+        markdown_table(claims_table(study)),
         CLAIMS_NOTE,
         command,
     ]

@@ -61,6 +61,42 @@ def tune(
     """Try all candidates of all rows, and return the best of each by the final validation metric.
 
     Args:
+        task, base, candidates, seeds, epochs, jobs, out, observer, host: As `try_all` takes them.
+
+    Raises:
+        UserError: The input is wrong; nothing was trained.
+        RunError: A trial failed, or every candidate of a row diverged; what was finished is kept.
+    """
+    found, higher = try_all(
+        task, base, candidates, seeds=seeds, epochs=epochs, jobs=jobs, out=out, observer=observer, host=host
+    )
+    sign = 1.0 if higher else -1.0
+    best = {}
+    for name, entries in candidates.items():
+        scores = [_score(records) for records in found[name]]
+        finite = [i for i, score in enumerate(scores) if score is not None]
+        if not finite:
+            raise RunError(f"every setting of {name} diverged on {found[name][0][0].config.task}")
+        index = max(finite, key=lambda i: sign * (scores[i] or 0.0))
+        best[name] = Tuned(dict(entries[index]), scores[index] or 0.0, tuple(map(dict, entries)), tuple(scores))
+    return best
+
+
+def try_all(
+    task: str | Callable[[], Task],
+    base: str,
+    candidates: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    seeds: int = 2,
+    epochs: int | None = None,
+    jobs: int | None = None,
+    out: Path,
+    observer: Observer | None = None,
+    host: Host | None = None,
+) -> tuple[dict[str, list[list[Record]]], bool]:
+    """Train with all candidates of all rows; the test split is not read.
+
+    Args:
         task: As in `compare`.
         base: What wrapping methods wrap.
         candidates: By row: entries as in the ``settings`` of `compare`; without ``method`` the row's name is the
@@ -72,9 +108,12 @@ def tune(
         observer: Is told how it proceeds.
         host: Where trials run, if not in worker processes on the CPU.
 
+    Returns:
+        By row, for every candidate the records of its seeds; and whether a higher metric is better.
+
     Raises:
         UserError: The input is wrong; nothing was trained.
-        RunError: A trial failed, or every candidate of a row diverged; what was finished is kept.
+        RunError: A trial failed; what was finished is kept.
     """
     arms = {
         f"{name}@{i}": {"method": name, **entry}
@@ -87,16 +126,9 @@ def tune(
     by_arm: dict[str, list[Record]] = {}
     for record in found:
         by_arm.setdefault(record.config.row, []).append(record)
-    best = {}
-    for name, entries in candidates.items():
-        scores = [_score(by_arm[f"{name}@{i}"]) for i in range(len(entries))]
-        finite = [i for i, score in enumerate(scores) if score is not None]
-        if not finite:
-            raise RunError(f"every setting of {name} diverged on {asked.source.name}")
-        sign = 1.0 if asked.higher_is_better else -1.0
-        index = max(finite, key=lambda i: sign * (scores[i] or 0.0))
-        best[name] = Tuned(dict(entries[index]), scores[index] or 0.0, tuple(map(dict, entries)), tuple(scores))
-    return best
+    return {
+        name: [by_arm[f"{name}@{i}"] for i in range(len(entries))] for name, entries in candidates.items()
+    }, asked.higher_is_better
 
 
 def plan_of(
@@ -109,8 +141,9 @@ def plan_of(
     epochs: int | None = None,
     jobs: int | None = None,
     host: Host | None = None,
+    measure: bool = False,
 ) -> Plan:
-    """Plan a comparison of named entries, in their order.
+    """Plan a comparison of named entries, in their order; with ``measure`` the sharpness of what was trained too.
 
     Raises:
         UserError: The input is wrong.
@@ -126,6 +159,7 @@ def plan_of(
         "seeds": seeds,
         "epochs": epochs,
         "jobs": jobs,
+        **({"measure": True} if measure else {}),
     }
     return comparison.plan(task, config.from_flags(asked), out, host)
 

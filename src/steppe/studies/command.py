@@ -82,6 +82,55 @@ def gsam_batch(
         console.print(f"written to {escape(str(path.parent))}", highlight=False, soft_wrap=True)
 
 
+@study.command("lightsam")
+def lightsam(
+    preset: Annotated[
+        str, typer.Option(help="smoke, small (two cores, two hours), or paper (full epochs, ten seeds).")
+    ] = "small",
+    task: Annotated[
+        str | None,
+        typer.Option(help="mnist1d, mnist1d-conv, digits or FILE.py:FUNCTION.", show_default="the preset's"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/lightsam-PRESET")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of the grids.", show_default="the preset's")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
+    ] = None,
+) -> None:
+    """How much SAM, AdaSAM and LightSAM depend on learning rate and radius (Cheng et al., 2025).
+
+    Every method has a grid of 7 learning rates and 7 radii over three decades each. The same command again skips the
+    trials that are finished.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from .._errors import UserError, nearest
+    from ..compare.console import ConsoleObserver
+    from .lightsam import report
+    from .lightsam.design import PRESETS
+    from .lightsam.run import carry_out
+
+    if preset not in PRESETS:
+        raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    design, console = PRESETS[preset], Console()
+    design = design if seeds is None else replace(design, seeds=seeds)
+    found = carry_out(
+        preset,
+        design,
+        design.tasks if task is None else (task,),
+        out or Path("runs") / f"lightsam-{preset}",
+        jobs,
+        _repeated("lightsam", {"preset": preset, "task": task, "seeds": seeds}),
+        lambda: ConsoleObserver("metric", console),
+    )
+    path = report.write(found)
+    report.show(found, console)
+    console.print(f"written to {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
 @study.command("adasam-glue")
 def adasam_glue(
     task: Annotated[

@@ -1,0 +1,133 @@
+"""Carry the study out: grids on validation data, a comparison of the best on test data, the radii, the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...compare import comparison
+from ...compare.comparison import Comparison
+from ...compare.host import Host
+from ...compare.runner import Observer
+from ...compare.sources import find_task
+from ...compare.tuning import plan_of, try_all
+from .claims import Finding, judged
+from .design import Preset
+from .grids import Grid, grid
+from .radii import radii
+
+UNTUNED = "-middle"
+"""Added to the name of a method that has the setting in the middle of its grid, which is the best on another task."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was found on one task.
+
+    Attributes:
+        metric: The name of the metric.
+        grids: By method.
+        chosen: Which setting of each was the best of the wide grid.
+        comparison: The best and the middle of all grids, on test data, with their sharpness.
+        radii: By method with a radius, how far it climbed at each step of one training with its best setting.
+    """
+
+    metric: str
+    grids: Mapping[str, Grid]
+    chosen: Mapping[str, int]
+    comparison: Comparison
+    radii: Mapping[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found.
+
+    Attributes:
+        preset: The name of the setting.
+        design: The setting.
+        runs: By task.
+        findings: Claim by claim.
+        out: The folder.
+        command: That repeats it.
+    """
+
+    preset: str
+    design: Preset
+    runs: Mapping[str, Run]
+    findings: tuple[Finding, ...]
+    out: Path
+    command: str
+
+
+def carry_out(
+    preset: str,
+    design: Preset,
+    tasks: tuple[str, ...],
+    out: Path,
+    jobs: int | None,
+    command: str,
+    watch: Callable[[], AbstractContextManager[Observer]],
+    host: Host | None = None,
+) -> Study:
+    """Run all tasks, or what is missing of them, and judge the claims.
+
+    Args:
+        preset: The name of the setting.
+        design: The setting.
+        tasks: Out of those that `steppe compare` knows, or files of one's own.
+        out: The folder of the study; every task has one of its own in it.
+        jobs: Worker processes; None is one a core.
+        command: That repeats it.
+        watch: Makes what is told how it proceeds.
+        host: Where trials run, if not in worker processes on the CPU.
+
+    Raises:
+        UserError: A task is wrong.
+        RunError: A trial failed; what was finished is kept.
+    """
+    runs = {task: _run(design, task, out / _folder(task), jobs, watch, host) for task in tasks}
+    return Study(preset, design, runs, judged(design, {task: run.grids for task, run in runs.items()}), out, command)
+
+
+def _run(
+    design: Preset,
+    task: str,
+    out: Path,
+    jobs: int | None,
+    watch: Callable[[], AbstractContextManager[Observer]],
+    host: Host | None,
+) -> Run:
+    candidates = {method: design.settings(method) for method in design.centre}
+    epochs = design.epochs
+    with watch() as observer:
+        found, _ = try_all(
+            task, "sgd", candidates, seeds=design.seeds, epochs=epochs, jobs=jobs, out=out / "grids",
+            observer=observer, host=host,
+        )  # fmt: skip
+    grids = {method: grid(design, candidates[method], found[method]) for method in candidates}
+    chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
+    arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
+    arms |= {method + UNTUNED: entries[len(entries) // 2] for method, entries in candidates.items()}
+    plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, host=host, measure=True)
+    with watch() as observer:
+        compared = comparison.run(plan, observer)
+    loaded = find_task(task).load()
+    return Run(
+        metric=plan.metric_name,
+        grids=grids,
+        chosen=chosen,
+        comparison=compared,
+        radii={trial.row: radii(trial, loaded) for trial in plan.trials() if _climbs(trial.row, arms, trial.seed)},
+    )
+
+
+def _climbs(row: str, arms: Mapping[str, Mapping[str, Any]], seed: int) -> bool:
+    return seed == 0 and not row.endswith(UNTUNED) and "rho" in arms[row]
+
+
+def _folder(task: str) -> str:
+    return Path(task).stem + task.partition(".py:")[2] if ".py:" in task else task

@@ -1,0 +1,188 @@
+"""LightSAM's sensitivity: grids and what they say, claims, radii, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from statistics import pstdev
+
+import pytest
+import torch
+from torch import nn
+
+from steppe import cli
+from steppe.compare import Task
+from steppe.compare.records import TrialConfig
+from steppe.compare.sources import find_task
+from steppe.compare.trial import run_trial
+from steppe.studies.lightsam.claims import CLAIMS, judged
+from steppe.studies.lightsam.design import LIGHT, METHODS, PLAIN, PRESETS
+from steppe.studies.lightsam.grids import Grid, grid, summary
+from steppe.studies.lightsam.radii import radii
+
+TINY = """
+import torch
+from torch import nn
+from steppe.compare import Task
+
+x = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
+y = (x[:, 0] > 0).long()
+
+def tiny():
+    return Task(model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x, y), test=(x, y), batch_size=8, epochs=2)
+"""
+SMALL = PRESETS["small"]
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(TINY)
+    return f"{file}:tiny"
+
+
+# Grids
+
+
+def test_grids_are_three_decades_around_the_middle():
+    rates = SMALL.axis(0.004)
+    assert len(rates) == 7
+    assert rates[3] == 0.004
+    assert rates[-1] / rates[0] == pytest.approx(1000, rel=0.01)
+    assert all(b / a == pytest.approx(10**0.5, rel=0.01) for a, b in pairwise(rates))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_narrow_grid_is_in_the_middle_of_the_wide_one(method):
+    settings = SMALL.settings(method)
+    lr, rho = SMALL.centre[method]
+    assert (rho is None) == (method in PLAIN)
+    assert len(settings) == (7 if rho is None else 49)
+    assert len({tuple(sorted(setting.items())) for setting in settings}) == len(settings)
+    assert SMALL.inside(method, "wide") == list(range(len(settings)))
+    narrow = [settings[index] for index in SMALL.inside(method, "narrow")]
+    assert {setting["lr"] for setting in narrow} == set(SMALL.axis(lr)[2:5])
+    assert {setting.get("rho") for setting in narrow} == ({None} if rho is None else set(SMALL.axis(rho)[2:5]))
+    assert len(narrow) == (3 if rho is None else 9)
+    assert narrow[len(narrow) // 2] == settings[len(settings) // 2]
+
+
+def test_what_a_grid_says(tiny):
+    preset = replace(PRESETS["smoke"], guessing=50.0)
+    settings = [{"lr": lr} for lr in (0.1, 3e38, 0.2)]
+    trials = [
+        [
+            run_trial(
+                TrialConfig(
+                    task="t", method="sgd", base="sgd", seed=seed, hyperparameters=setting, epochs=2, batch_size=8,
+                    versions={},
+                ),
+                find_task(tiny).load(),
+            )
+            for seed in (5, 6)
+        ]
+        for setting in settings
+    ]  # fmt: skip
+    found = grid(preset, settings, trials)
+    finals = {
+        seed: [50.0 if group[k].final is None else group[k].final.validation_metric for group in trials]
+        for k, seed in enumerate((5, 6))
+    }
+    assert found.values == finals
+    assert found.diverged == [0, 2, 0]
+    assert found.best([1]) == 1  # if there is nothing else
+    assert found.best([0, 1, 2]) != 1
+    numbers = summary(found, replace(preset, centre={"sgd": (0.1, None)}), "sgd", "wide")
+    assert numbers["best"].value == pytest.approx(sum(max(v) for v in finals.values()) / 2)
+    assert numbers["worst"].value == pytest.approx(sum(min(v) for v in finals.values()) / 2)
+    assert numbers["sd over the grid"].value == pytest.approx(sum(pstdev(v) for v in finals.values()) / 2)
+
+
+def test_the_share_of_good_settings():
+    found = Grid([{}] * 4, {0: [90.0, 89.2, 88.9, 10.0]}, [0] * 4)
+    assert found.statistic("% within 1 of the best", range(4)) == {0: 50.0}
+    assert found.statistic("% within 1 of the best", [2, 3]) == {0: 50.0}
+
+
+# Claims
+
+
+def spread(width, best, seeds=3):
+    """Grids of 7 x 7 settings that fall off from the best by up to ``width``."""
+    values = {seed: [best + 0.1 * seed - width * (index % 7) / 6 for index in range(49)] for seed in range(seeds)}
+    return Grid([{}] * 49, values, [0] * 49)
+
+
+def verdicts(sam, adasam, light):
+    grids = {"sam": sam, "adasam": adasam, **dict.fromkeys(LIGHT, light)}
+    return {(f.claim.text, f.claim.width): f.verdict for f in judged(SMALL, {"one": grids, "two": grids})}
+
+
+def test_claims_that_hold_and_claims_that_do_not():
+    found = verdicts(spread(20.0, 90.0), spread(20.0, 95.0), spread(2.0, 91.0))
+    for width in ("narrow", "wide"):
+        assert found["LightSAM depends less on its setting than SAM", width] == "replicated"
+        assert found["LightSAM's best setting is above SAM's", width] == "replicated"
+        assert found["LightSAM's worst setting is above SAM's", width] == "replicated"
+    assert found["LightSAM's best setting is above AdaSAM's", "wide"] == "the opposite"
+    found = verdicts(spread(2.0, 90.0), spread(2.0, 90.0), spread(2.0, 90.0))
+    assert set(found.values()) == {"not replicated"}
+    few = {"sam": spread(1.0, 9.0, 2), "adasam": spread(1.0, 9.0, 2), **dict.fromkeys(LIGHT, spread(1.0, 9.0, 2))}
+    assert {finding.verdict for finding in judged(SMALL, {"one": few})} == {None}
+    assert len(CLAIMS) == len({(claim.text, claim.width) for claim in CLAIMS})
+
+
+# Radii
+
+
+def test_radii_are_the_lengths_of_the_climbs():
+    x = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    task = Task(model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x, y), test=(x, y))
+
+    def of(method, **hyperparameters):
+        return radii(
+            TrialConfig(
+                task="t", method=method, base="sgd", seed=0, hyperparameters={"lr": 0.1, **hyperparameters}, epochs=2,
+                batch_size=8, versions={},
+            ),
+            task,
+        )  # fmt: skip
+
+    assert of("sam", rho=0.2) == pytest.approx([0.2] * 12, rel=1e-5)
+    assert of("msam", rho=0.2, momentum=0.9) == pytest.approx([0.2] * 11, rel=1e-5)  # none in the first step
+    light = of("lightsam-i", rho=0.2)
+    assert light[0] == pytest.approx(0.2, rel=1e-5)
+    assert max(light[1:]) < 0.2
+
+
+# The command
+
+
+@pytest.mark.timeout(300)
+def test_the_study_of_a_task_of_ones_own(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["study", "lightsam", "--preset", "smoke", "--task", tiny, "--out", str(out), "--jobs", "1"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "LightSAM-III" in printed
+    page = (out / "study.md").read_text()
+    assert "| LightSAM depends less on its setting than SAM | wide |" in page
+    assert "narrow |" not in page  # three values are all there are
+    results = json.loads((out / "study.json").read_text())
+    (found,) = results["tasks"].values()
+    assert {name: len(one["settings"]) for name, one in found["grids"].items()} == {
+        name: 3 if name in PLAIN else 9 for name in METHODS
+    }
+    assert set(found["radii"]) == set(METHODS) - set(PLAIN)
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert len(pictures) == 2
+    assert "radii.png" in pictures
+    assert cli.main(command) == 0
+    assert "153 of 153 trials were finished in an earlier run" in capsys.readouterr().out
+
+
+def test_unknown_presets_are_refused(capsys):
+    assert cli.main(["study", "lightsam", "--preset", "smal"]) == 2
+    assert "--preset: unknown preset 'smal'; did you mean 'small'?" in capsys.readouterr().err

@@ -99,5 +99,6 @@ def test_bad_grids(grid, message):
 
 def test_how_values_are_shown():
     assert words({"rho": 0.02154, "lr": 1e-5, "stretched": True}) == "rho 0.02154, lr 1e-05, stretched true"
+    assert words({"rho": 0.123456789, "betas": (0.9, 0.999)}) == "rho 0.1235, betas (0.9, 0.999)"
     assert shown(0.1 + 0.2) == "0.30000000000000004"
     assert shown((0.9, 1.0)) == "(0.9, 1)"

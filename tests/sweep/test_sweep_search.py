@@ -16,11 +16,11 @@ from steppe.sweep.queue import Queue
 
 def test_random_settings_depend_on_their_number_alone(planned, alone):
     grid = ("rho=0.01:1:log", "lr=0.01:0.1", "nesterov=true,false")
-    more = {"settings": {"sam": {"momentum": 0.9}}, "sampler": "random", "trials": 6}
+    more = {"settings": {"sam": {"momentum": 0.9}}, "sampler": "random", "trials": 9}
     first = [point.setting for point in alone(planned(grid, "first", **more)).points]
     again = [point.setting for point in alone(planned(grid, "again", **more)).points]
     assert first == again
-    assert len({setting["rho"] for setting in first}) == 6
+    assert len({setting["rho"] for setting in first}) == 9
     assert all(0.01 <= setting["rho"] <= 1 and 0.01 <= setting["lr"] <= 0.1 for setting in first)
     assert {setting["nesterov"] for setting in first} == {True, False}
     assert min(setting["rho"] for setting in first) < 0.1  # equal ratios: half of them lie below
@@ -31,8 +31,8 @@ def test_tpe_learns(planned, alone):
     found = alone(planned(("lr=1e-6:1:log",), sampler="tpe", trials=26, epochs=1, method="sgd"))
     good = [0.003 < point.setting["lr"] < 0.3 for point in found.points]
     assert len(good) == 26
-    assert sum(good[:10]) < 6
-    assert sum(good[10:]) > 10
+    assert sum(good[:10]) / 10 < 0.7
+    assert sum(good[10:]) / 16 > 0.8
 
 
 def test_a_setting_that_a_sampler_chose_is_kept_when_its_worker_dies(planned):

@@ -25,6 +25,12 @@ def compare(
     keep_weights: Annotated[
         bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
     ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let each method first choose out of so many settings on validation data.", show_default=False
+        ),
+    ] = None,
     measure: Annotated[
         bool | None, typer.Option("--measure", help="Measure sharpness after training.", show_default=False)
     ] = None,
@@ -56,10 +62,10 @@ def compare(
     asked = options.from_flags(flags)
     if config is not None:
         asked = options.merge(asked, options.from_file(config))
-    _run(asked)
+    _run(asked, tune)
 
 
-def _run(asked: object) -> None:
+def _run(asked: object, trials: int | None) -> None:
     from rich.console import Console
 
     from . import comparison
@@ -68,6 +74,10 @@ def _run(asked: object) -> None:
 
     assert isinstance(asked, Options)
     console = Console()
+    if trials is not None:
+        from ..sweep.command import tuned  # a command that needs another one; comparisons themselves know no sweeps
+
+        asked = tuned(asked, trials, console)
     plan = comparison.plan(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
     with ConsoleObserver(plan.metric_name, console) as observer:
         found = comparison.run(plan, observer)

@@ -6,9 +6,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..compare.config import Options
 
 
 def sweep(
@@ -95,6 +100,24 @@ def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> No
     given_up = sum(point.state == "given up" for point in found.points)
     if given_up:
         raise RunError(f"{given_up} of {len(found.points)} settings were given up, since workers died at them")
+
+
+def tuned(asked: Options, trials: int, console: Console) -> Options:
+    """Choose the settings of a comparison, and show what was chosen."""
+    from ..compare.verdict import with_error
+    from .console import ConsoleObserver
+    from .grid import words
+    from .tuned import tune
+
+    with _terminated_like_interrupted():
+        options, found = tune(asked, trials, lambda definition: ConsoleObserver(definition, console))
+    for name, sweep in found.items():
+        assert sweep.best is not None
+        assert sweep.best.setting is not None
+        assert sweep.best.validation is not None
+        metric = f"validation {sweep.plan.definition.metric} {with_error(sweep.best.validation, sweep.digits)}"
+        console.print(f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}", highlight=False, markup=False)
+    return options
 
 
 @contextmanager

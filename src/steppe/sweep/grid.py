@@ -71,8 +71,12 @@ def shown(value: Any) -> str:
 
 
 def words(setting: Mapping[str, Any]) -> str:
-    """Return a setting in words, such as ``rho 0.05, lr 0.1``."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in setting.items())
+    """Return a setting in words, such as ``rho 0.05, lr 0.1``; numbers that a sampler drew are rounded."""
+    return ", ".join(f"{name} {_brief(value)}" for name, value in setting.items())
+
+
+def _brief(value: Any) -> str:
+    return shown(value) if isinstance(value, (bool, tuple)) else f"{value:.{_DIGITS}g}"
 
 
 def parse(grid: Iterable[str] | Mapping[str, str | Sequence[Any]], counted: bool) -> tuple[Axis, ...]:

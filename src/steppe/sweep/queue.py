@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any, TypeVar
 
 import optuna
@@ -223,8 +224,13 @@ def _chosen(attempts: list[FrozenTrial]) -> dict[str, Any] | None:
 
 def _sampler(definition: Definition, slot: int) -> BaseSampler:
     if definition.sampler == "tpe":
-        return TPESampler(seed=slot, constant_liar=True)  # of settings that still run it takes the worst for granted
-    return RandomSampler(seed=slot)
+        return TPESampler(seed=_seed(slot), constant_liar=True)  # of settings that still run it expects the worst
+    return RandomSampler(seed=_seed(slot))
+
+
+def _seed(slot: int) -> int:
+    """Return a seed unlike those of the slots beside it: NumPy's first numbers from 0 and 3 are nearly the same."""
+    return Random(slot).getrandbits(32)
 
 
 def _pruner(definition: Definition) -> BasePruner:

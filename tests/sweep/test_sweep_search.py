@@ -27,12 +27,12 @@ def test_random_settings_depend_on_their_number_alone(planned, alone):
 
 
 def test_tpe_learns(planned, alone):
-    """A third of all learning rates, by their logarithm, are good; after ten random ones, most are."""
-    found = alone(planned(("lr=1e-6:1:log",), sampler="tpe", trials=26, epochs=1, method="sgd"))
+    """A third of all learning rates, by their logarithm, are good; after twenty, most that are tried are."""
+    found = alone(planned(("lr=1e-6:1:log",), sampler="tpe", trials=40, epochs=1, method="sgd"))
     good = [0.003 < point.setting["lr"] < 0.3 for point in found.points]
-    assert len(good) == 26
-    assert sum(good[:10]) / 10 < 0.7
-    assert sum(good[10:]) / 16 > 0.8
+    assert len(good) == 40
+    assert sum(good[:20]) < 13
+    assert sum(good[20:]) > 13
 
 
 def test_a_setting_that_a_sampler_chose_is_kept_when_its_worker_dies(planned):

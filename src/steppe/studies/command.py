@@ -85,7 +85,7 @@ def gsam_batch(
 @study.command("lightsam")
 def lightsam(
     preset: Annotated[
-        str, typer.Option(help="smoke, small (two cores, two hours), or paper (full epochs, ten seeds).")
+        str, typer.Option(help="smoke, small (for two cores), or paper (full epochs, ten seeds).")
     ] = "small",
     task: Annotated[
         str | None,

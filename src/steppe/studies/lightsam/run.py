@@ -10,7 +10,6 @@ from typing import Any
 
 from ...compare import comparison
 from ...compare.comparison import Comparison
-from ...compare.host import Host
 from ...compare.runner import Observer
 from ...compare.sources import find_task
 from ...compare.tuning import plan_of, try_all
@@ -71,7 +70,6 @@ def carry_out(
     jobs: int | None,
     command: str,
     watch: Callable[[], AbstractContextManager[Observer]],
-    host: Host | None = None,
 ) -> Study:
     """Run all tasks, or what is missing of them, and judge the claims.
 
@@ -83,13 +81,12 @@ def carry_out(
         jobs: Worker processes; None is one a core.
         command: That repeats it.
         watch: Makes what is told how it proceeds.
-        host: Where trials run, if not in worker processes on the CPU.
 
     Raises:
         UserError: A task is wrong.
         RunError: A trial failed; what was finished is kept.
     """
-    runs = {task: _run(design, task, out / _folder(task), jobs, watch, host) for task in tasks}
+    runs = {task: _run(design, task, out / _folder(task), jobs, watch) for task in tasks}
     return Study(preset, design, runs, judged(design, {task: run.grids for task, run in runs.items()}), out, command)
 
 
@@ -99,20 +96,19 @@ def _run(
     out: Path,
     jobs: int | None,
     watch: Callable[[], AbstractContextManager[Observer]],
-    host: Host | None,
 ) -> Run:
     candidates = {method: design.settings(method) for method in design.centre}
     epochs = design.epochs
     with watch() as observer:
         found, _ = try_all(
             task, "sgd", candidates, seeds=design.seeds, epochs=epochs, jobs=jobs, out=out / "grids",
-            observer=observer, host=host,
+            observer=observer,
         )  # fmt: skip
     grids = {method: grid(design, candidates[method], found[method]) for method in candidates}
     chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
     arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
     arms |= {method + UNTUNED: entries[len(entries) // 2] for method, entries in candidates.items()}
-    plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, host=host, measure=True)
+    plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, measure=True)
     with watch() as observer:
         compared = comparison.run(plan, observer)
     loaded = find_task(task).load()

@@ -267,7 +267,7 @@ def plan(
     if options.measure:
         _check_measures()
     check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
-    folder = out or Path("runs") / f"{source.name.replace('.py:', '-')}-{base}"
+    folder = out or Path("runs") / f"{source.file_name}-{base}"
     records.check_writable(folder, "trials")
     return Plan(
         source=source,

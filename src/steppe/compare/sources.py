@@ -34,6 +34,11 @@ class TaskSource:
     function: str | None = None
     digest: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        """What files and folders that belong to the task are called."""
+        return self.name.replace(".py:", "-")
+
     def load(self) -> Task:
         """Make the task.
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from .. import _drawing as drawing
+from .. import _heatmaps as heatmaps
 from .._drawing import INK, STYLE
+from .._heatmaps import BEST, GREY, Cell
 from .grid import Axis, shown
 from .points import Point
 
 if TYPE_CHECKING:
     from .sweeping import Sweep
 
-_COLOURS = colormaps["viridis"]
-_BEST = "#EE6677"
 _LINE = "#4477AA"
-_GREY = "#8A8F94"
 _HATCHES = {"diverged": "xxxx", "pruned": "////", "given up": "...."}
 _MARKS = {"diverged": "x", "pruned": "o", "given up": "+"}
 _MOST_TEXTS = 14  # columns, for numbers in the cells to be legible
@@ -37,7 +33,7 @@ def png(sweep: Sweep) -> bytes:
     with rc_context({**STYLE, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=_size(sweep), layout="constrained")
         figure.suptitle(
-            f"{sweep.plan.definition.task}, {sweep.plan.definition.name}: {_draw(figure, sweep)}", fontsize=9
+            f"{sweep.plan.definition.task}, {sweep.plan.definition.name}: {_draw(figure, sweep)}", fontsize=9, wrap=True
         )
         return drawing.png(figure)
 
@@ -77,21 +73,19 @@ def _draw(figure: Figure, sweep: Sweep) -> str:
     return _scatter(figure, axes, sweep, found)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """The best of all points that lie at one place of the picture."""
-
-    value: float | None
-    states: frozenset[str]
-    best: bool
-
-
-def _cell(sweep: Sweep, points: Sequence[Point]) -> _Cell:
+def _cell(sweep: Sweep, points: Sequence[Point], written: bool) -> Cell:
+    """Return the best of all points that lie at one place of the picture."""
+    best = any(point is sweep.best for point in points)
     values = [point.validation.value for point in points if point.validation is not None]
-    choose = max if sweep.plan.definition.higher_is_better else min
-    return _Cell(
-        choose(values) if values else None, frozenset(p.state for p in points), any(p is sweep.best for p in points)
-    )
+    if values:
+        value = (max if sweep.plan.definition.higher_is_better else min)(values)
+        return Cell(value, f"{value:.{sweep.digits}f}" if written else "", best=best)
+    return Cell(None, hatch=_HATCHES[_state(points)], best=best)
+
+
+def _state(points: Sequence[Point]) -> str:
+    """Return what became of points without a value."""
+    return next((name for name in _HATCHES if any(point.state == name for point in points)), "given up")
 
 
 def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) -> str:
@@ -102,37 +96,20 @@ def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
         if across.name in setting and up.name in setting:
             place = across.values.index(setting[across.name]), up.values.index(setting[up.name])
             places.setdefault(place, []).append(point)
-    cells = {place: _cell(sweep, points) for place, points in places.items()}
-    colour = _scale(figure, axes, sweep, [cell.value for cell in cells.values() if cell.value is not None])
-    states: set[str] = set()
-    for (x, y), cell in cells.items():
-        corner = (x - 0.5, y - 0.5)
-        if cell.value is not None:
-            face = colour(cell.value)
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="none"))
-            if len(across.values) <= _MOST_TEXTS:
-                text = f"{cell.value:.{sweep.digits}f}"
-                axes.text(x, y, text, ha="center", va="center", fontsize=7.5, color=_on(face))
-        else:
-            state = next((name for name in _HATCHES if name in cell.states), "given up")
-            states.add(state)
-            axes.add_patch(
-                Rectangle(corner, 1, 1, facecolor="none", edgecolor=_GREY, hatch=_HATCHES[state], linewidth=0)
-            )
-        if cell.best:
-            frame = Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=_BEST, linewidth=2.4, zorder=3)
-            axes.add_patch(frame)
+    written = len(across.values) <= _MOST_TEXTS
+    cells = {place: _cell(sweep, points, written) for place, points in places.items()}
+    shade = _scale(figure, axes, sweep, [cell.value for cell in cells.values() if cell.value is not None])
+    heatmaps.draw(axes, cells, shade)
     for axis, values, limits in ((axes.xaxis, across, axes.set_xlim), (axes.yaxis, up, axes.set_ylim)):
         axis.set_ticks(range(len(values.values)), [shown(value) for value in values.values])
         axis.set_label_text(values.name + (" (log)" if values.spread else ""))
         limits(-0.5, len(values.values) - 0.5)
     if max(len(shown(value)) for value in across.values) > 6 and len(across.values) > 5:
         axes.tick_params(axis="x", labelrotation=35)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    handles: list[Any] = [Patch(facecolor="none", edgecolor=_BEST, linewidth=2, label="best")] if sweep.best else []
+    handles: list[Any] = [Patch(facecolor="none", edgecolor=BEST, linewidth=2, label="best")] if sweep.best else []
+    states = {_state(places[place]) for place, cell in cells.items() if cell.value is None}
     hatches = [name for name in _HATCHES if name in states]
-    handles += [Patch(facecolor="none", edgecolor=_GREY, hatch=_HATCHES[name], label=name) for name in hatches]
+    handles += [Patch(facecolor="none", edgecolor=GREY, hatch=_HATCHES[name], label=name) for name in hatches]
     _legend(figure, handles)
     rest = ", ".join(axis.name for axis in found[2:])
     title = f"validation {sweep.plan.definition.metric} over {across.name} and {up.name}"
@@ -167,7 +144,7 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
                 axes.plot([at(point)] * mean.n, values, "o", color=_LINE, markersize=2.6, alpha=0.55, label=label)
             if point is sweep.best:
                 axes.plot(
-                    at(point), mean.value, "o", mfc="none", mec=_BEST, markersize=11, mew=2, label="best", linestyle=""
+                    at(point), mean.value, "o", mfc="none", mec=BEST, markersize=11, mew=2, label="best", linestyle=""
                 )
     _log(axes, axis, across=True)
     if not axis.numeric:
@@ -183,7 +160,7 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
                 [0.03] * len(places),
                 mark,
                 transform=axes.get_xaxis_transform(),
-                color=_GREY,
+                color=GREY,
                 mfc="none",
                 label=state,
                 linestyle="",
@@ -204,20 +181,20 @@ def _scatter(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
 
     points = [point for point in sweep.points if point.setting]
     means = [(point, point.validation.value) for point in points if point.validation is not None]
-    colour = _scale(figure, axes, sweep, [value for _, value in means])
+    shade = _scale(figure, axes, sweep, [value for _, value in means])
     for axis, is_across in ((across, True), (up, False)):
         _log(axes, axis, across=is_across)
-    for point, value in means:
-        axes.plot(at(across, point), at(up, point), "o", color=colour(value), markersize=8, mec="none")
+    x, y = [at(across, point) for point, _ in means], [at(up, point) for point, _ in means]
+    axes.scatter(x, y, s=64, c=list(shade.to_rgba(np.array([value for _, value in means]))), edgecolors="none")
     handles = []
     for state, mark in _MARKS.items():
         there = [point for point in points if point.state == state]
         if there:
             x, y = [at(across, point) for point in there], [at(up, point) for point in there]
-            handles += axes.plot(x, y, mark, color=_GREY, mfc="none", markersize=7, linestyle="", label=state)
+            handles += axes.plot(x, y, mark, color=GREY, mfc="none", markersize=7, linestyle="", label=state)
     if sweep.best is not None:
         x, y = [at(across, sweep.best)], [at(up, sweep.best)]
-        handles += axes.plot(x, y, "o", mfc="none", mec=_BEST, markersize=13, mew=2, linestyle="", label="best")
+        handles += axes.plot(x, y, "o", mfc="none", mec=BEST, markersize=13, mew=2, linestyle="", label="best")
     axes.set_xlabel(across.name + (" (log)" if across.spread else ""))
     axes.set_ylabel(up.name + (" (log)" if up.spread else ""))
     axes.grid(linewidth=0.4, alpha=0.25, color=INK)
@@ -237,29 +214,12 @@ def _log(axes: Axes, axis: Axis, *, across: bool) -> None:
         one.set_ticks(range(len(axis.values)), [shown(value) for value in axis.values])
 
 
-def _scale(figure: Figure, axes: Axes, sweep: Sweep, values: Sequence[float]) -> Any:
-    """Choose colours so that good settings can be told apart; all that are far worse than half of them look alike."""
-    if not values:
-        return _COLOURS
-    higher = sweep.plan.definition.higher_is_better
-    best, worst = (max(values), min(values)) if higher else (min(values), max(values))
-    limit = best + 2.5 * (float(np.median(values)) - best)
-    cut = abs(limit - best) < abs(worst - best) and limit != best
-    low, high = sorted((best, limit if cut else worst))
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    map_ = _COLOURS if higher else _COLOURS.reversed()
-    shade = ScalarMappable(Normalize(low, high, clip=True), map_)
-    bar = figure.colorbar(shade, ax=axes, extend=("min" if higher else "max") if cut else "neither", pad=0.02)
-    bar.set_label(f"validation {sweep.plan.definition.metric}")
-    bar.outline.set_visible(False)
-    return lambda value: shade.to_rgba(value)
-
-
-def _on(face: Sequence[float]) -> str:
-    """Return the colour of text that is legible on another."""
-    red, green, blue = face[:3]
-    return "#000000" if math.sqrt(0.3 * red**2 + 0.59 * green**2 + 0.11 * blue**2) > 0.55 else "#FFFFFF"
+def _scale(figure: Figure, axes: Axes, sweep: Sweep, values: Sequence[float]) -> ScalarMappable:
+    """Choose the colours of values, and draw their bar."""
+    shade, extend = heatmaps.scale(values or [0.0], higher_is_better=sweep.plan.definition.higher_is_better)
+    if values:
+        heatmaps.bar(figure, axes, shade, extend, f"validation {sweep.plan.definition.metric}")
+    return shade
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:

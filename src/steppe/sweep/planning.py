@@ -152,7 +152,7 @@ def plan(
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
     check_arms([arm], base, epochs, loaded.batch_size, size(loaded.train))
-    name = f"{source.name.replace('.py:', '-')}-{base}-{arm.name}"
+    name = f"{source.file_name}-{base}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out)
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}

@@ -5,54 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from ... import _drawing as drawing
+from ... import _heatmaps as heatmaps
 from ..._drawing import INK, STYLE
 from .grids import Grid
 
 if TYPE_CHECKING:
     from .run import Run
 
-_BEST = "#EE6677"
-
 
 def grids(task: str, run: Run, names: Mapping[str, str]) -> bytes:
     """Draw the mean validation metric over learning rates and radii, one panel for each method, one scale for all."""
-    means = [value for found in run.grids.values() for value in found.means]
-    scale = Normalize(min(means), max(means))
-    with rc_context(STYLE):
+    shade, extend = heatmaps.scale([value for found in run.grids.values() for value in found.means])
+    with rc_context({**STYLE, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=(12.8, 6.0), layout="constrained")
-        figure.suptitle(f"{task}: validation {run.metric} over learning rates and radii; the best of each in a frame")
+        figure.suptitle(
+            f"{task}: validation {run.metric} over learning rates and radii; "
+            "the best of each in a frame, hatched where a seed diverged"
+        )
         panels = list(figure.subplots(2, -(-len(run.grids) // 2)).flat)
         for axes, (method, found) in zip(panels, run.grids.items(), strict=False):
-            _grid(axes, found, run.chosen[method], scale)
+            _grid(axes, found, run.chosen[method], shade)
             axes.set_title(names[method], fontsize=9)
         for axes in panels[len(run.grids) :]:
             axes.set_visible(False)
+        heatmaps.bar(figure, panels, shade, extend, f"validation {run.metric}")
         return drawing.png(figure)
 
 
-def _grid(axes: Axes, found: Grid, best: int, scale: Normalize) -> None:
+def _grid(axes: Axes, found: Grid, best: int, shade: ScalarMappable) -> None:
     rates = list(dict.fromkeys(setting["lr"] for setting in found.settings))
     radii = list(dict.fromkeys(setting.get("rho") for setting in found.settings))
-    colours = colormaps["viridis"]
+    cells = {}
     for index, value in enumerate(found.means):
-        y, x = divmod(index, len(rates))
-        face = colours(scale(value))
-        lost = found.diverged[index]
-        axes.add_patch(
-            Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="white" if lost else "none",
-                      hatch="////" if lost else None, linewidth=0)
-        )  # fmt: skip
-        dark = 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
-        axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
-    y, x = divmod(best, len(rates))
-    axes.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, fill=False, edgecolor=_BEST, linewidth=2, zorder=3))
+        row, column = divmod(index, len(rates))
+        hatch = "////" if found.diverged[index] else None
+        cells[column, row] = heatmaps.Cell(value, f"{value:.0f}", hatch, index == best)
+    heatmaps.draw(axes, cells, shade, size=6.5)
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(-0.5, len(radii) - 0.5)
     axes.set_xticks(range(len(rates)), [f"{rate:.2g}" for rate in rates], fontsize=7, rotation=35)
@@ -63,8 +57,6 @@ def _grid(axes: Axes, found: Grid, best: int, scale: Normalize) -> None:
     else:
         axes.set_yticks(range(len(radii)), [f"{radius:.2g}" for radius in radii], fontsize=7)
         axes.set_ylabel("rho", fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def radii(runs: Mapping[str, Run], names: Mapping[str, str]) -> bytes:

@@ -56,7 +56,7 @@ def write(study: Study) -> Path:
         write_atomically(study.out / "study.md", markdown(study))
         write_atomically(study.out / "study.json", json.dumps(results(study), indent=1) + "\n")
         for task, run in study.runs.items():
-            write_atomically(study.out / f"{_file(task)}.png", pictures.grids(task, run, NAMES))
+            write_atomically(study.out / _file(run), pictures.grids(task, run, NAMES))
         write_atomically(study.out / "radii.png", pictures.radii(study.runs, NAMES))
     except OSError as problem:
         raise RunError(f"the report cannot be written to {str(study.out)!r}: {problem.strerror}") from problem
@@ -136,7 +136,7 @@ def markdown(study: Study) -> str:
         for width in widths(study):
             parts += [f"### {_title(study, task, width)}", markdown_table(grid_table(study, run, width), "lr")]
         parts += [_NOTE, f"### {run.metric} on the test split", markdown_table(test_table(run), "lr"), _TEST_NOTE]
-        parts.append(f"![{run.metric} over learning rates and radii]({_file(task)}.png)")
+        parts.append(f"![{run.metric} over learning rates and radii]({_file(run)})")
     parts += [
         "## Claim by claim",
         markdown_table(claims_table(study)),
@@ -176,8 +176,8 @@ def _title(study: Study, task: str, width: Width) -> str:
     return f"{task}, {size} x {size} settings"
 
 
-def _file(task: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in task)
+def _file(run: Run) -> str:
+    return f"{run.comparison.plan.source.file_name}.png"
 
 
 def _mean(found: Mean) -> str:

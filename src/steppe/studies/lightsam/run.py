@@ -86,7 +86,10 @@ def carry_out(
         UserError: A task is wrong.
         RunError: A trial failed; what was finished is kept.
     """
-    runs = {task: _run(design, task, out / _folder(task), jobs, watch) for task in tasks}
+    runs = {}
+    for task in tasks:
+        source = find_task(task)
+        runs[source.name] = _run(design, task, out / source.file_name, jobs, watch)
     return Study(preset, design, runs, judged(design, {task: run.grids for task, run in runs.items()}), out, command)
 
 
@@ -123,7 +126,3 @@ def _run(
 
 def _climbs(row: str, arms: Mapping[str, Mapping[str, Any]], seed: int) -> bool:
     return seed == 0 and not row.endswith(UNTUNED) and "rho" in arms[row]
-
-
-def _folder(task: str) -> str:
-    return Path(task).stem + task.partition(".py:")[2] if ".py:" in task else task

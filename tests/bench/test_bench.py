@@ -13,7 +13,7 @@ import torch
 from problems import Problem
 from steppe import SAM, cli
 from steppe._errors import RunError
-from steppe.bench import memory, peers, report, tasks, tuning
+from steppe.bench import memory, peers, report, tasks, timing, tuning
 from steppe.bench.entries import BENCHES, ENTRIES, PEERS, Bench, Entry, entries
 from steppe.bench.run import rows
 from steppe.compare.optimizers import build, check_hyperparameters
@@ -110,7 +110,12 @@ def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data
         assert choice.score == max(fmean(values) for values in scores.values() if len(values) == 2)
         assert ("lr" in choice.edges) == (choice.setting["lr"] != 0.5)
     found = tuning.compare(tiny, tuned, 3, tmp_path / "out", 1, Silence())
-    made = report.lines(found, tuned, memory.beyond_the_base(tiny, asked, found))
+    times = timing.over_the_base(tiny, asked, found, tmp_path)
+    assert {name: len(of) for name, of in times.items()} == dict.fromkeys(asked, timing.ROUNDS)
+    assert timing.over_the_base(tiny, asked, found, tmp_path) == times  # as they were kept
+    others = {name: asked[name] for name in ("sgd", "sam")}
+    assert list(timing.over_the_base(tiny, others, found, tmp_path)) == ["sgd", "sam"]
+    made = report.lines(found, tuned, times, memory.beyond_the_base(tiny, asked, found))
     assert [line.name for line in made] == ["sgd", "sam", "sam-part-25"]
     assert [round(line.gradients, 2) for line in made] == [1.0, 2.0, 1.25]
     assert made[0].time == (1.0, 1.0, 1.0)

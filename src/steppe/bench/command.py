@@ -14,7 +14,9 @@ def bench(
     ] = None,
     methods: Annotated[str | None, typer.Option(help="rows of the table with commas between; default: all")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="of the comparison")] = 10,
-    tuning_seeds: Annotated[int | None, typer.Option(min=1, help="of the tuning; default: 4, with news 2")] = None,
+    tuning_seeds: Annotated[
+        int | None, typer.Option(min=1, help="of the tuning; default: the task's own, 4 or 2")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="of every trial; default: the task's own")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one a core")] = None,
     out: Annotated[Path, typer.Option(help="folder for everything that is written")] = Path("runs/bench"),

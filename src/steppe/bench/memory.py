@@ -12,11 +12,8 @@ from typing import Any
 import torch
 
 from ..compare.comparison import Comparison, load
-from ..compare.host import Host
-from ..compare.records import TrialConfig
-from ..compare.tasks import Task
-from ..compare.trial import Training, reproducible
 from .entries import Bench, Entry
+from .short import configs, train
 
 UPDATES = 8
 """As many as it takes for every method to climb, and for what it remembers to be there."""
@@ -69,19 +66,7 @@ def beyond_the_base(bench: Bench, rows: Mapping[str, Entry], found: Comparison) 
     """
     task = load(found.plan.source)
     size = sum(p.numel() * p.element_size() for p in task.model().parameters())
-    peaks = {}
-    for config in (next(c for c in found.plan.trials() if c.row == name) for name in rows):
-        # What is a part of the training's steps is a part of these.
-        shares = {name: float(round(part * UPDATES)) for name, part in rows[config.row].share.items()}
-        short = config.model_copy(
-            update={"updates": UPDATES, "hyperparameters": {**config.hyperparameters, **shares}, "test": False}
-        )
-        peaks[config.row] = most_alive("cpu", partial(_train, short, task))
+    peaks = {
+        name: most_alive("cpu", partial(train, config, task)) for name, config in configs(rows, found, UPDATES).items()
+    }
     return {name: (peak - peaks[bench.base]) / size for name, peak in peaks.items()}
-
-
-def _train(config: TrialConfig, task: Task) -> None:
-    with reproducible(config.seed):
-        training = Training(config, task, Host())
-        while training.step < training.total and training.diverged is None:
-            training.train()

@@ -10,7 +10,6 @@ from typing import Any
 
 from .._markdown import table
 from ..compare.comparison import Comparison
-from ..compare.records import Record
 from ..compare.stats import LEVEL, MINIMUM_PAIRS, Row
 from ..compare.tuning import Tuned
 from .entries import Bench
@@ -43,7 +42,7 @@ class Line:
         gain: Mean difference to the base, its 95 % interval, and whether it is significant after Holm's correction.
         share: Of SAM's gain; None where SAM has none that is significant.
         gradients: Per step, in gradients of a whole batch.
-        time: Training time over that of the base with the same seed: median and quartiles.
+        time: Of a step, over that of the base: median and quartiles.
         memory: Peak beyond that of the base, in copies of the weights.
     """
 
@@ -58,12 +57,18 @@ class Line:
     memory: float
 
 
-def lines(found: Comparison, tuned: Mapping[str, Tuned], memory: Mapping[str, float]) -> list[Line]:
-    """Return the rows of the table in the order in which they were asked for."""
+def lines(
+    found: Comparison, tuned: Mapping[str, Tuned], times: Mapping[str, Sequence[float]], memory: Mapping[str, float]
+) -> list[Line]:
+    """Return the rows of the table in the order in which they were asked for.
+
+    Args:
+        found: The comparison.
+        tuned: What was chosen for every row.
+        times: Of every row, over that of the base.
+        memory: Of every row, beyond that of the base, in copies of the weights.
+    """
     rows = {row.method: row for row in found.rows}
-    records: dict[str, dict[int, Record]] = {}
-    for record in found.records:
-        records.setdefault(record.config.row, {})[record.config.seed] = record
     base = found.plan.base
     sign = 1.0 if found.plan.higher_is_better else -1.0
     sam = _gains(rows, "sam", base, sign)
@@ -71,7 +76,6 @@ def lines(found: Comparison, tuned: Mapping[str, Tuned], memory: Mapping[str, fl
     made = []
     for name in found.plan.names:
         row, gain = rows[name], rows[name].difference
-        times = sorted(records[name][seed].seconds / records[base][seed].seconds for seed in records[name])
         metric = row.metric
         made.append(
             Line(
@@ -82,7 +86,7 @@ def lines(found: Comparison, tuned: Mapping[str, Tuned], memory: Mapping[str, fl
                 gain=None if gain is None else (gain.value, gain.low, gain.high, gain.significant),
                 share=fieller(_gains(rows, name, base, sign), sam) if helps and name != base else None,
                 gradients=(row.examples or math.nan) / (rows[base].examples or math.nan),
-                time=_quartiles(times),
+                time=_quartiles(sorted(times[name])),
                 memory=memory[name],
             )
         )

@@ -14,7 +14,7 @@ from .. import __version__
 from .._errors import UserError, nearest
 from ..compare.console import ConsoleObserver
 from ..compare.records import write_atomically
-from . import memory, report, tuning
+from . import memory, report, timing, tuning
 from .entries import BENCHES, Bench, Entry, entries
 from .peers import installed
 
@@ -83,7 +83,8 @@ def _one(
         tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", jobs, observer, epochs)
     with ConsoleObserver("metric", console) as observer:
         found = tuning.compare(bench, tuned, seeds, out, jobs, observer, epochs)
-    made = report.lines(found, tuned, memory.beyond_the_base(bench, asked, found))
+    times = timing.over_the_base(bench, asked, found, out)
+    made = report.lines(found, tuned, times, memory.beyond_the_base(bench, asked, found))
     write_atomically(out / "bench.json", json.dumps(report.as_json(made), indent=1) + "\n")
     return report.markdown(bench, found, made, tuning_seeds), made
 
@@ -102,11 +103,11 @@ def _head(seeds: int, tuning_seeds: int | None, epochs: int | None, task: str | 
             f"{platform.machine()}, one thread per trial; {peers}.",
             "",
             "Gain: difference to the base, paired by seed, with the 95 % interval of Student's t; * is p < 0.05 by "
-            "Holm's correction. Of SAM's gain: ratio of the means with Fieller's 95 % interval, where "
-            "SAM's own gain is significant. Gradients: per step, in gradients of a whole batch. Time: of training over "
-            "that of the base with the same seed, median and quartiles. Memory: the "
-            "peak of a short training beyond that of the base, in copies of the weights. A ! marks a value at the edge "
-            "of its grid.",
+            "Holm's correction. Of SAM's gain: ratio of the means with Fieller's 95 % interval, where SAM's own gain "
+            "is significant. Gradients: per step, in gradients of a whole batch. Time: of "
+            f"{timing.UPDATES} steps over those of the base, trained in turn, median and quartiles of {timing.ROUNDS} "
+            "rounds. Memory: the peak of a short training beyond that of the base, in copies of the weights. A ! marks "
+            "a value at the edge of its grid.",
             "",
         ]
     )

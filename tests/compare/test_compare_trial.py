@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from steppe._errors import UserError
-from steppe.compare import optimizers, records
+from steppe.compare import optimizers, records, trial
 from steppe.compare.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
 from steppe.compare.records import Record, TrialConfig
 from steppe.compare.tasks import Task
@@ -168,6 +168,20 @@ def test_a_loss_that_is_not_finite_ends_the_trial():
     assert len(record.curve.train_loss) == 1
     assert counting.reads == [0] * len(X)
     assert Record.model_validate_json(record.model_dump_json()) == record
+
+
+def test_the_loss_of_every_batch_is_noted(monkeypatch):
+    record = run_trial(config(), task())
+    losses = record.curve.batch_loss
+    assert (len(losses), record.curve.batch_loss_updates) == (record.updates, 1) == (12, 1)
+    means = [sum(n * loss for n, loss in zip((8, 8, 8, 6), losses[i : i + 4], strict=True)) / 30 for i in (0, 4, 8)]
+    assert means == pytest.approx(record.curve.train_loss, rel=1e-5)
+    every = run_trial(config(updates=11), task()).curve.batch_loss
+    monkeypatch.setattr(trial, "_BATCH_LOSSES", 5)
+    fewer = run_trial(config(updates=11), task()).curve
+    assert fewer.batch_loss_updates == 3
+    means = [*(sum(every[i : i + 3]) / 3 for i in (0, 3, 6)), sum(every[9:]) / 2]
+    assert fewer.batch_loss == pytest.approx(means, rel=1e-5)  # they are kept with six digits
 
 
 def test_too_large_a_learning_rate_diverges():

@@ -76,7 +76,19 @@ class TrialConfig(Model):
 
 
 class Curve(Model):
-    """One number per epoch in every list; the last epoch may be cut short by a budget of updates."""
+    """One number per epoch in every list but one; the last epoch may be cut short by a budget of updates.
+
+    Attributes:
+        train_loss: The mean over the epoch's batches, each at the weights before its update.
+        validation_loss: Over the whole split, as all that follows is taken at the end of the epoch.
+        validation_metric: Over the whole split.
+        gradient_evaluations: So far.
+        examples: So far, of which a gradient was computed.
+        seconds: So far, spent in training steps.
+        batch_loss: The mean training loss of every `batch_loss_updates` updates, at most 500 numbers; where updates are
+            left over at the end, the last is of fewer.
+        batch_loss_updates: At least 1.
+    """
 
     train_loss: list[float] = []
     validation_loss: list[float] = []
@@ -84,6 +96,8 @@ class Curve(Model):
     gradient_evaluations: list[int] = []
     examples: list[int] = []
     seconds: list[float] = []
+    batch_loss: list[float] = []
+    batch_loss_updates: int = 1
 
 
 class Final(Model):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import count
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .schedules import attach
 from .tasks import Split, Task, batches, size
 
+_BATCH_LOSSES = 500
 _EVALUATION_BATCH = 1000
 _MEASURED_EXAMPLES = 1024
 _RANKS_APART = 1_000_003
@@ -102,7 +104,8 @@ class Training:
         self.schedules = attach(config.schedules, self.optimizer, self.total)
         self.epochs = epochs(task.train, config.batch_size, sizes, config.seed, host.processes, host.rank)
         self.micro = sizes.micro if sizes is not None else None
-        self.curve = Curve()
+        self.curve = Curve(batch_loss_updates=-(-self.total // _BATCH_LOSSES))
+        self.losses: list[float] = []  # that are not in the curve yet
         self.epoch = self.step = self.evaluations = self.examples = 0
         self.seconds = 0.0
         self.diverged: Diverged | None = None
@@ -153,6 +156,7 @@ class Training:
             if not math.isfinite(loss):
                 self._mark_diverged()
                 break
+            self._note(loss)
             for schedule in self.schedules:
                 schedule.step()
             total, examples = total + loss * len(x), examples + len(x)
@@ -192,6 +196,12 @@ class Training:
             options["ascent"] = ascent
         clean_loss: Tensor = self.optimizer.step(closure, **options)  # type: ignore[arg-type, assignment]
         return self.host.mean(clean_loss.detach())
+
+    def _note(self, loss: float) -> None:
+        self.losses.append(loss)
+        if len(self.losses) == self.curve.batch_loss_updates or self.step == self.total:
+            self.curve.batch_loss.append(float(f"{fmean(self.losses):.6g}"))
+            self.losses.clear()
 
     def _mark_diverged(self) -> None:
         self.diverged = Diverged(epoch=self.epoch, step=self.step)

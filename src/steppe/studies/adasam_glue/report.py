@@ -177,8 +177,11 @@ def png(study: Study) -> bytes:
             left, right = line[2 * k : 2 * k + 2]
             for optimizer in study.optimizers:
                 records = [record for record in run.comparison.records if record.config.row == row(optimizer, momentum)]
-                _draw(left, records, optimizer, "train_loss")
-                _draw(right, records, optimizer, "validation_metric")
+                finished = [record for record in records if record.final is not None]
+                look: dict[str, Any] = {"color": _COLOURS[optimizer], "linewidth": 1.5, "label": _NAMES[optimizer]}
+                if finished:
+                    _draw(left, [speedup.curve(record, run.budget.batch) for record in finished], look)
+                    _draw(right, [_metrics(record) for record in finished], {**look, "marker": "."})
             left.set_yscale("log")
             left.set_ylabel("training loss")
             right.set_ylabel("validation metric")
@@ -192,15 +195,16 @@ def png(study: Study) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, records: Sequence[Record], optimizer: str, what: str) -> None:
-    curves = [record.curve for record in records if record.final is not None]
-    if not curves:
-        return
-    per_update = records[0].gradient_evaluations / records[0].updates
-    updates = [evaluations / per_update for evaluations in curves[0].gradient_evaluations]
-    middle = [fmean(values) for values in zip(*(getattr(curve, what) for curve in curves), strict=True)]
-    look: dict[str, Any] = {"color": _COLOURS[optimizer], "linewidth": 1.5, "marker": ".", "label": _NAMES[optimizer]}
-    axes.plot(updates, middle, **look)
+def _metrics(record: Record) -> list[tuple[float, float]]:
+    """Return updates and the validation metric after them."""
+    per_update = record.gradient_evaluations / record.updates
+    updates = [evaluations / per_update for evaluations in record.curve.gradient_evaluations]
+    return list(zip(updates, record.curve.validation_metric, strict=True))
+
+
+def _draw(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], look: dict[str, Any]) -> None:
+    """Draw the mean of curves over the same updates."""
+    axes.plot([x for x, _ in curves[0]], [fmean(y for _, y in points) for points in zip(*curves, strict=True)], **look)
 
 
 def _here(found: Finding) -> str:

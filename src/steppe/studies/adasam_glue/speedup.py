@@ -17,6 +17,10 @@ from ...compare.records import Record
 from ...compare.stats import Difference, paired
 
 BATCHES = (4, 8, 16, 32)
+LONGER = 4
+"""Times the task's own number of updates: small batches need more of them."""
+_SMOOTHED = 64
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class SpeedUp:
 
     Attributes:
         level: The loss.
-        steps: By batch size and seed; a seed that does not get there is missing.
+        steps: By batch size and seed; a seed that diverged is missing.
         slope: Of log(steps) against log(batch size), fitted for every seed: mean and 95 % interval over seeds. -1 is
             the linear speed-up, -1/2 that by its square root.
         comparison: All trials.
@@ -50,6 +54,7 @@ def arms(setting: Mapping[str, Any], batch: int, sizes: Sequence[int] = BATCHES)
         _name(size): {
             **setting,
             "lr": setting["lr"] * math.sqrt(size / batch),
+            "updates": LONGER * setting["updates"],
             # Constant, so that no curve ends because its learning rate does.
             "schedules": {**schedules, "lr": "constant", "batch_size": {"kind": "constant", "size": size}},
         }
@@ -58,40 +63,51 @@ def arms(setting: Mapping[str, Any], batch: int, sizes: Sequence[int] = BATCHES)
 
 
 def measure(comparison: Comparison, sizes: Sequence[int] = BATCHES) -> SpeedUp:
-    """Find out how many steps every batch size takes to the lowest loss that all of them reach in the mean."""
-    by_size = {size: [r for r in comparison.records if r.config.row == _name(size)] for size in sizes}
-    ends = [fmean(min(r.curve.train_loss) for r in records if r.final is not None) for records in by_size.values()]
-    level = 1.25 * max(ends)
+    """Find out how many steps every batch size takes to 1.25 times the lowest loss that all trainings reach."""
+    curves = {
+        size: {r.config.seed: curve(r, size) for r in comparison.records if r.config.row == _name(size) and r.final}
+        for size in sizes
+    }
+    level = 1.25 * max(min(loss for _, loss in points) for of in curves.values() for points in of.values())
     steps: dict[int, dict[int, float]] = {}
-    for size, records in by_size.items():
-        found = {record.config.seed: steps_to(record, level) for record in records if record.final is not None}
+    for size, of in curves.items():
+        found = {seed: steps_to(points, level) for seed, points in of.items()}
         steps[size] = {seed: value for seed, value in found.items() if value is not None}
     seeds = set.intersection(*(set(of) for of in steps.values()))
     slopes = [_slope(sizes, [steps[size][seed] for size in sizes]) for seed in sorted(seeds)]
     return SpeedUp(level, steps, paired(slopes), comparison)
 
 
-def steps_to(record: Record, level: float) -> float | None:
-    """Return the number of updates after which a trial's training loss has fallen to ``level``, or None.
+def steps_to(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """Return after how many updates a curve has fallen to ``level``, or None.
 
-    A curve has the mean loss of every epoch, which belongs to its middle; between two of them the logarithm of the loss
-    is taken to be a straight line.
+    Between two points the logarithm of the loss is taken to be a straight line.
     """
-    points = curve(record)
+    if points[0][1] <= level:
+        return points[0][0]
     for (a, high), (b, low) in pairwise(points):
         if low <= level:
-            if high <= level:
-                return a
             return a + (b - a) * math.log(high / level) / math.log(high / low)
     return None
 
 
-def curve(record: Record) -> list[tuple[float, float]]:
-    """Return updates, in the middle of every epoch, and the mean training loss of the epoch."""
-    per_update = record.gradient_evaluations / record.updates
-    ends = [0.0, *(evaluations / per_update for evaluations in record.curve.gradient_evaluations)]
-    middles = [(a + b) / 2 for a, b in pairwise(ends)]
-    return list(zip(middles, record.curve.train_loss, strict=True))
+def curve(record: Record, size: int) -> list[tuple[float, float]]:
+    """Return updates, and the training loss around them.
+
+    Losses are running means over 64 examples, so that those of small batches are no noisier than those of large ones,
+    and reach a loss no sooner by chance.
+
+    Args:
+        record: Of a trial with batches of one size.
+        size: That size.
+    """
+    every, losses = record.curve.batch_loss_updates, [max(loss, _TINY) for loss in record.curve.batch_loss]
+    width = min(max(1, round(_SMOOTHED / (size * every))), len(losses))
+    # A number is the mean of losses after 0, 1, ..., every - 1 more updates.
+    return [
+        (every * (i + (width - 1) / 2) + (every - 1) / 2, fmean(losses[i : i + width]))
+        for i in range(len(losses) - width + 1)
+    ]
 
 
 def _slope(sizes: Sequence[int], steps: Sequence[float]) -> float:
@@ -131,7 +147,7 @@ def png(found: SpeedUp) -> bytes:
     left, right = figure.subplots(1, 2)
     for k, size in enumerate(found.steps):
         colour = ("#4477AA", "#66CCEE", "#228833", "#EE6677")[k % 4]
-        some = [curve(r) for r in found.comparison.records if r.config.row == _name(size) and r.final is not None]
+        some = [curve(r, size) for r in found.comparison.records if r.config.row == _name(size) and r.final is not None]
         if some:
             xs = [x for x, _ in some[0]]
             ys = [fmean(values) for values in zip(*([y for _, y in one] for one in some), strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -16,11 +17,55 @@ from . import table
 from .comparison import Comparison
 from .records import Record, TrialConfig
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 WIDE = 160
 _ANY_WIDTH = 10_000
 
 
-class ConsoleObserver:
+class LiveLine:
+    """A line that shows progress in a terminal.
+
+    Args:
+        what: Is counted.
+        console: Where to show it.
+        **fields: The styles of further columns, by the names of what is to be shown in them.
+    """
+
+    def __init__(self, what: str, console: Console, **fields: str) -> None:
+        """Prepare to show progress."""
+        self._console = console
+        self._progress = Progress(
+            TextColumn(what),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            *(TextColumn(f"{style}{{task.fields[{name}]}}") for name, style in fields.items()),
+            console=console,
+            transient=True,
+        )
+        nothing: dict[str, Any] = dict.fromkeys(fields, "")
+        self._bar = self._progress.add_task(what, total=None, **nothing)
+
+    def __enter__(self) -> Self:
+        """Do nothing yet: there is nothing to show before the work begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the live line."""
+        self._progress.stop()
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        self._print(f"warning: {message}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+class ConsoleObserver(LiveLine):
     """Shows a live line in a terminal, and one plain line per finished trial elsewhere.
 
     Args:
@@ -30,30 +75,11 @@ class ConsoleObserver:
 
     def __init__(self, metric_name: str, console: Console) -> None:
         """Prepare to show progress."""
-        self._metric_name, self._console = metric_name, console
+        super().__init__("trials", console, left="", running="[dim]")
+        self._metric_name = metric_name
         self._total = self._done = 0
         self._running: list[str] = []
         self._begun, self._finished_here = time.monotonic(), 0
-        self._progress = Progress(
-            TextColumn("trials"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("[dim]{task.fields[running]}"),
-            console=console,
-            transient=True,
-        )
-        self._bar = self._progress.add_task("trials", total=None, left="", running="")
-
-    def __enter__(self) -> ConsoleObserver:
-        """Do nothing yet: there is nothing to show before `begin`."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Remove the live line."""
-        self._progress.stop()
 
     def begin(self, total: int, kept: int) -> None:
         """Say how much there is to do."""
@@ -63,10 +89,6 @@ class ConsoleObserver:
         if self._console.is_terminal and kept < total:
             self._progress.start()
         self._update()
-
-    def warn(self, message: str) -> None:
-        """Show a warning."""
-        self._print(f"warning: {message}")
 
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """Show what runs now."""
@@ -101,9 +123,6 @@ class ConsoleObserver:
         per_trial = (time.monotonic() - self._begun) / self._finished_here
         seconds = round(per_trial * (self._total - self._done))
         return f"about {seconds // 60}:{seconds % 60:02d} left"
-
-    def _print(self, text: str) -> None:
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def show(comparison: Comparison, console: Console) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..compare.console import WIDE
+from ..compare.console import WIDE, LiveLine
 from ..compare.verdict import decimals_of, with_error
 from . import table
 from .definition import Definition
@@ -23,7 +21,7 @@ from .sweeping import Sweep
 _BETWEEN = 60.0  # seconds between two lines that say what is waited for
 
 
-class ConsoleObserver:
+class ConsoleObserver(LiveLine):
     """Shows a live line in a terminal, and one plain line per setting elsewhere.
 
     Args:
@@ -33,29 +31,10 @@ class ConsoleObserver:
 
     def __init__(self, definition: Definition, console: Console) -> None:
         """Prepare to show progress."""
-        self._asked, self._console = definition, console
+        super().__init__("settings", console, counts="[dim]", best="")
+        self._asked = definition
         self._seen: set[int] = set()
         self._session, self._said, self._waits = "", 0.0, False
-        self._progress = Progress(
-            TextColumn("settings"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[counts]}"),
-            TextColumn("{task.fields[best]}"),
-            console=console,
-            transient=True,
-        )
-        self._bar = self._progress.add_task("settings", total=None, counts="", best="")
-
-    def __enter__(self) -> ConsoleObserver:
-        """Do nothing yet: there is nothing to show before `begin`."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Remove the live line."""
-        self._progress.stop()
 
     def begin(self, points: Sequence[Point], session: str) -> None:
         """Say what there is already."""
@@ -90,10 +69,6 @@ class ConsoleObserver:
             best=escape(self._best(points)),
         )
 
-    def warn(self, message: str) -> None:
-        """Show a warning."""
-        self._print(f"warning: {message}")
-
     def counts(self, points: Sequence[Point]) -> str:
         """Return what is not done, and what went wrong, in words."""
         here = sum(point.state == "running" and point.session == self._session for point in points)
@@ -123,9 +98,6 @@ class ConsoleObserver:
             return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
         mean = with_error(point.validation, decimals_of([point.validation.value]))
         return text + f"validation {self._asked.metric} {mean}, {point.seconds:.1f} s"
-
-    def _print(self, text: str) -> None:
-        self._console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def show(sweep: Sweep, console: Console) -> None:

@@ -497,6 +497,7 @@ BAD = {
     "more than all": (lambda: fraction_of(X, 1.1), ValueError, "fraction must lie in (0, 1], got 1.1."),
     "a switch for a fraction": (lambda: fraction_of(X, True), ValueError, "fraction must lie in (0, 1], got True."),
     "not a number": (lambda: fraction_of(X, math.nan), ValueError, "fraction must lie in (0, 1], got nan."),
+    "a word": (lambda: fraction_of(X, "half"), ValueError, "fraction must lie in (0, 1], got 'half'."),
     "no hardest": (lambda: hardest(X, X[:, 0], -0.5), ValueError, "fraction must lie in (0, 1], got -0.5."),
     "a switch for the hardest": (lambda: hardest(X, X[:, 0], True), ValueError, "fraction must lie in (0, 1], got"),
     "a fraction of parts that differ": (

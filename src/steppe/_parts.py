@@ -95,8 +95,7 @@ def fraction_of(batch: Any, fraction: float) -> Any:
         >>> len(part[0])
         2
     """
-    if isinstance(fraction, bool) or not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
+    need_fraction(fraction)
     n = examples_in(batch)
     # 0.1 of 30 is 3, and not 4, although 0.1 * 30 is a little more than 3.
     return _take(batch, slice(0, math.ceil(round(fraction * n, 9))), n)
@@ -122,12 +121,17 @@ def hardest(batch: Any, rise: Tensor, fraction: float) -> Any:
         >>> hardest({"x": torch.arange(4)}, torch.tensor([0.1, 0.4, 0.2, 0.3]), 0.5)
         {'x': tensor([1, 3])}
     """
-    if isinstance(fraction, bool) or not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
+    need_fraction(fraction)
     n = examples_in(batch)
     if rise.shape != (n,):
         raise ValueError(f"rise must have shape ({n},), one number per example, got {tuple(rise.shape)}.")
     return _take(batch, rise.topk(math.ceil(round(fraction * n, 9))).indices.sort().values, n)
+
+
+def need_fraction(fraction: object) -> None:
+    """Refuse what is no number in (0, 1]."""
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
 
 
 def examples_in(batch: Any) -> int:

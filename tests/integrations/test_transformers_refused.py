@@ -59,7 +59,7 @@ def test_methods_that_are_missing_or_wrong(tmp_path, options, kind, message):
     [
         ({"climb": "macro"}, ValueError, "climb must be one of 'replay', 'micro', got 'macro'"),
         ({"replicas": "local"}, ValueError, "replicas must be one of 'global', 'own', got 'local'"),
-        ({"fraction": 0}, ValueError, r"fraction must lie in \(0, 1\], or be None, got 0\."),
+        ({"fraction": 0}, ValueError, r"fraction must lie in \(0, 1\], got 0\."),
         ({"sharpness": 0.05}, TypeError, r"sharpness must be a function of the base.* got float\. .*optimizers="),
         (
             {"sharpness": SAM(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), rho=0.1)},

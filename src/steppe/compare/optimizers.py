@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._errors import UserError, nearest, one_line
+from .._parts import need_fraction
 from ..groups import norm_layers
 from ..methods import METHODS
 from ..optimizer import SharpnessAware
@@ -195,8 +196,10 @@ def _whole(name: str, value: Any) -> int:
 def _check_fraction(method: str, made: Optimizer, fraction: Any) -> None:
     if not (isinstance(made, SharpnessAware) and made.ascent.needs_gradient):
         raise UserError(f"{method} has no clean pass, so no {FRACTION} of the batch for it")
-    if isinstance(fraction, (bool, tuple)) or not 0 < fraction <= 1:
-        raise UserError(f"{method}: {FRACTION} must lie in (0, 1], got {fraction!r}")
+    try:
+        need_fraction(fraction)
+    except ValueError as error:
+        raise UserError(f"{method}: {error}") from error
 
 
 def _keywords(make: Callable[..., Any]) -> list[str]:

@@ -56,6 +56,7 @@ try:
 except ImportError as error:
     raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
 
+from .._parts import need_fraction
 from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_norm_stats, same_random_state
@@ -160,8 +161,8 @@ class SharpnessAwareCallback(Callback):
     def __init__(
         self, *, fraction: float | None = None, freeze_norm_stats: bool = True, same_random_state: bool = True
     ) -> None:
-        if fraction is not None and not 0 < fraction <= 1:
-            raise ValueError(f"fraction must lie in (0, 1], or be None, got {fraction!r}.")
+        if fraction is not None:
+            need_fraction(fraction)
         self.fraction = fraction
         self.freeze_norm_stats = freeze_norm_stats
         self.same_random_state = same_random_state

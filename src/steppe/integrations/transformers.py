@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._parts import examples_in
+from .._parts import examples_in, need_fraction
 from .._tensors import Scalar
 from ..accumulation import accumulated_step, check_parts
 from ..batches import fraction_of
@@ -110,8 +110,8 @@ class SharpnessAwareTrainerMixin:
                 "sharpness must be a function of the base, as in lambda base: SAM(base, rho=0.05), got "
                 f"{type(sharpness).__name__}. An optimizer that is made already goes to optimizers=(optimizer, None)."
             )
-        if fraction is not None and not 0 < fraction <= 1:
-            raise ValueError(f"fraction must lie in (0, 1], or be None, got {fraction!r}.")
+        if fraction is not None:
+            need_fraction(fraction)
         self._sharpness, self._climb, self._replicas, self._fraction = sharpness, climb, replicas, fraction
         self._freeze_norm_stats, self._same_random_state = freeze_norm_stats, same_random_state
         self._micro_batches: list[Callable[[float | None], Tensor]] = []

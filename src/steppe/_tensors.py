@@ -7,7 +7,7 @@ the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import final
 
@@ -113,17 +113,25 @@ class Ops:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
-    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors], xs: Tensors, ys: Tensors) -> Scalar:
-        """Return the norm of ``f(xs, ys)``, which is element-wise: in pieces, so that it stays in a cache."""
-        if self.foreach and self.kind and free_to_read(xs[0]):
-            return math.hypot(*[float(self.norm(f(*some))) for some in pieces(xs, ys)])
-        return self.norm(f(xs, ys))
+    def parts(self, *lists: Tensors) -> Iterable[tuple[Tensors, ...]]:
+        """Cut lists of tensors into parts that stay in a cache while several things are done to them, where it pays."""
+        if self.foreach and self.kind and free_to_read(lists[0][0]):
+            return pieces(*lists)
+        return [lists]
 
-    def dot(self, xs: Tensors, ys: Tensors) -> Scalar:
-        """Return the inner product over all elements of all tensors, likewise."""
+    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors], xs: Tensors, ys: Tensors) -> Scalar:
+        """Return the norm of ``f(xs, ys)``, which is element-wise."""
+        norms = [self.norm(f(*some)) for some in self.parts(xs, ys)]
+        return norms[0] if len(norms) == 1 else math.hypot(*norms)
+
+    def dots(self, xs: Tensors, ys: Tensors) -> tuple[Scalar, Scalar]:
+        """Return the inner products ``<x, y>`` and ``<y, y>`` over all elements of all tensors, likewise."""
         if self.foreach and self.kind and free_to_read(xs[0]):
-            found = [_dot(x, y) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
-            return math.fsum(found)
+            found = [(_dot(x, y), _dot(y, y)) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
+            return math.fsum(xy for xy, _ in found), math.fsum(yy for _, yy in found)
+        return self._dot(xs, ys), self._dot(ys, ys)
+
+    def _dot(self, xs: Tensors, ys: Tensors) -> Scalar:
         products = _together([(wide(local(x)) * wide(local(y))).sum() for x, y in zip(xs, ys, strict=True)])
         return on_host(torch.stack(added_up(products, xs) if sharded(xs) else products).sum())
 
@@ -173,6 +181,12 @@ class Ops:
         else:
             for x in xs:
                 x.mul_(on(c, x.device) if isinstance(c, Tensor) else c)
+
+    def mix_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> None:
+        """Set ``x <- a x + b y``."""
+        for some, others in self.parts(xs, ys):
+            self.scale_(some, a)
+            self.add_(some, others, b)
 
     def lerp_(self, xs: Tensors, ys: Tensors, c: float) -> None:
         """Set ``x <- x + c (y - x)``."""

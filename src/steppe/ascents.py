@@ -106,6 +106,11 @@ class Slope:
             found.append(memory[name])
         return found
 
+    def keep(self, name: str, values: Tensors) -> None:
+        """Make tensors, one for every parameter, what the next steps `remember`."""
+        for owner, value in zip(self.owners, values, strict=True):
+            self.state[owner][name] = value
+
     @property
     def shared(self) -> dict[str, Any]:
         """What is remembered for all parameters together."""

@@ -46,9 +46,8 @@ class SurrogateGap(Blend):
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
         ops = sharp.ops
         # Nothing is parallel to a zero gradient.
-        parallel = ratio(ops.dot(clean, sharp.grads), ops.dot(sharp.grads, sharp.grads))
-        ops.scale_(sharp.grads, 1 + self.alpha * parallel)
-        ops.add_(sharp.grads, clean, -self.alpha)
+        parallel = ratio(*ops.dots(clean, sharp.grads))
+        ops.mix_(sharp.grads, clean, 1 + self.alpha * parallel, -self.alpha)
 
 
 @final
@@ -64,8 +63,7 @@ class Weighted(Blend):
         _check_alpha(self.alpha)
 
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
-        sharp.ops.scale_(sharp.grads, self.alpha)
-        sharp.ops.add_(sharp.grads, clean, 1 - self.alpha)
+        sharp.ops.mix_(sharp.grads, clean, self.alpha, 1 - self.alpha)
 
 
 @final
@@ -87,12 +85,11 @@ class Reuse(Blend):
 
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
         ops = sharp.ops
-        parallel = ratio(ops.dot(clean, sharp.grads), ops.dot(clean, clean))
-        ops.scale_(clean, parallel)
-        rest = sharp.along(ops.plus([wide(s) for s in sharp.grads], clean, -1.0))
+        parallel = ratio(*ops.dots(sharp.grads, clean))
+        rest = sharp.along([wide(g) for g in clean])  # the memory of the clean gradients, which nobody needs any more
+        ops.mix_(rest.grads, sharp.grads, -parallel, 1.0)
         ops.scale_(rest.grads, ratio(1.0, rest.norm))
-        kept = sharp.remember("orthogonal", 0.0)
-        ops.copy_(kept, rest.or_else(rest.grads, kept))
+        rest.keep("orthogonal", rest.or_else(rest.grads, sharp.remember("orthogonal", 0.0)))
 
     def between_(self, clean: Slope) -> None:
         clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), self.alpha * clean.norm)

@@ -127,7 +127,7 @@ class Ops:
     def dots(self, xs: Tensors, ys: Tensors) -> tuple[Scalar, Scalar]:
         """Return the inner products ``<x, y>`` and ``<y, y>`` over all elements of all tensors, likewise."""
         if self.foreach and self.kind and free_to_read(xs[0]):
-            found = [(_dot(x, y), _dot(y, y)) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
+            found = [(_inner(x, y), _inner(y, y)) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
             return math.fsum(xy for xy, _ in found), math.fsum(yy for _, yy in found)
         return self._dot(xs, ys), self._dot(ys, ys)
 
@@ -276,7 +276,7 @@ def _dense(x: Tensor) -> bool:
     return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense.default(x))
 
 
-def _dot(x: Tensor, y: Tensor) -> float:
+def _inner(x: Tensor, y: Tensor) -> float:
     plain = x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype
     return float(torch.dot(x.view(-1), y.view(-1)) if plain else (x * y).sum())
 

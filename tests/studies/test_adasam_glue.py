@@ -198,6 +198,15 @@ def test_the_slope_is_that_of_the_curves(power):
     assert [line[0] for line in speedup.table(found)[1:]] == ["4", "8", "16", "32"]
 
 
+def test_trainings_that_all_diverge_are_reported():
+    records = [trial(f"b{size}", 0, [1.0, 2.0], test=None) for size in speedup.BATCHES]
+    found = speedup.measure(SimpleNamespace(records=records))
+    assert (found.level, found.slope, set(found.steps)) == (None, None, {4, 8, 16, 32})
+    assert speedup.verdict(found) == "Every training diverged."
+    assert [line[2] for line in speedup.table(found)] == ["steps to a training loss"] + 4 * ["not reached"]
+    assert speedup.png(found).startswith(b"\x89PNG")
+
+
 def test_curves_are_means_over_as_many_examples_whatever_the_batch():
     record = trial("b16", 0, [8.0, 4.0, 2.0, 1.0, 0.5], per_epoch=1)
     assert speedup.curve(record, 16) == [(1.5, 3.75), (2.5, 1.875)]

@@ -28,14 +28,14 @@ class SpeedUp:
     """Steps to a training loss, by batch size.
 
     Attributes:
-        level: The loss.
+        level: The loss; None if every training diverged.
         steps: By batch size and seed; a seed that diverged is missing.
         slope: Of log(steps) against log(batch size), fitted for every seed: mean and 95 % interval over seeds. -1 is
             the linear speed-up, -1/2 that by its square root.
         comparison: All trials.
     """
 
-    level: float
+    level: float | None
     steps: Mapping[int, Mapping[int, float]]
     slope: Difference | None
     comparison: Comparison
@@ -68,7 +68,10 @@ def measure(comparison: Comparison, sizes: Sequence[int] = BATCHES) -> SpeedUp:
         size: {r.config.seed: curve(r, size) for r in comparison.records if r.config.row == _name(size) and r.final}
         for size in sizes
     }
-    level = 1.25 * max(min(loss for _, loss in points) for of in curves.values() for points in of.values())
+    lowest = [min(loss for _, loss in points) for of in curves.values() for points in of.values()]
+    if not lowest:
+        return SpeedUp(None, {size: {} for size in sizes}, None, comparison)
+    level = 1.25 * max(lowest)
     steps: dict[int, dict[int, float]] = {}
     for size, of in curves.items():
         found = {seed: steps_to(points, level) for seed, points in of.items()}
@@ -118,7 +121,7 @@ def _slope(sizes: Sequence[int], steps: Sequence[float]) -> float:
 
 def table(found: SpeedUp) -> list[list[str]]:
     """Return the lines of the table, the head first."""
-    lines = [["batch", "learning rate", f"steps to a training loss of {found.level:.3g}", "of the smallest batch's"]]
+    lines = [["batch", "learning rate", f"steps to {_loss(found)}", "of the smallest batch's"]]
     first: float | None = None
     for size, by_seed in found.steps.items():
         lr = next(r for r in found.comparison.records if r.config.row == _name(size)).config.hyperparameters["lr"]
@@ -134,6 +137,8 @@ def table(found: SpeedUp) -> list[list[str]]:
 
 def verdict(found: SpeedUp) -> str:
     """Say what the slope is, next to what the theory has."""
+    if found.level is None:
+        return "Every training diverged."
     if found.slope is None:
         return "Too few seeds reach the loss with every batch size."
     slope = found.slope
@@ -152,25 +157,30 @@ def png(found: SpeedUp) -> bytes:
             xs = [x for x, _ in some[0]]
             ys = [fmean(values) for values in zip(*([y for _, y in one] for one in some), strict=True)]
             left.plot(xs, ys, color=colour, label=f"b = {size}")
-    left.axhline(found.level, color="#BBBBBB", linewidth=0.8)
     left.set(yscale="log", xlabel="updates", ylabel="training loss")
-    left.legend(frameon=False)
-    points = [(size, value) for size, by_seed in found.steps.items() for value in by_seed.values()]
-    right.plot(*zip(*points, strict=True), linestyle="none", marker="o", markersize=4, color="#4477AA")
+    right.set(xscale="log", yscale="log", xlabel="batch size", ylabel=f"steps to {_loss(found)}")
     means = [(size, fmean(by_seed.values())) for size, by_seed in found.steps.items() if by_seed]
-    right.plot(*zip(*means, strict=True), color="#4477AA", label="mean")
-    start = means[0]
-    ideal = [(size, start[1] * start[0] / size) for size, _ in means]
-    right.plot(*zip(*ideal, strict=True), color="#BBBBBB", linestyle="--", label="linear speed-up")
-    right.set(xscale="log", yscale="log", xlabel="batch size", ylabel=f"steps to a loss of {found.level:.3g}")
+    if found.level is not None and means:
+        left.axhline(found.level, color="#BBBBBB", linewidth=0.8)
+        left.legend(frameon=False)
+        points = [(size, value) for size, by_seed in found.steps.items() for value in by_seed.values()]
+        right.plot(*zip(*points, strict=True), linestyle="none", marker="o", markersize=4, color="#4477AA")
+        right.plot(*zip(*means, strict=True), color="#4477AA", label="mean")
+        first, steps = means[0]
+        ideal = [(size, steps * first / size) for size, _ in means]
+        right.plot(*zip(*ideal, strict=True), color="#BBBBBB", linestyle="--", label="linear speed-up")
+        right.legend(frameon=False)
     right.set_xticks(list(found.steps), [str(size) for size in found.steps])
     right.minorticks_off()
-    right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _loss(found: SpeedUp) -> str:
+    return "a training loss" if found.level is None else f"a training loss of {found.level:.3g}"
 
 
 def _name(size: int) -> str:

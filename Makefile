@@ -45,7 +45,7 @@ tests: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_step.py --quiet
 	$(BIN)/python benchmarks/bench_compile.py
-	$(BIN)/python benchmarks/bench_engine.py
+	$(BIN)/python benchmarks/bench_engine.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -14,8 +14,8 @@ AFTER_MNLI = ("rte", "stsb", "mrpc")
 
 # SGD with momentum 0.9 adds up ten gradients; without momentum its rates are ten times as large.
 _RATES = {
-    ("sgd", 0.9): (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
-    ("sgd", 0.0): (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+    ("sgd", 0.9): (0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    ("sgd", 0.0): (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     ("amsgrad", 0.9): (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
     ("amsgrad", 0.0): (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
 }

@@ -12,8 +12,8 @@ GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 AFTER_MNLI = ("rte", "stsb", "mrpc")
 """The paper starts these from a model that was fine-tuned on MNLI."""
 
-# SGD with momentum 0.9 adds up ten gradients; without momentum its rates are ten times as large. The first steps of AMSGrad
-# without bias correction are lr / sqrt(1 - beta2) long, thirty times its rate, but a tenth of that with momentum.
+# SGD with momentum 0.9 adds up ten gradients; without momentum its rates are ten times as large. The first steps of
+# AMSGrad, which corrects no bias, are thirty times as long as its rate, lr / sqrt(1 - beta2), but three with momentum.
 _RATES = {
     ("sgd", 0.9): (0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
     ("sgd", 0.0): (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from statistics import pstdev
@@ -14,12 +15,16 @@ from torch import nn
 from steppe import cli
 from steppe.compare import Task
 from steppe.compare.records import TrialConfig
+from steppe.compare.runner import Silence
 from steppe.compare.sources import find_task
 from steppe.compare.trial import run_trial
+from steppe.studies.lightsam import report
 from steppe.studies.lightsam.claims import CLAIMS, judged
 from steppe.studies.lightsam.design import LIGHT, METHODS, PLAIN, PRESETS
 from steppe.studies.lightsam.grids import Grid, grid, summary
 from steppe.studies.lightsam.radii import radii
+from steppe.studies.lightsam.run import carry_out
+from steppe.studies.lightsam.untuned import losses
 
 TINY = """
 import torch
@@ -131,6 +136,41 @@ def test_claims_that_hold_and_claims_that_do_not():
     few = {"sam": spread(1.0, 9.0, 2), "adasam": spread(1.0, 9.0, 2), **dict.fromkeys(LIGHT, spread(1.0, 9.0, 2))}
     assert {finding.verdict for finding in judged(SMALL, {"one": few})} == {None}
     assert len(CLAIMS) == len({(claim.text, claim.width) for claim in CLAIMS})
+
+
+# One setting for all tasks
+
+
+def test_the_setting_for_all_tasks_is_not_the_best_of_any():
+    settings = [{"lr": lr} for lr in (1, 2, 3)]
+    first = {"sgd": Grid(settings, {0: [90.0, 88.0, 10.0]}, [0, 0, 0]), "sam": Grid([{}], {0: [91.0]}, [0])}
+    second = {"sgd": Grid(settings, {0: [10.0, 79.0, 80.0]}, [0, 0, 0]), "sam": Grid([{}], {0: [60.0]}, [0])}
+    found = losses({"first": first, "second": second})
+    assert found == {"sgd": [[1.0, 70.0], [3.0, 1.0], [81.0, 0.0]], "sam": [[0.0, 20.0]]}
+
+
+@pytest.mark.timeout(300)
+def test_it_is_tested_on_another_task(tiny, tmp_path, capsys):
+    other = tmp_path / "other.py"
+    other.write_text(TINY.replace("manual_seed(0)", "manual_seed(1)").replace("tiny", "other"))
+    design = replace(PRESETS["smoke"], tasks=(tiny,), held_out=f"{other}:other", epochs=None)
+    found = carry_out(
+        "smoke", design, None, tmp_path / "out", 1, "steppe study lightsam", lambda: nullcontext(Silence())
+    )
+    untuned, grids = found.untuned, found.runs["tiny.py:tiny"].grids
+    assert untuned.comparison.plan.source.name == "other.py:other"
+    assert {r.config.row for r in untuned.comparison.records} == {m + end for m in METHODS for end in ("", "-tuned")}
+    top = max(max(one.means) for one in grids.values())
+    for method, one in grids.items():
+        assert untuned.lost[method] == untuned.worst[method] == pytest.approx(top - max(one.means))
+        assert one.means[list(one.settings).index(untuned.settings[method])] == max(one.means)
+    assert untuned.lost[untuned.recommended] == 0
+    page = report.write(found).read_text()
+    assert "## without tuning: accuracy (%) on other.py:other" in page
+    assert f"The least is lost by {report.NAMES[untuned.recommended]}." in page
+    results = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert results["design"]["held_out"] == "other.py:other"
+    assert results["untuned"]["lost"] == untuned.lost
 
 
 # Radii

@@ -101,8 +101,9 @@ def lightsam(
 ) -> None:
     """How much SAM, AdaSAM and LightSAM depend on learning rate and radius (Cheng et al., 2025).
 
-    Every method has a grid of 7 learning rates and 7 radii over three decades each. The same command again skips the
-    trials that are finished.
+    Every method has a grid of 7 learning rates and 7 radii over three decades each. The setting that is the best for
+    all tasks of the preset at once is then tested on another task. The same command again skips the trials that are
+    finished.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -120,7 +121,7 @@ def lightsam(
     found = carry_out(
         preset,
         design,
-        design.tasks if task is None else (task,),
+        task,
         out or Path("runs") / f"lightsam-{preset}",
         jobs,
         _repeated("lightsam", {"preset": preset, "task": task, "seeds": seeds}),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from ...bench.entries import BENCHES
+
 Width = Literal["narrow", "wide"]
 
 METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -40,6 +42,7 @@ class Preset:
         seeds: Of the grids.
         test_seeds: Of the comparison of the best.
         guessing: The metric of a model that guesses, which a diverged training is given.
+        held_out: The task, as `steppe compare` takes it, on which one setting for all tasks is tested.
     """
 
     tasks: tuple[str, ...]
@@ -50,6 +53,7 @@ class Preset:
     seeds: int = 3
     test_seeds: int = 5
     guessing: float = 10.0
+    held_out: str = BENCHES["digits-noise-norm"].task
 
     def settings(self, method: str) -> list[dict[str, Any]]:
         """Return the wide grid of a method, radii in rows, learning rates in columns."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from ..._errors import RunError
 from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
+from ...compare.sources import find_task
 from ...compare.stats import Difference, Mean, mean
 from .. import pages
 from . import pictures
@@ -19,6 +20,7 @@ from .claims import Finding
 from .design import Width
 from .grids import STATISTICS, summary
 from .run import UNTUNED, Run, Study
+from .untuned import TUNED, Untuned
 
 NAMES = {
     "sgd": "SGD",
@@ -38,6 +40,12 @@ _TEST_NOTE = (
     "Best: the setting with the best mean validation metric of the wide grid. Middle: that in the middle of the grid, "
     "which was the best of nine for each method on MNIST-1D with the MLP, and is carried over to the other tasks. "
     f"Mean ± standard error over seeds. Sharpness: {_SHARPNESS}, radius 0.5, after training with the best setting."
+)
+_UNTUNED_NOTE = (
+    "Of each method the one setting that loses least in the mean over the tasks above. Lost: points of the validation "
+    "metric below the best of all methods and settings of a task, in the mean over tasks, and on the task where it "
+    "loses most. Tested on a task that had no part in the choice, beside the best of the narrow grid there by "
+    "validation."
 )
 _CLAIMS_NOTE = (
     "Here: the mean over tasks of the difference, paired by seed, with its 95 % interval. * means p < 0.05 after "
@@ -69,6 +77,8 @@ def show(study: Study, console: Console) -> None:
         for width in widths(study):
             pages.show(console, grid_table(study, run, width), title=_title(study, task, width))
         pages.show(console, test_table(run), title=f"{task}: {run.metric} on the test split")
+    if study.untuned is not None:
+        pages.show(console, untuned_table(study.untuned), title=_untuned_title(study.untuned))
     pages.show(console, claims_table(study), title="claims", numbers=False)
 
 
@@ -110,6 +120,28 @@ def test_table(run: Run) -> list[list[str]]:
     return lines
 
 
+def untuned_table(found: Untuned) -> list[list[str]]:
+    """Return the lines of the table of settings for all tasks, from the least to the most lost, the head first."""
+    by_row: dict[str, list[Record]] = {}
+    for record in found.comparison.records:
+        by_row.setdefault(record.config.row, []).append(record)
+    lines = [["method", "lr", "rho", "lost", "lost at worst", "tested untuned", "tuned there"]]
+    for method in sorted(found.lost, key=lambda method: found.lost[method]):
+        setting = found.settings[method]
+        lines.append(
+            [
+                NAMES[method],
+                f"{setting['lr']:g}",
+                f"{setting['rho']:g}" if "rho" in setting else "",
+                f"{found.lost[method]:.1f}",
+                f"{found.worst[method]:.1f}",
+                _test(by_row[method]),
+                _test(by_row[method + TUNED]),
+            ]
+        )
+    return lines
+
+
 def claims_table(study: Study) -> list[list[str]]:
     """Return the lines of the table of claims, the head first."""
     lines = [["claim", "grid", "published", "here", "verdict"]]
@@ -137,6 +169,13 @@ def markdown(study: Study) -> str:
             parts += [f"### {_title(study, task, width)}", markdown_table(grid_table(study, run, width), "lr")]
         parts += [_NOTE, f"### {run.metric} on the test split", markdown_table(test_table(run), "lr"), _TEST_NOTE]
         parts.append(f"![{run.metric} over learning rates and radii]({_file(run)})")
+    if study.untuned is not None:
+        parts += [
+            f"## {_untuned_title(study.untuned)}",
+            markdown_table(untuned_table(study.untuned), "lr"),
+            _UNTUNED_NOTE,
+            f"The least is lost by {NAMES[study.untuned.recommended]}.",
+        ]
     parts += [
         "## Claim by claim",
         markdown_table(claims_table(study)),
@@ -150,7 +189,11 @@ def results(study: Study) -> dict[str, object]:
     """Return everything as numbers, ready for JSON."""
     return {
         "preset": study.preset,
-        "design": {**vars(study.design), "centre": dict(study.design.centre)},
+        "design": {
+            **vars(study.design),
+            "centre": dict(study.design.centre),
+            "held_out": find_task(study.design.held_out).name,
+        },
         "tasks": {
             task: {
                 "grids": {
@@ -166,6 +209,13 @@ def results(study: Study) -> dict[str, object]:
             }
             for task, run in study.runs.items()
         },
+        "untuned": study.untuned
+        and {
+            "settings": study.untuned.settings,
+            "lost": study.untuned.lost,
+            "worst": study.untuned.worst,
+            "recommended": study.untuned.recommended,
+        },
         "claims": [asdict(found) for found in study.findings],
         "versions": all_versions(),
     }
@@ -174,6 +224,10 @@ def results(study: Study) -> dict[str, object]:
 def _title(study: Study, task: str, width: Width) -> str:
     size = 3 if width == "narrow" else study.design.size
     return f"{task}, {size} x {size} settings"
+
+
+def _untuned_title(found: Untuned) -> str:
+    return f"without tuning: {found.metric} on {found.comparison.plan.source.name}"
 
 
 def _file(run: Run) -> str:

@@ -17,6 +17,7 @@ from .claims import Finding, judged
 from .design import Preset
 from .grids import Grid, grid
 from .radii import radii
+from .untuned import Untuned, try_untuned
 
 UNTUNED = "-middle"
 """Added to the name of a method that has the setting in the middle of its grid, which is the best on another task."""
@@ -50,6 +51,7 @@ class Study:
         design: The setting.
         runs: By task.
         findings: Claim by claim.
+        untuned: What one setting for all tasks is worth; None if the tasks were the user's choice.
         out: The folder.
         command: That repeats it.
     """
@@ -58,6 +60,7 @@ class Study:
     design: Preset
     runs: Mapping[str, Run]
     findings: tuple[Finding, ...]
+    untuned: Untuned | None
     out: Path
     command: str
 
@@ -65,7 +68,7 @@ class Study:
 def carry_out(
     preset: str,
     design: Preset,
-    tasks: tuple[str, ...],
+    task: str | None,
     out: Path,
     jobs: int | None,
     command: str,
@@ -76,7 +79,7 @@ def carry_out(
     Args:
         preset: The name of the setting.
         design: The setting.
-        tasks: Out of those that `steppe compare` knows, or files of one's own.
+        task: In place of the preset's: one that `steppe compare` knows, or a file of one's own.
         out: The folder of the study; every task has one of its own in it.
         jobs: Worker processes; None is one a core.
         command: That repeats it.
@@ -87,10 +90,12 @@ def carry_out(
         RunError: A trial failed; what was finished is kept.
     """
     runs = {}
-    for task in tasks:
-        source = find_task(task)
-        runs[source.name] = _run(design, task, out / source.file_name, jobs, watch)
-    return Study(preset, design, runs, judged(design, {task: run.grids for task, run in runs.items()}), out, command)
+    for name in design.tasks if task is None else (task,):
+        source = find_task(name)
+        runs[source.name] = _run(design, name, out / source.file_name, jobs, watch)
+    grids = {name: run.grids for name, run in runs.items()}
+    untuned = try_untuned(design, grids, design.held_out, out, jobs, watch) if task is None else None
+    return Study(preset, design, runs, judged(design, grids), untuned, out, command)
 
 
 def _run(

@@ -1,0 +1,114 @@
+"""One setting of each method for all tasks, tested on a task that had no part in the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...compare import comparison
+from ...compare.comparison import Comparison
+from ...compare.runner import Observer
+from ...compare.sources import find_task
+from ...compare.tuning import plan_of, tune
+from .design import Preset
+from .grids import Grid
+
+TUNED = "-tuned"
+"""Added to the name of a method whose setting was chosen on the task itself."""
+
+
+@dataclass(frozen=True)
+class Untuned:
+    """What one setting for all tasks is worth.
+
+    Attributes:
+        settings: By method, the setting that loses least.
+        lost: By method, points of the validation metric that its setting lies below the best of all methods and
+            settings of a task, in the mean over tasks.
+        worst: The same on the task where it loses most.
+        metric: The name of the metric of the other task.
+        comparison: On the other task: these settings, and for each method the best of the narrow grid there.
+    """
+
+    settings: Mapping[str, Mapping[str, Any]]
+    lost: Mapping[str, float]
+    worst: Mapping[str, float]
+    metric: str
+    comparison: Comparison
+
+    @property
+    def recommended(self) -> str:
+        """The method that loses least in the mean over tasks."""
+        return min(self.lost, key=lambda method: self.lost[method])
+
+
+def losses(grids: Mapping[str, Mapping[str, Grid]]) -> dict[str, list[list[float]]]:
+    """Return by method, for each of its settings, the points below the best of all methods, task by task.
+
+    Args:
+        grids: By task and method; a method has the same settings on all tasks.
+
+    Example:
+        >>> one = {"sgd": Grid([{}, {}], {0: [70.0, 60.0]}, [0, 0]), "sam": Grid([{}], {0: [80.0]}, [0])}
+        >>> losses({"one": one})
+        {'sgd': [[10.0], [20.0]], 'sam': [[0.0]]}
+    """
+    best = {task: max(max(found.means) for found in of.values()) for task, of in grids.items()}
+    methods = next(iter(grids.values()))
+    return {
+        method: [
+            [best[task] - of[method].means[index] for task, of in grids.items()]
+            for index in range(len(methods[method].settings))
+        ]
+        for method in methods
+    }
+
+
+def try_untuned(
+    design: Preset,
+    grids: Mapping[str, Mapping[str, Grid]],
+    task: str,
+    out: Path,
+    jobs: int | None,
+    watch: Callable[[], AbstractContextManager[Observer]],
+) -> Untuned:
+    """Choose one setting of each method for all tasks, and test it on another one.
+
+    Args:
+        design: The setting of the study.
+        grids: By task and method.
+        task: The other task.
+        out: The folder of the study.
+        jobs: Worker processes; None is one a core.
+        watch: Makes what is told how it proceeds.
+
+    Raises:
+        UserError: The task is wrong.
+        RunError: A trial failed, or every setting of a method diverged; what was finished is kept.
+    """
+    candidates = {method: design.settings(method) for method in design.centre}
+    lost = losses(grids)
+    chosen = {method: min(range(len(found)), key=lambda i: fmean(found[i])) for method, found in lost.items()}
+    settings = {method: candidates[method][index] for method, index in chosen.items()}
+    folder = out / find_task(task).file_name
+    narrow = {method: [candidates[method][i] for i in design.inside(method, "narrow")] for method in candidates}
+    with watch() as observer:
+        tuned = tune(
+            task, "sgd", narrow, seeds=design.seeds, epochs=design.epochs, jobs=jobs, out=folder / "tuning",
+            observer=observer,
+        )  # fmt: skip
+    arms = {**settings, **{method + TUNED: choice.setting for method, choice in tuned.items()}}
+    plan = plan_of(task, "sgd", arms, design.test_seeds, folder, epochs=design.epochs, jobs=jobs)
+    with watch() as observer:
+        compared = comparison.run(plan, observer)
+    return Untuned(
+        settings=settings,
+        lost={method: fmean(lost[method][index]) for method, index in chosen.items()},
+        worst={method: max(lost[method][index]) for method, index in chosen.items()},
+        metric=plan.metric_name,
+        comparison=compared,
+    )

@@ -20,7 +20,7 @@ _RATES = {
     ("amsgrad", 0.9): (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4),
     ("amsgrad", 0.0): (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4),
 }
-# A model of a few thousand weights, drawn at random, takes larger ones.
+# For the made-up model, which is far smaller.
 _SMOKE_RATES = {
     ("sgd", 0.9): (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
     ("sgd", 0.0): (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),

@@ -438,16 +438,23 @@ def test_two_processes_are_one_with_the_same_batches(tmp_path):
     script = write(tmp_path / "script.py", "import sys\nfrom steppe.cli import main\nsys.exit(main(sys.argv[1:]))\n")
     torchrun(script, *words, "--out", tmp_path / "two", log=tmp_path / "log.txt", timeout=200.0)
     for task in ("rte", "stsb"):
-        one, two = (final_of(tmp_path / name / task / "trials") for name in ("one", "two"))
-        assert set(one) == set(two) == set(ROWS)
-        for name in ROWS:
-            assert two[name].curve.train_loss == pytest.approx(one[name].curve.train_loss, rel=1e-4)
-            assert two[name].final.test_loss == pytest.approx(one[name].final.test_loss, rel=1e-4)
+        one, two = (trials_of(tmp_path / name / task) for name in ("one", "two"))
+        # Where two settings of a row are as good but for rounding, either may be chosen: so there may be others left.
+        same = set(one) & set(two)
+        assert {name for name, _, _ in same} >= {f"{name}@{k}" for name in ROWS for k in range(2)}
+        assert len(same) >= len(one) - 2
+        assert len(one) == len(two) == 3 * len(ROWS)
+        for key in same:
+            assert two[key].curve.train_loss == pytest.approx(one[key].curve.train_loss, rel=1e-4)
+            assert two[key].final.validation_loss == pytest.approx(one[key].final.validation_loss, rel=1e-4)
 
 
-def final_of(folder):
-    found = [Record.model_validate_json(path.read_text()) for path in folder.iterdir()]
-    return {record.config.row: record for record in found}
+def trials_of(folder):
+    """The records of a task, those of the choice of settings among them, by row, radius and learning rate."""
+    found = [Record.model_validate_json(path.read_text()) for path in folder.rglob("trials/*.json")]
+    configs = [record.config for record in found]
+    keys = [(config.row, config.hyperparameters.get("rho"), config.hyperparameters["lr"]) for config in configs]
+    return dict(zip(keys, found, strict=True))
 
 
 def test_the_budget_of_another_task_replaces_that_of_the_choice():

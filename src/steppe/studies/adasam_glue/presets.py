@@ -20,13 +20,6 @@ _RATES = {
     ("amsgrad", 0.9): (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4),
     ("amsgrad", 0.0): (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4),
 }
-# For the made-up model, which is far smaller.
-_SMOKE_RATES = {
-    ("sgd", 0.9): (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
-    ("sgd", 0.0): (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
-    ("amsgrad", 0.9): (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-    ("amsgrad", 0.0): (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-}
 _PAPER_RATES = {
     ("sgd", 0.9): (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ("sgd", 0.0): (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
@@ -39,7 +32,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "smoke": Preset(
             tasks=GLUE_TASKS,
             model=None,
-            rates=_SMOKE_RATES,
+            rates=_RATES,
             length=16,
             budget=Budget(batch=4, updates=6, warmup=1),
             seeds=3,

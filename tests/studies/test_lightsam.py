@@ -24,7 +24,7 @@ from steppe.studies.lightsam.design import LIGHT, METHODS, PLAIN, PRESETS
 from steppe.studies.lightsam.grids import Grid, grid, summary
 from steppe.studies.lightsam.radii import radii
 from steppe.studies.lightsam.run import carry_out
-from steppe.studies.lightsam.untuned import losses
+from steppe.studies.lightsam.untuned import losses, try_untuned
 
 TINY = """
 import torch
@@ -171,6 +171,18 @@ def test_it_is_tested_on_another_task(tiny, tmp_path, capsys):
     results = json.loads((tmp_path / "out" / "study.json").read_text())
     assert results["design"]["held_out"] == "other.py:other"
     assert results["untuned"]["lost"] == untuned.lost
+
+
+def test_another_task_on_which_all_diverge_is_a_result_too(tmp_path):
+    file = tmp_path / "large.py"
+    file.write_text(TINY.replace("x = ", "x = 3e38 * ").replace("tiny", "large"))
+    design = replace(PRESETS["smoke"], epochs=None, seeds=1, test_seeds=1)
+    settings = {method: design.settings(method) for method in METHODS}
+    grids = {m: Grid(of, {0: [float(i) for i in range(len(of))]}, [0] * len(of)) for m, of in settings.items()}
+    found = try_untuned(design, {"one": grids}, f"{file}:large", tmp_path / "out", 1, lambda: nullcontext(Silence()))
+    assert [record.final for record in found.comparison.records] == [None] * 2 * len(METHODS)
+    lines = report.untuned_table(found)[1:]
+    assert [line[-2:] for line in lines] == [["(1 of 1 diverged)"] * 2] * len(METHODS)
 
 
 # Radii

@@ -19,7 +19,7 @@ from . import pictures
 from .claims import Finding
 from .design import Width
 from .grids import STATISTICS, summary
-from .run import UNTUNED, Run, Study
+from .run import MIDDLE, Run, Study
 from .untuned import TUNED, Untuned
 
 NAMES = {
@@ -113,7 +113,7 @@ def test_table(run: Run) -> list[list[str]]:
                 f"{setting['lr']:g}",
                 f"{setting['rho']:g}" if "rho" in setting else "",
                 _test(by_row[method]),
-                _test(by_row[method + UNTUNED]),
+                _test(by_row[method + MIDDLE]),
                 _sharpness(by_row[method]),
             ]
         )

@@ -19,7 +19,7 @@ from .grids import Grid, grid
 from .radii import radii
 from .untuned import Untuned, try_untuned
 
-UNTUNED = "-middle"
+MIDDLE = "-middle"
 """Added to the name of a method that has the setting in the middle of its grid, which is the best on another task."""
 
 
@@ -115,7 +115,7 @@ def _run(
     grids = {method: grid(design, candidates[method], found[method]) for method in candidates}
     chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
     arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
-    arms |= {method + UNTUNED: entries[len(entries) // 2] for method, entries in candidates.items()}
+    arms |= {method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()}
     plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, measure=True)
     with watch() as observer:
         compared = comparison.run(plan, observer)
@@ -130,4 +130,4 @@ def _run(
 
 
 def _climbs(row: str, arms: Mapping[str, Mapping[str, Any]], seed: int) -> bool:
-    return seed == 0 and not row.endswith(UNTUNED) and "rho" in arms[row]
+    return seed == 0 and not row.endswith(MIDDLE) and "rho" in arms[row]

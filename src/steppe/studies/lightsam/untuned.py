@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Any
 
 from ...compare import comparison
 from ...compare.comparison import Comparison
+from ...compare.records import Record
 from ...compare.runner import Observer
 from ...compare.sources import find_task
-from ...compare.tuning import plan_of, tune
+from ...compare.tuning import plan_of, try_all
 from .design import Preset
-from .grids import Grid
+from .grids import Grid, grid
 
 TUNED = "-tuned"
 """Added to the name of a method whose setting was chosen on the task itself."""
@@ -88,20 +89,21 @@ def try_untuned(
 
     Raises:
         UserError: The task is wrong.
-        RunError: A trial failed, or every setting of a method diverged; what was finished is kept.
+        RunError: A trial failed; what was finished is kept.
     """
     candidates = {method: design.settings(method) for method in design.centre}
     lost = losses(grids)
-    chosen = {method: min(range(len(found)), key=lambda i: fmean(found[i])) for method, found in lost.items()}
+    chosen = {method: min(range(len(of)), key=lambda i: fmean(of[i])) for method, of in lost.items()}
     settings = {method: candidates[method][index] for method, index in chosen.items()}
     folder = out / find_task(task).file_name
     narrow = {method: [candidates[method][i] for i in design.inside(method, "narrow")] for method in candidates}
     with watch() as observer:
-        tuned = tune(
+        found, _ = try_all(
             task, "sgd", narrow, seeds=design.seeds, epochs=design.epochs, jobs=jobs, out=folder / "tuning",
             observer=observer,
         )  # fmt: skip
-    arms = {**settings, **{method + TUNED: choice.setting for method, choice in tuned.items()}}
+    tuned = {method: entries[_best(design, entries, found[method])] for method, entries in narrow.items()}
+    arms = {**settings, **{method + TUNED: setting for method, setting in tuned.items()}}
     plan = plan_of(task, "sgd", arms, design.test_seeds, folder, epochs=design.epochs, jobs=jobs)
     with watch() as observer:
         compared = comparison.run(plan, observer)
@@ -112,3 +114,7 @@ def try_untuned(
         metric=plan.metric_name,
         comparison=compared,
     )
+
+
+def _best(design: Preset, entries: Sequence[Mapping[str, Any]], records: Sequence[Sequence[Record]]) -> int:
+    return grid(design, entries, records).best(range(len(entries)))

@@ -144,7 +144,7 @@ def adasam_glue(
     preset: Annotated[
         str,
         typer.Option(
-            help="smoke, small (a small encoder and few news texts: two cores, an hour), or paper (for GPUs)."
+            help="smoke, small (a small encoder and few news texts: two cores, 60 to 90 minutes), or paper (for GPUs)."
         ),
     ] = "small",
     model: Annotated[str | None, typer.Option(help="Name on the hub, or folder.", show_default="the preset's")] = None,

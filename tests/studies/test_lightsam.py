@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from statistics import pstdev
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +16,12 @@ from torch import nn
 
 from steppe import cli
 from steppe.compare import Task
+from steppe.compare.optimizers import build
 from steppe.compare.records import TrialConfig
 from steppe.compare.runner import Silence
 from steppe.compare.sources import find_task
 from steppe.compare.trial import run_trial
-from steppe.studies.lightsam import report
+from steppe.studies.lightsam import fading, held, report
 from steppe.studies.lightsam.claims import CLAIMS, judged
 from steppe.studies.lightsam.design import LIGHT, METHODS, PLAIN, PRESETS
 from steppe.studies.lightsam.grids import Grid, grid, summary
@@ -209,6 +212,82 @@ def test_radii_are_the_lengths_of_the_climbs():
     assert max(light[1:]) < 0.2
 
 
+# Climbs that fade
+
+
+def passes(method, rho, steps=6):
+    """Where the gradients of a training are taken: in turn at the weights and uphill."""
+    w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    opt = build(method, "sgd", [w], {"lr": 0.1, "rho": rho})
+    where = []
+
+    def closure():
+        opt.zero_grad()
+        where.append(w.detach().clone())
+        loss = (torch.tensor([1.0, 10.0, 3.0]) * w**2).sum() + w.prod()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        opt.step(closure)
+    return where
+
+
+@pytest.mark.parametrize("method", LIGHT)
+def test_held_climbs_go_the_same_way_equally_far(method):
+    of_one_length = f"{held.__name__}:{method.replace('-', '_')}"
+    light, steady = passes(method, 0.1), passes(of_one_length, 0.3)
+    way = light[1] - light[0]
+    assert torch.equal(steady[0], light[0])
+    assert torch.allclose(steady[1] - steady[0], 0.3 * way / way.norm(), rtol=1e-12)
+    lengths = [float((up - at).norm()) for at, up in zip(steady[::2], steady[1::2], strict=True)]
+    assert lengths == pytest.approx([0.3] * 6, rel=1e-6)
+    faded = float((light[-1] - light[-2]).norm() / way.norm())
+    assert abs(faded - 1) > 0.01  # or there would be nothing to hold
+    for one, other in zip(passes(method, 0.0), passes(of_one_length, 0.0), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_arms_beside_the_best():
+    light = {"lr": 1.0, "rho": 0.5}
+    chosen = {"sgd": {"method": "sgd", "lr": 0.3}, **{m: {"method": m, **light} for m in ("sam", *LIGHT)}}
+    climbs = {"sam": [0.5], "lightsam-i": [0.5, 0.25], "lightsam-ii": [], "lightsam-iii": [math.nan]}
+    found = fading.arms(chosen, climbs)
+    assert found == {
+        **{f"{m}-alone": {"method": m, "lr": 1.0, "rho": 0.0} for m in ("sam", *LIGHT)},
+        "lightsam-i-held": {"method": f"{held.__name__}:lightsam_i", "lr": 1.0, "rho": 0.375},
+    }
+
+
+def sharp(row, seed, value):
+    """The record of a training that ended with this sharpness, or of one that diverged."""
+    final = None if value is None else SimpleNamespace(sharpness=dict.fromkeys(fading.MEASURES, value))
+    return SimpleNamespace(config=SimpleNamespace(row=row, seed=seed), final=final)
+
+
+def test_what_climbs_do_to_flatness():
+    rows = {"sam-alone": 8.0, "sam": 2.0, "adasam-alone": 8.0, "adasam": 4.0}
+    rows |= {light + end: value for light in LIGHT for end, value in (("-alone", 8.0), ("", 8.0), ("-held", 1.0))}
+    first = [sharp(row, seed, value * 2 ** (0.01 * seed)) for row, value in rows.items() for seed in range(4)]
+    second = [sharp(row, seed, 1.0 if row == "sam" else value) for row, value in rows.items() for seed in range(4)]
+    found = {(effect.text, effect.measure): effect for effect in fading.effects([first, second])}
+    assert len(found) == 4 * len(fading.MEASURES)
+    for measure in fading.MEASURES:
+        steady, fades, holds, both = (effect for (_, of), effect in found.items() if of == measure)
+        assert [one.value for one in steady.differences] == pytest.approx([-2.5, -1.0])  # log2 of 2/8 and 1/8, of 4/8
+        assert [one.value for one in fades.differences] == pytest.approx([0.0] * 3)
+        assert [one.value for one in (*holds.differences, *both.differences)] == pytest.approx([-3.0] * 6)
+        verdicts = [effect.verdict for effect in (steady, fades, holds, both)]
+        assert verdicts == ["replicated", "not replicated", "replicated", "replicated"]
+
+
+def test_flatness_is_compared_only_where_both_ended():
+    records = [sharp("sam", 0, 1.0), sharp("sam-alone", 0, 4.0), sharp("sam", 1, 1.0), sharp("sam-alone", 1, None)]
+    records += [sharp("sam", 2, None), sharp("sam-alone", 2, 4.0), sharp("sam", 3, 0.0), sharp("sam-alone", 3, 4.0)]
+    assert fading.factors(records, fading.MEASURES[0], "sam", "sam-alone") == {0: -2.0}
+    assert {effect.verdict for effect in fading.effects([records])} == {None}
+
+
 # The command
 
 
@@ -228,6 +307,16 @@ def test_the_study_of_a_task_of_ones_own(tiny, tmp_path, capsys):
         name: 3 if name in PLAIN else 9 for name in METHODS
     }
     assert set(found["radii"]) == set(METHODS) - set(PLAIN)
+    lines = page[page.index("## What the climbs do") :].splitlines()
+    cells = {line.split(" | ")[1]: line.strip("| ").split(" | ")[2:] for line in lines if line.startswith("| tiny.py")}
+    assert list(cells) == [report.NAMES[method] for method in METHODS if method not in PLAIN]
+    assert (
+        cells["SAM"][0] == cells["SAM"][1] == f"{found['grids']['sam']['settings'][found['chosen']['sam']]['rho']:.2g}"
+    )
+    for light in LIGHT:
+        rows = json.loads((out / "tiny-tiny" / "results.json").read_text())["settings"]
+        first_epoch = found["radii"][light][:48]  # one epoch of six batches
+        assert rows[f"{light}-held"]["rho"] == pytest.approx(sum(first_epoch) / len(first_epoch), rel=0.01)
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == ["radii.png", "tiny-tiny.png"]
     assert cli.main(command) == 0

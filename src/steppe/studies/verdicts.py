@@ -1,8 +1,8 @@
-"""What differences say of a claim."""
+"""What differences say of a claim, and how they are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -40,3 +40,34 @@ def verdict(differences: Sequence[Difference | None], *, above: bool) -> Verdict
     if wrong == len(known):
         return "the opposite"
     return "in part" if right and not wrong else "not replicated"
+
+
+def interval(difference: Difference | None, form: str = "{:+.2f}") -> str:
+    """Write a difference with its interval, and a star if it is significant.
+
+    Args:
+        difference: The difference.
+        form: Of each number.
+
+    Example:
+        >>> interval(Difference(-1.0, -2.5, 0.5, p=0.2, p_holm=0.4, n=3))
+        '-1.00 [-2.50, +0.50]'
+    """
+    return _written(difference, form, lambda number: number, "")
+
+
+def factor(difference: Difference | None) -> str:
+    """Write a difference of logarithms to base 2 as the factor that it stands for.
+
+    Example:
+        >>> factor(Difference(-1.0, -2.0, 1.0, p=0.2, p_holm=0.4, n=3))
+        'x 0.5 [0.25, 2]'
+    """
+    return _written(difference, "{:.2g}", lambda number: 2.0**number, "x ")
+
+
+def _written(difference: Difference | None, form: str, scale: Callable[[float], float], sign: str) -> str:
+    if difference is None:
+        return "n/a"
+    value, low, high = (form.format(scale(x)) for x in (difference.value, difference.low, difference.high))
+    return f"{sign}{value} [{low}, {high}]{'*' if difference.significant else ''}"

@@ -17,8 +17,9 @@ from rich.console import Console
 from ..._errors import RunError
 from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
-from ...compare.stats import Difference, mean
+from ...compare.stats import mean
 from .. import pages
+from ..verdicts import interval
 from . import speedup
 from .claims import Finding, scores_of
 from .design import row
@@ -211,15 +212,8 @@ def _here(found: Finding) -> str:
     texts = []
     for part, difference, (wins, tasks) in zip(found.claim.parts, found.differences, found.wins, strict=True):
         names = "".join(f" {'+' if sign > 0 else '-'} {name}" for sign, name in part).removeprefix(" + ")
-        texts.append(f"{names}: {_interval(difference)} ({wins} of {tasks})")
+        texts.append(f"{names}: {interval(difference)} ({wins} of {tasks})")
     return "; ".join(texts)
-
-
-def _interval(difference: Difference | None) -> str:
-    if difference is None:
-        return "n/a"
-    star = "*" if difference.significant else ""
-    return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]{star}"
 
 
 def show(study: Study, console: Console) -> None:

@@ -18,8 +18,9 @@ from rich.console import Console
 from ..._errors import RunError
 from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
-from ...compare.stats import Difference, mean
+from ...compare.stats import mean
 from .. import pages
+from ..verdicts import factor, interval
 from .claims import SHARPNESS, Finding, error, sharpness
 from .design import AT_EQUAL_UPDATES, COLUMNS, PRESETS
 from .run import Study
@@ -192,18 +193,11 @@ def _here(found: Finding) -> str:
     texts = []
     for (less, more), difference in zip(found.claim.pairs, found.differences, strict=True):
         pair = f"{_title(less).replace(AT_EQUAL_UPDATES, '')} - {_title(more)}"
-        if difference is None:
-            texts.append(f"{pair}: n/a")
-        elif found.claim.quantity == "error":
-            texts.append(f"{pair}: {_interval(difference, '{:+.2f}', lambda x: x)}")
+        if found.claim.quantity == "error":
+            texts.append(f"{pair}: {interval(difference)}")
         else:
-            texts.append(f"{pair.replace(' - ', ' / ')}: {_interval(difference, 'x {:.2g}', lambda x: 2.0**x)}")
+            texts.append(f"{pair.replace(' - ', ' / ')}: {factor(difference)}")
     return "; ".join(texts)
-
-
-def _interval(difference: Difference, form: str, scale: Callable[[float], float]) -> str:
-    value, low, high = (form.format(scale(x)) for x in (difference.value, difference.low, difference.high))
-    return f"{value} [{low.removeprefix('x ')}, {high.removeprefix('x ')}]{'*' if difference.significant else ''}"
 
 
 def show(study: Study, console: Console) -> None:

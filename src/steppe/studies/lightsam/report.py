@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 
@@ -13,11 +14,13 @@ from ..._errors import RunError
 from ..._markdown import table as markdown_table
 from ...compare.records import Record, all_versions, write_atomically
 from ...compare.sources import find_task
-from ...compare.stats import Difference, Mean, mean
+from ...compare.stats import Mean, mean
 from .. import pages
+from ..verdicts import factor, interval
 from . import pictures
 from .claims import Finding
 from .design import Width
+from .fading import ALONE, HELD, MEASURES, factors
 from .grids import STATISTICS, summary
 from .run import MIDDLE, Run, Study
 from .untuned import TUNED, Untuned
@@ -31,7 +34,8 @@ NAMES = {
     "lightsam-ii": "LightSAM-II",
     "lightsam-iii": "LightSAM-III",
 }
-_SHARPNESS = "worst-case l2 adaptive"
+_FADING = "What the climbs do to flatness, and what is left of that where they fade"
+_SHARPNESS = MEASURES[0]
 _NOTE = (
     "Of the validation metrics of all settings of a grid, ± standard error over seeds. A training that diverged counts "
     "as guessing. SGD and AMSGrad have no radius: theirs are the learning rates alone."
@@ -46,6 +50,16 @@ _UNTUNED_NOTE = (
     "metric below the best of all methods and settings of a task, in the mean over tasks, and on the task where it "
     "loses most. Tested on a task that had no part in the choice, beside the best of the narrow grid there by "
     "validation."
+)
+_FADING_NOTE = (
+    "Each method with its best setting: as it is, without climbing at the same learning rate, and held, which is with "
+    "climbs of one length, the mean of those of its first epoch. Length of the climbs: means of one training. "
+    f"Flatness: {MEASURES[0]} of radius 0.5, and the largest eigenvalue of the Hessian; geometric means over seeds of "
+    "the ratios, below 1 for a flatter end."
+)
+_EFFECTS_NOTE = (
+    "Here: the ratio of the two, the geometric mean over tasks, paired by seed, with its 95 % interval; * and verdicts "
+    "as for the claims."
 )
 _CLAIMS_NOTE = (
     "Here: the mean over tasks of the difference, paired by seed, with its 95 % interval. * means p < 0.05 after "
@@ -80,6 +94,8 @@ def show(study: Study, console: Console) -> None:
     if study.untuned is not None:
         pages.show(console, untuned_table(study.untuned), title=_untuned_title(study.untuned))
     pages.show(console, claims_table(study), title="claims", numbers=False)
+    pages.show(console, fading_table(study), title=_FADING)
+    pages.show(console, effects_table(study), numbers=False)
 
 
 def widths(study: Study) -> tuple[Width, ...]:
@@ -152,6 +168,36 @@ def claims_table(study: Study) -> list[list[str]]:
     return lines
 
 
+def fading_table(study: Study) -> list[list[str]]:
+    """Return the lines of the table of climbs and what they do, task by task, the head first."""
+    lines = [["task", "method", "first epoch's climbs", "last epoch's", "test: alone", "as it is", "held"]]
+    lines[0] += [f"{measure}: {ratio}" for measure in MEASURES for ratio in ("as it is / alone", "held / alone")]
+    for task, run in study.runs.items():
+        records = run.comparison.records
+        for method in run.radii:
+            alone, held = method + ALONE, method + HELD
+            lines.append(
+                [
+                    task,
+                    NAMES[method],
+                    *(f"{fmean(climbs):.2g}" if climbs else "" for climbs in run.ends(method)),
+                    *(_test([r for r in records if r.config.row == row]) for row in (alone, method, held)),
+                    *(_factor(records, m, row, alone) for m in MEASURES for row in (method, held)),
+                ]
+            )
+    return lines
+
+
+def effects_table(study: Study) -> list[list[str]]:
+    """Return the lines of the table of what climbs do to flatness, the head first."""
+    lines = [["measure", "what would be flatter", "here", "verdict"]]
+    for found in study.effects:
+        pairs = zip(found.pairs, found.differences, strict=True)
+        here = "; ".join(f"{_row_name(first)} / {_row_name(second)}: {factor(one)}" for (first, second), one in pairs)
+        lines.append([found.measure, found.text, here, found.verdict or "too few seeds"])
+    return lines
+
+
 def markdown(study: Study) -> str:
     """Return all tables as Markdown, with what they mean."""
     design = study.design
@@ -180,6 +226,11 @@ def markdown(study: Study) -> str:
         "## Claim by claim",
         markdown_table(claims_table(study)),
         _CLAIMS_NOTE,
+        f"## {_FADING}",
+        markdown_table(fading_table(study), "llr"),
+        _FADING_NOTE,
+        markdown_table(effects_table(study)),
+        _EFFECTS_NOTE,
         "![How far each method climbs, step by step](radii.png)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -217,6 +268,7 @@ def results(study: Study) -> dict[str, object]:
             "recommended": study.untuned.recommended,
         },
         "claims": [asdict(found) for found in study.findings],
+        "effects": [asdict(found) for found in study.effects],
         "versions": all_versions(),
     }
 
@@ -256,10 +308,16 @@ def _sharpness(records: Sequence[Record]) -> str:
 
 def _here(found: Finding) -> str:
     pairs = zip(found.claim.pairs, found.differences, strict=True)
-    return "; ".join(f"{NAMES[first]} - {NAMES[second]}: {_interval(one)}" for (first, second), one in pairs)
+    return "; ".join(f"{NAMES[first]} - {NAMES[second]}: {interval(one, '{:+.1f}')}" for (first, second), one in pairs)
 
 
-def _interval(one: Difference | None) -> str:
-    if one is None:
-        return "n/a"
-    return f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]{'*' if one.significant else ''}"
+def _factor(records: Sequence[Record], measure: str, first: str, second: str) -> str:
+    found = factors(records, measure, first, second)
+    return f"{2 ** fmean(found.values()):.2g}" if found else ""
+
+
+def _row_name(row: str) -> str:
+    for end, meaning in ((ALONE, " without climbing"), (HELD, " held")):
+        if row.endswith(end):
+            return NAMES[row.removesuffix(end)] + meaning
+    return NAMES[row]

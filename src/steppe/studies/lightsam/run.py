@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from ...compare.comparison import Comparison
 from ...compare.runner import Observer
 from ...compare.sources import find_task
 from ...compare.tuning import plan_of, try_all
+from . import fading
 from .claims import Finding, judged
 from .design import Preset
 from .grids import Grid, grid
@@ -31,7 +32,8 @@ class Run:
         metric: The name of the metric.
         grids: By method.
         chosen: Which setting of each was the best of the wide grid.
-        comparison: The best and the middle of all grids, on test data, with their sharpness.
+        comparison: The best and the middle of all grids, and the best without climbing and with climbs that do not
+            fade, on test data, with their sharpness.
         radii: By method with a radius, how far it climbed at each step of one training with its best setting.
     """
 
@@ -40,6 +42,11 @@ class Run:
     chosen: Mapping[str, int]
     comparison: Comparison
     radii: Mapping[str, list[float]]
+
+    def ends(self, method: str) -> tuple[list[float], list[float]]:
+        """How far a method climbed at each step of its first epoch, and of its last."""
+        found, steps = self.radii[method], _steps(self.radii[method], self.comparison.plan.epochs)
+        return found[:steps], found[-steps:]
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Study:
         design: The setting.
         runs: By task.
         findings: Claim by claim.
+        effects: What climbs do to flatness, and what is left of that where they fade.
         untuned: What one setting for all tasks is worth; None if the tasks were the user's choice.
         out: The folder.
         command: That repeats it.
@@ -60,6 +68,7 @@ class Study:
     design: Preset
     runs: Mapping[str, Run]
     findings: tuple[Finding, ...]
+    effects: tuple[fading.Effect, ...]
     untuned: Untuned | None
     out: Path
     command: str
@@ -95,7 +104,8 @@ def carry_out(
         runs[source.name] = _run(design, name, out / source.file_name, jobs, watch)
     grids = {name: run.grids for name, run in runs.items()}
     untuned = try_untuned(design, grids, design.held_out, out, jobs, watch) if task is None else None
-    return Study(preset, design, runs, judged(design, grids), untuned, out, command)
+    effects = fading.effects([run.comparison.records for run in runs.values()])
+    return Study(preset, design, runs, judged(design, grids), effects, untuned, out, command)
 
 
 def _run(
@@ -115,19 +125,19 @@ def _run(
     grids = {method: grid(design, candidates[method], found[method]) for method in candidates}
     chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
     arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
-    arms |= {method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()}
+    first = plan_of(task, "sgd", arms, 1, out, epochs=epochs, jobs=jobs)
+    loaded = find_task(task).load()
+    climbs = {trial.row: radii(trial, loaded) for trial in first.trials() if "rho" in arms[trial.row]}
+    of_first_epoch = {method: found[: _steps(found, first.epochs)] for method, found in climbs.items()}
+    arms |= {
+        **{method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()},
+        **fading.arms(arms, of_first_epoch),
+    }
     plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, measure=True)
     with watch() as observer:
         compared = comparison.run(plan, observer)
-    loaded = find_task(task).load()
-    return Run(
-        metric=plan.metric_name,
-        grids=grids,
-        chosen=chosen,
-        comparison=compared,
-        radii={trial.row: radii(trial, loaded) for trial in plan.trials() if _climbs(trial.row, arms, trial.seed)},
-    )
+    return Run(metric=plan.metric_name, grids=grids, chosen=chosen, comparison=compared, radii=climbs)
 
 
-def _climbs(row: str, arms: Mapping[str, Mapping[str, Any]], seed: int) -> bool:
-    return seed == 0 and not row.endswith(MIDDLE) and "rho" in arms[row]
+def _steps(climbs: Sequence[float], epochs: int) -> int:
+    return max(1, len(climbs) // epochs)

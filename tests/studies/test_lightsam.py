@@ -133,6 +133,8 @@ def test_claims_that_hold_and_claims_that_do_not():
         assert found["LightSAM depends less on its setting than SAM", width] == "replicated"
         assert found["LightSAM's best setting is above SAM's", width] == "replicated"
         assert found["LightSAM's worst setting is above SAM's", width] == "replicated"
+        assert found["LightSAM's median setting is above SAM's", width] == "replicated"
+        assert found["LightSAM's median setting is above AdaSAM's", width] == "replicated"
     assert found["LightSAM's best setting is above AdaSAM's", "wide"] == "the opposite"
     found = verdicts(spread(2.0, 90.0), spread(2.0, 90.0), spread(2.0, 90.0))
     assert set(found.values()) == {"not replicated"}

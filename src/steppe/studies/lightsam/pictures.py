@@ -49,14 +49,18 @@ def _grid(axes: Axes, found: Grid, best: int, shade: ScalarMappable) -> None:
     heatmaps.draw(axes, cells, shade, size=6.5)
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(-0.5, len(radii) - 0.5)
-    axes.set_xticks(range(len(rates)), [f"{rate:.2g}" for rate in rates], fontsize=7, rotation=35)
+    axes.set_xticks(range(len(rates)), [_number(rate) for rate in rates], fontsize=7, rotation=35)
     axes.set_xlabel("lr", fontsize=8)
     if radii[0] is None:
         axes.set_yticks([])
         axes.set_aspect(1)
     else:
-        axes.set_yticks(range(len(radii)), [f"{radius:.2g}" for radius in radii], fontsize=7)
+        axes.set_yticks(range(len(radii)), [_number(radius) for radius in radii], fontsize=7)
         axes.set_ylabel("rho", fontsize=8)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def radii(runs: Mapping[str, Run], names: Mapping[str, str]) -> bytes:
@@ -67,9 +71,9 @@ def radii(runs: Mapping[str, Run], names: Mapping[str, str]) -> bytes:
         for axes, (task, run) in zip(panels, runs.items(), strict=True):
             looks = drawing.looks(list(run.radii), "")
             for method, found in run.radii.items():
-                look = looks[method]
+                look, width = looks[method], 3.0 if method == "sam" else 1.2  # AdaSAM's may lie upon SAM's
                 axes.plot(
-                    range(1, len(found) + 1), found, label=names[method], color=look.colour or INK, linewidth=1.2,
+                    range(1, len(found) + 1), found, label=names[method], color=look.colour or INK, linewidth=width,
                     linestyle=look.dashes,
                 )  # fmt: skip
             axes.set_yscale("log")

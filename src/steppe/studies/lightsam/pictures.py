@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def _grid(axes: Axes, found: Grid, best: int, shade: ScalarMappable) -> None:
         axes.set_ylabel("rho", fontsize=8)
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 

@@ -85,7 +85,7 @@ def gsam_batch(
 @study.command("lightsam")
 def lightsam(
     preset: Annotated[
-        str, typer.Option(help="smoke, small (for two cores), or paper (full epochs, ten seeds).")
+        str, typer.Option(help="smoke, small (two cores, an hour), or paper (full epochs, ten seeds).")
     ] = "small",
     task: Annotated[
         str | None,
@@ -101,9 +101,10 @@ def lightsam(
 ) -> None:
     """How much SAM, AdaSAM and LightSAM depend on learning rate and radius (Cheng et al., 2025).
 
-    Every method has a grid of 7 learning rates and 7 radii over three decades each. The setting that is the best for
-    all tasks of the preset at once is then tested on another task. The same command again skips the trials that are
-    finished.
+    Every method has a grid of 7 learning rates and 7 radii over three decades each. What its climbs do to flatness is
+    told from the best setting without climbing, and for LightSAM with climbs that do not fade. The setting that is the
+    best for all tasks of the preset at once is then tested on another task. The same command again skips the trials
+    that are finished.
     """
     from rich.console import Console
     from rich.markup import escape

@@ -70,19 +70,20 @@ def effects(tasks: Sequence[Sequence[Record]]) -> tuple[Effect, ...]:
     Args:
         tasks: Task by task, the records of the best settings and of `arms`.
     """
-    kept, fading, not_fading = (
-        tuple((light + first, light + second) for light in LIGHT)
-        for first, second in ((HELD, ""), ("", ALONE), (HELD, ALONE))
-    )
-    steady = tuple((method, method + ALONE) for method in ("sam", "adasam"))
+
+    def pairs_of(methods: Sequence[str], first: str, second: str) -> tuple[tuple[str, str], ...]:
+        return tuple((method + first, method + second) for method in methods)
+
+    steady = pairs_of(("sam", "adasam"), "", ALONE)
+    fades, holds, both = (pairs_of(LIGHT, *ends) for ends in (("", ALONE), (HELD, ALONE), (HELD, "")))
     return tuple(
         _judged(text, measure, pairs, tasks)
         for measure in MEASURES
         for text, pairs in (
             ("SAM and AdaSAM, whose climbs do not fade, end flatter than without climbing", steady),
-            ("LightSAM ends flatter than without climbing", fading),
-            ("LightSAM ends flatter than without climbing if its climbs are held", not_fading),
-            ("LightSAM ends flatter if its climbs are held than if they fade", kept),
+            ("LightSAM ends flatter than without climbing", fades),
+            ("LightSAM ends flatter than without climbing if its climbs are held", holds),
+            ("LightSAM ends flatter if its climbs are held than if they fade", both),
         )
     )
 

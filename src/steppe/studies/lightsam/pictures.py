@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
@@ -70,7 +71,8 @@ def radii(runs: Mapping[str, Run], names: Mapping[str, str]) -> bytes:
         panels = figure.subplots(1, len(runs), squeeze=False)[0]
         for axes, (task, run) in zip(panels, runs.items(), strict=True):
             looks = drawing.looks(list(run.radii), "")
-            for method, found in run.radii.items():
+            for method, by_epoch in run.radii.items():
+                found = list(chain.from_iterable(by_epoch))
                 look, width = looks[method], 3.0 if method == "sam" else 1.2  # AdaSAM's may lie upon SAM's
                 axes.plot(
                     range(1, len(found) + 1), found, label=names[method], color=look.colour or INK, linewidth=width,

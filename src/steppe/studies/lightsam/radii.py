@@ -15,14 +15,14 @@ from ...compare.trial import Training, reproducible
 from ...optimizer import SharpnessAware
 
 
-def radii(config: TrialConfig, task: Task) -> list[float]:
-    """Repeat a trial and return ``‖delta‖`` at every step, until it ends or diverges.
+def radii(config: TrialConfig, task: Task) -> list[list[float]]:
+    """Repeat a trial and return ``‖delta‖`` at every step of every epoch, until it ends or diverges.
 
     Args:
         config: Of a method that climbs.
         task: The task that ``config.task`` names.
     """
-    found: list[float] = []
+    found: list[list[float]] = []
     with reproducible(config.seed):
         training = Training(config, task, Host())
         opt = training.optimizer
@@ -34,7 +34,7 @@ def radii(config: TrialConfig, task: Task) -> list[float]:
         def measured() -> Iterator[None]:
             with torch.no_grad():
                 moved = torch._foreach_sub(params, before)
-                found.append(float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved)))))
+                found[-1].append(float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved)))))
             yield
 
         def note(*_: object) -> None:
@@ -43,5 +43,6 @@ def radii(config: TrialConfig, task: Task) -> list[float]:
         opt.register_step_pre_hook(note)
         opt.around_sharp_pass(measured, only=True)
         while training.step < training.total and training.diverged is None:
+            found.append([])
             training.run_epoch()
     return found

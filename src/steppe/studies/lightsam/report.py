@@ -174,13 +174,13 @@ def fading_table(study: Study) -> list[list[str]]:
     lines[0] += [f"{measure}: {ratio}" for measure in MEASURES for ratio in ("as it is / alone", "held / alone")]
     for task, run in study.runs.items():
         records = run.comparison.records
-        for method in run.radii:
+        for method, epochs in run.radii.items():
             alone, held = method + ALONE, method + HELD
             lines.append(
                 [
                     task,
                     NAMES[method],
-                    *(f"{fmean(climbs):.2g}" if climbs else "" for climbs in run.ends(method)),
+                    *(f"{fmean(climbs):.2g}" if climbs else "" for climbs in (epochs[0], epochs[-1])),
                     *(_test([r for r in records if r.config.row == row]) for row in (alone, method, held)),
                     *(_factor(records, m, row, alone) for m in MEASURES for row in (method, held)),
                 ]

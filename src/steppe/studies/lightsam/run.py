@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +34,15 @@ class Run:
         chosen: Which setting of each was the best of the wide grid.
         comparison: The best and the middle of all grids, and the best without climbing and with climbs that do not
             fade, on test data, with their sharpness.
-        radii: By method with a radius, how far it climbed at each step of one training with its best setting.
+        radii: By method with a radius, how far it climbed at each step of each epoch of one training with its best
+            setting.
     """
 
     metric: str
     grids: Mapping[str, Grid]
     chosen: Mapping[str, int]
     comparison: Comparison
-    radii: Mapping[str, list[float]]
-
-    def ends(self, method: str) -> tuple[list[float], list[float]]:
-        """How far a method climbed at each step of its first epoch, and of its last."""
-        found, steps = self.radii[method], _steps(self.radii[method], self.comparison.plan.epochs)
-        return found[:steps], found[-steps:]
+    radii: Mapping[str, list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -128,16 +124,11 @@ def _run(
     first = plan_of(task, "sgd", arms, 1, out, epochs=epochs, jobs=jobs)
     loaded = find_task(task).load()
     climbs = {trial.row: radii(trial, loaded) for trial in first.trials() if "rho" in arms[trial.row]}
-    of_first_epoch = {method: found[: _steps(found, first.epochs)] for method, found in climbs.items()}
     arms |= {
         **{method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()},
-        **fading.arms(arms, of_first_epoch),
+        **fading.arms(arms, {method: epochs[0] for method, epochs in climbs.items()}),
     }
     plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, measure=True)
     with watch() as observer:
         compared = comparison.run(plan, observer)
     return Run(metric=plan.metric_name, grids=grids, chosen=chosen, comparison=compared, radii=climbs)
-
-
-def _steps(climbs: Sequence[float], epochs: int) -> int:
-    return max(1, len(climbs) // epochs)

@@ -2,17 +2,18 @@
 
     python benchmarks/bench_engine.py [--device cpu] [--shapes minilm gpt2] [--bases SGD AdamW] [--page FILE]
 
-Three kinds of tables. Time: what a step takes beyond its closures and its base's step. One move is one read or one
+Four kinds of tables. Time: what a step takes beyond its closures and its base's step. One move is one read or one
 write of all parameters; copying them takes two, and is timed before every step that is measured, so that a machine that
-becomes slower changes nothing. Closures point `.grad` at gradients that are there already. A plain climb needs 8 moves:
-one for the norm, two for the copy, three to go up, two to come back. Memory: the most that is alive at once in tensors
-during a step, in copies of the parameters; here the closures free the gradients and make new ones, as `zero_grad()` and
-`backward()` do. Small model: whole steps of the default task's network, forward and backward passes included, where
-little memory is moved and every call counts.
+becomes slower changes nothing. A plain climb needs 8 moves: one for the norm, two for the copy, three to go up, two to
+come back. Memory: the most that is alive at once in tensors during a step, in copies of the parameters. Small model:
+whole steps of the default task's network, forward and backward passes included, where little memory is moved and every
+call counts. Tiny tensors: what a step of every method takes beyond its closures and its base's step, in steps of the
+base, where next to no memory is moved and every tensor counts.
 
-Of the first two kinds every row is measured in a process of its own, as a training is one: what a step costs that asks
-for fresh memory depends on what else has lain there. Other packages' optimizers are measured if they are installed;
-those that climb without a norm do less than SAM, and do not count as the best other one.
+Closures free the gradients and make new ones, as `zero_grad()` and `backward()` do. But for the small model every row
+is measured in a process of its own, as a training is one: what a step costs that asks for fresh memory depends on what
+else has lain there. Other packages' optimizers are measured if they are installed; those that climb without a norm do
+less than SAM, and do not count as the best other one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from itertools import cycle
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -39,18 +41,33 @@ from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 
 import steppe
-from steppe import ASAM, GSAM, MSAM, SAM, LookSAM
+from steppe import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MSAM,
+    PGN,
+    SAM,
+    USAM,
+    AdaSAM,
+    FriendlySAM,
+    LightSAM,
+    LookSAM,
+    UnifiedSAM,
+    VaSSO,
+)
 from steppe.bench.memory import most_alive
 
 Closure = Callable[[], float]
 Step = Callable[[Closure], object]
 
-_EXPLANATION = "Three kinds" + (__doc__ or "").partition("Three kinds")[2].rstrip()
+_EXPLANATION = "Four kinds" + (__doc__ or "").partition("Four kinds")[2].rstrip()
 
 PEERS = {"pytorch_optimizer": "pytorch-optimizer", "temperon": "temperon", "heavyball": "heavyball opt_einsum"}
 LOOK_EVERY = 5
 ALONE = "the base alone"
 FREED = ", copy not kept"
+TABLES = ["time", "memory", "small", "tiny"]
 BLOCK = 10  # so many steps of one small model run in a row, as in a training, before it is another's turn
 
 
@@ -66,6 +83,11 @@ def gpt2() -> list[tuple[int, ...]]:
     h, wide = 768, 3072
     block = [(h,), (h,), (h, 3 * h), (3 * h,), (h, h), (h,), (h,), (h,), (h, wide), (wide,), (wide, h), (h,)]
     return [(50257, h), (1024, h)] + 12 * block + [(h,), (h,)]
+
+
+def tiny() -> list[tuple[int, ...]]:
+    """As many tensors as a large model of small parts has, with next to nothing in them."""
+    return [(4,)] * 10_000
 
 
 SHAPES = {"minilm": minilm, "gpt2": gpt2}
@@ -84,6 +106,32 @@ WRAPPED: dict[str, Callable[..., Any]] = {
     "GSAM": lambda base: GSAM(base, rho=0.05),
     "MSAM": lambda base: MSAM(base, rho=0.2),
     "LookSAM": lambda base: LookSAM(base, rho=0.05, k=LOOK_EVERY),
+}
+
+
+TINY_BASE = "SGD"
+
+
+def _wrapped(make: Callable[..., Any], **options: Any) -> Callable[[list[Parameter]], Any]:
+    return lambda params: make(base_of(TINY_BASE, params), **options)
+
+
+TINY: dict[str, Callable[[list[Parameter]], Any]] = {
+    "SAM": _wrapped(SAM),
+    "USAM": _wrapped(USAM),
+    "ASAM": _wrapped(ASAM),
+    "GSAM": _wrapped(GSAM),
+    "PGN": _wrapped(PGN),
+    "UnifiedSAM": _wrapped(UnifiedSAM),
+    "FriendlySAM": _wrapped(FriendlySAM),
+    "VaSSO": _wrapped(VaSSO),
+    "MSAM": _wrapped(MSAM),
+    "LookSAM": _wrapped(LookSAM, k=LOOK_EVERY),
+    "ESAM": _wrapped(ESAM),
+    "AdaSAM": lambda params: AdaSAM(params, lr=1e-6),
+    "LightSAM-I": lambda params: LightSAM(params, lr=1e-6, rho=0.05),
+    "LightSAM-II": lambda params: LightSAM(params, lr=1e-6, rho=0.05, variant="adagrad"),
+    "LightSAM-III": lambda params: LightSAM(params, lr=1e-6, rho=0.05, variant="adam"),
 }
 
 
@@ -202,6 +250,20 @@ def in_a_process(what: str, *arguments: object) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def passes(params: list[Parameter]) -> Closure:
+    """Return a closure that gives ``params`` gradients of which nobody else has the memory, as a backward pass does."""
+    found = cycle([[0.01 * torch.randn_like(p) for p in params] for _ in range(2)])
+
+    def closure() -> float:
+        for p in params:
+            p.grad = None
+        for p, g in zip(params, next(found), strict=True):
+            p.grad = g.clone()
+        return 0.0
+
+    return closure
+
+
 # Time
 
 
@@ -210,17 +272,8 @@ def measure_time(title: str, shape: str, base_name: str, device: str, repetition
     clock = Clock(device)
     torch.manual_seed(0)
     params = [Parameter(0.02 * torch.randn(size, device=device)) for size in SHAPES[shape]()]
-    grads = [[0.01 * torch.randn_like(p) for p in params] for _ in range(2)]
+    closure = clock.timed(passes(params))
     buffer = [torch.empty_like(p) for p in params]
-    calls = 0
-
-    @clock.timed
-    def closure() -> float:
-        nonlocal calls
-        for p, g in zip(params, grads[calls], strict=True):
-            p.grad = g
-        calls += 1
-        return 0.0
 
     def copy() -> None:
         with torch.no_grad():
@@ -231,7 +284,6 @@ def measure_time(title: str, shape: str, base_name: str, device: str, repetition
     repetitions = LOOK_EVERY * (repetitions // 2 + 1) if "LookSAM" in title else repetitions
     warm_up = LOOK_EVERY if "LookSAM" in title else 2
     for i in range(repetitions + warm_up):
-        calls = 0
         move = clock.seconds(copy) / 2
         cost = clock.seconds(lambda: step(closure))
         if i >= warm_up:
@@ -322,7 +374,54 @@ def memory_table(shape: str, base_name: str, device: str) -> Iterator[str]:
         yield f"| {title} | {copies:.2f} | {copies - own:.2f} |"
 
 
-CHILDREN: dict[str, Callable[..., Any]] = {"time": measure_time, "memory": measure_memory}
+# Tiny tensors
+
+
+def measure_tiny(name: str, device: str, repetitions: int) -> list[tuple[float, float]]:
+    """Return of every step the seconds beyond its closures and its base's step, and those of the latter."""
+    clock, base_clock = Clock(device), Clock(device)
+    torch.manual_seed(0)
+    params = [Parameter(0.02 * torch.randn(size, device=device)) for size in tiny()]
+    closure = clock.timed(passes(params))
+    opt: Any = TINY[name](params)
+    opt.base.step = clock.timed(base_clock.timed(opt.base.step))
+    # LookSAM climbs at the first step, and at every LOOK_EVERY-th after it.
+    every = LOOK_EVERY if name == "LookSAM" else 1
+    found = []
+    for _ in range((repetitions + 2) * every):
+        base_clock.elsewhere = 0.0
+        cost = clock.seconds(lambda: opt.step(closure))
+        found.append((cost, base_clock.elsewhere))
+    return found[2 * every :]
+
+
+def tiny_table(device: str, repetitions: int) -> Iterator[str]:
+    sizes = [torch.Size(size).numel() for size in tiny()]
+    yield (
+        f"{len(sizes)} tensors of {sizes[0]} elements. The base is {TINY_BASE}; AdaSAM and LightSAM have their own. "
+        "Medians and quartiles."
+    )
+    yield ""
+    yield "| step | base step (ms) | beyond (ms) | base steps | quartiles | n |"
+    yield "| --- | ---: | ---: | ---: | --- | ---: |"
+    for name in TINY:
+        steps = in_a_process("tiny", name, device, repetitions)
+        if steps is None:
+            yield f"| {name} | failed | | | | |"
+        elif name == "LookSAM":
+            yield tiny_row(f"{name}, steps that climb", steps[::LOOK_EVERY])
+            yield tiny_row(f"{name}, steps between", [step for i, step in enumerate(steps) if i % LOOK_EVERY])
+        else:
+            yield tiny_row(name, steps)
+
+
+def tiny_row(title: str, steps: list[tuple[float, float]]) -> str:
+    low, middle, high = quantiles([beyond / base for beyond, base in steps], n=4)
+    beyond, base = (1000 * median(seconds) for seconds in zip(*steps, strict=True))
+    return f"| {title} | {base:.1f} | {beyond:.1f} | {middle:.2f} | {low:.2f} to {high:.2f} | {len(steps)} |"
+
+
+CHILDREN: dict[str, Callable[..., Any]] = {"time": measure_time, "memory": measure_memory, "tiny": measure_tiny}
 
 
 # Small model
@@ -415,7 +514,7 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=list(BASES), choices=list(BASES))
     parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--small-steps", type=int, default=2000)
-    parser.add_argument("--tables", nargs="+", default=["time", "memory", "small"], choices=["time", "memory", "small"])
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
     parser.add_argument("--without", nargs="*", default=[], choices=list(PEERS), help="packages to leave out")
     parser.add_argument("--page", help="a Markdown file to write the tables to")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -451,6 +550,10 @@ def main() -> None:
     if "small" in arguments.tables:
         tell("\n## Small model\n")
         for line in small_table(arguments.device, arguments.small_steps):
+            tell(line)
+    if "tiny" in arguments.tables:
+        tell("\n## Tiny tensors\n")
+        for line in tiny_table(arguments.device, arguments.repetitions):
             tell(line)
     if arguments.page:
         write_page(arguments, lines)

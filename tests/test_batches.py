@@ -6,11 +6,14 @@ import math
 import pickle
 import re
 import sys
-from collections import UserDict, namedtuple
-from functools import partial
+from collections import UserDict, UserList, deque, namedtuple
+from dataclasses import InitVar, dataclass, field, fields, is_dataclass
+from functools import cached_property, partial
 from itertools import chain, pairwise
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -360,7 +363,28 @@ class Encoding(UserDict):
     """A mapping that is no dict, as what tokenizers return."""
 
 
+@dataclass
+class Record:
+    x: torch.Tensor
+    y: object = None
+    seen: bool = field(init=False, default=False)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Derives a number and a tensor from its fields."""
+
+    x: torch.Tensor
+    n: int = field(init=False)
+    large: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "n", len(self.x))
+        object.__setattr__(self, "large", self.x > 3)
+
+
 X = torch.arange(10).view(5, 2)
+A = X.numpy()
 NESTED = {
     "a tensor": (X, lambda rows: X[rows]),
     "a tuple": ((X, X[:, 0]), lambda rows: (X[rows], X[rows, 0])),
@@ -376,12 +400,75 @@ NESTED = {
         (X, torch.tensor(2.0), ["cat", "dog"], "word", None, True, 3),
         lambda rows: (X[rows], torch.tensor(2.0), ["cat", "dog"], "word", None, True, 3),
     ),
+    "what is no example, although as long": (
+        (X, "abcde", b"abcde", X.new_zeros(1, 2, 3, 4, 5).shape, set(range(5)), np.array(3), np.float64(2), [], {}),
+        lambda rows: (X[rows], *NESTED["what is no example, although as long"][0][1:]),
+    ),
+    "arrays": (
+        (A, {"names": np.array(list("abcde"))}),
+        lambda rows: (A[rows], {"names": np.array(list("abcde"))[rows]}),
+    ),
+    "a mask": ((X, X[:, 0] > 3), lambda rows: (X[rows], (X[:, 0] > 3)[rows])),
+    "other sequences": (
+        (X, UserList("abcde"), deque(range(5))),
+        lambda rows: (X[rows], ["abcde"[i] for i in rows], rows),
+    ),
+    "named texts": (
+        (X, Pair(list("abcde"), "abcde")),
+        lambda rows: (X[rows], Pair(["abcde"[i] for i in rows], "abcde")),
+    ),
+    "lists of texts": (
+        (X, [list("abcde"), tuple("fghij")], [["a", "b"]] * 5),
+        lambda rows: (
+            X[rows],
+            [["abcde"[i] for i in rows], tuple("fghij"[i] for i in rows)],
+            [["a", "b"] for _ in rows],
+        ),
+    ),
+    "objects": (
+        (X, [SimpleNamespace(i=i) for i in range(5)]),
+        lambda rows: (X[rows], [SimpleNamespace(i=i) for i in rows]),
+    ),
+    "objects with tensors, in a list": (
+        (X, [SimpleNamespace(edges=torch.zeros(2, i)) for i in range(5)]),
+        lambda rows: (X[rows], [NESTED["objects with tensors, in a list"][0][1][i] for i in rows]),
+    ),
+    "a dataclass": (Record(X, {"z": Record(X)}), lambda rows: Record(X[rows], {"z": Record(X[rows])})),
+    "a frozen dataclass": ((Counted(X),), lambda rows: (Counted(X[rows]),)),
+    "what torch.max returns": ((X, X.max(1)), lambda rows: (X[rows], X[rows].max(1))),
+    "a sparse tensor": ((X, X.to_sparse()), lambda rows: (X[rows], X[rows].to_sparse())),
+    "images beside labels": (
+        (IMAGES := [torch.full((3, i, 2), i) for i in range(1, 6)], X),
+        lambda rows: ([IMAGES[i] for i in rows], X[rows]),
+    ),
+    "arrays that differ": (
+        {"audio": (AUDIO := [np.ones((i, 2)) for i in range(5)]), "y": X},
+        lambda rows: {"audio": [AUDIO[i] for i in rows], "y": X[rows]},
+    ),
+    "images and boxes": (
+        (tuple(IMAGES), BOXES := tuple({"boxes": torch.full((i, 4), i)} for i in range(5))),
+        lambda rows: (tuple(IMAGES[i] for i in rows), tuple(BOXES[i] for i in rows)),
+    ),
+    "images and boxes whose first dimensions agree": (
+        (tuple(IMAGES), [{"boxes": torch.ones(3, 4)}] * 5),
+        lambda rows: (tuple(IMAGES[i] for i in rows), [{"boxes": torch.ones(3, 4)} for _ in rows]),
+    ),
+    "samples": (
+        SAMPLES := [{"x": torch.full((i, 2), i), "y": i} for i in range(1, 6)],
+        lambda rows: [SAMPLES[i] for i in rows],
+    ),
+    "views": (([X, X], X[:, 0]), lambda rows: ([X[rows], X[rows]], X[rows, 0])),
+    "dicts": (({"x": X}, {"x": X}), lambda rows: ({"x": X[rows]}, {"x": X[rows]})),
 }
 
 
 def alike(a, b):
     if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+        return isinstance(b, torch.Tensor) and a.layout == b.layout and torch.equal(a.to_dense(), b.to_dense())
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and np.array_equal(a, b)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(alike(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
     if isinstance(a, dict):
         return type(a) is type(b) and a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
@@ -396,6 +483,84 @@ def test_the_first_examples(name):
     assert alike(fraction_of(batch, 0.4), of([0, 1]))
     assert alike(fraction_of(batch, 1.0), of([0, 1, 2, 3, 4]))
     assert alike(fraction_of(batch, 1e-9), of([0]))
+    assert alike(fraction_of(batch, 1e-12), of([0]))
+    assert alike(hardest(batch, torch.arange(5.0), 1e-12), of([4]))
+    parts = [part for part, _ in microbatches(batch, 2)]
+    assert all(map(alike, parts, (of([0, 1]), of([2, 3]), of([4]))))
+
+
+def test_ranges_stay_ranges_where_they_can():
+    assert fraction_of((X, range(5)), 0.4)[1] == range(2)
+    assert hardest((X, range(5)), X[:, 0], 0.4)[1] == [3, 4]
+
+
+def test_dataclasses_keep_what_was_set_by_hand():
+    class Sub(Record):
+        @cached_property
+        def n(self):
+            return len(self.x)
+
+    batch = Sub(X, "word")
+    batch.seen, batch.more, batch.name = True, X, "train"
+    assert batch.n == 5
+    part = fraction_of(batch, 0.4)
+    assert (type(part), part.n, part.seen, part.name, part.y) == (Sub, 2, True, "train", "word")
+    assert torch.equal(part.more, X[:2])
+    config = Record(None)
+    assert fraction_of((X, config), 0.4)[1] is config
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested:UserWarning")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_tensors(layout):
+    rows = [torch.arange(1.0 + i).requires_grad_() for i in range(5)]
+    x = torch.nested.as_nested_tensor([row[:, None] * torch.ones(2) for row in rows], layout=layout)
+    first = fraction_of({"x": x, "y": 2 * x}, 0.4)
+    assert [row.tolist() for row in (first["x"] + first["y"]).unbind()] == [[[0.0, 0.0]], [[0.0, 0.0], [3.0, 3.0]]]
+    hard = hardest((x, 2 * x), torch.tensor([0.3, -1.0, 0.9, 0.1, 0.5]), 0.4)
+    sum(row.sum() for row in (hard[0] * hard[1]).unbind()).backward()
+    for i, row in enumerate(rows):
+        assert torch.equal(row.grad, 8 * row if i in (2, 4) else 0 * row)
+
+
+def test_weights_have_the_gradient_of_a_part_of_a_sparse_batch():
+    dense = torch.randn(5, 3) * (torch.randn(5, 3) > 0)
+    grads = []
+    for x in (dense, dense.to_sparse()):
+        w = torch.ones(3, 2, requires_grad=True)
+        (fraction_of(x, 0.6) @ w).square().sum().backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_lists_of_fields_are_no_examples_however_few_there_are(n):
+    ids, y = torch.arange(2 * n).view(n, 2), torch.arange(n)
+    for batch in ([ids, y], (ids, ids), [ids, ids, ids], {"x": ids, "y": ids}, ([ids, y], y), (Pair(ids, ids), y)):
+        sizes = {len(x) for x in tensors(fraction_of(batch, 0.5))}
+        assert sizes == {math.ceil(n / 2)}
+        assert len(tensors(fraction_of(batch, 0.5))) == len(tensors(batch))
+
+
+def tensors(batch):
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    return flat(map(tensors, batch.values() if isinstance(batch, dict) else batch))
+
+
+def test_as_many_images_as_channels_are_examples_beside_boxes():
+    images = [torch.full((3, 4, 4), i) for i in range(3)]
+    boxes = [{"boxes": torch.ones(i, 4)} for i in range(3)]
+    assert alike(fraction_of((images, boxes), 0.5), (images[:2], boxes[:2]))
+    assert alike(fraction_of((images[:2], boxes[2:] * 2), 0.5), (images[:1], boxes[2:]))
+
+
+def test_what_can_be_read_both_ways_passes_where_nothing_is_cut():
+    views = ([X[:2], X[:2]], X[:2, 0])
+    ((part, weight),) = microbatches(views, 2)
+    assert weight == 1
+    assert alike(part, views)
+    assert alike(fraction_of(views, 1.0), views)
 
 
 def test_the_first_examples_are_views():
@@ -489,6 +654,117 @@ def rewound():
     sampler.state_dict(batches=0)
 
 
+class Graph:
+    """Holds tensors two objects deep, as graphs do."""
+
+    def __init__(self):
+        self._store = SimpleNamespace(_mapping={"edge_index": torch.zeros(2, 5)})
+
+
+class Slotted:
+    __slots__ = ("_x", "unset")
+
+    def __init__(self):
+        self._x = [X]
+
+
+class Table:
+    shape = (5, 2)
+
+    def __len__(self):
+        return 5
+
+
+class Column:
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return i
+
+
+@dataclass
+class Scaled:
+    x: torch.Tensor
+
+    def __post_init__(self):
+        self.x = self.x / 255
+
+
+@dataclass
+class Factored:
+    x: torch.Tensor
+    factor: InitVar[float]
+
+
+def packed():
+    return nn.utils.rnn.pack_sequence([X[:, 0], X[:3, 0]])
+
+
+ITSELF = "or cut the batch yourself, as in ascent=lambda: gradient(part)."
+HOLDS = f"it holds tensors, of which nothing says what they have per example. Make it a dict, {ITSELF}"
+ARRAY = f"it is neither a tensor nor a numpy array. Make it one, {ITSELF}"
+DRY = f"whoever reads it first leaves nothing for the next. Make it a list, {ITSELF}"
+REFUSED = {
+    "a graph": (Graph, f"a Graph: {HOLDS}"),
+    "slots": (Slotted, f"a Slotted: {HOLDS}"),
+    "a namespace": (lambda: SimpleNamespace(a={"x": (A,)}), f"a SimpleNamespace: {HOLDS}"),
+    "a packed sequence": (
+        packed,
+        "a PackedSequence: its first dimension counts steps of all sequences together. Pack the part, or cut",
+    ),
+    "a table": (Table, f"a Table: {ARRAY}"),
+    "a memory view": (lambda: memoryview(b"abcde"), f"a memoryview: {ARRAY}"),
+    "a column": (Column, f"a Column: it is as long as the batch, and no sequence. Make it a list, {ITSELF}"),
+    "a view of a dict": (lambda: dict.fromkeys("abcde").values(), "a dict_values: it is as long as the batch, and no"),
+    "a generator": (lambda: (x for x in X), f"a generator: {DRY}"),
+    "an iterator": (lambda: map(str, X), f"a map: {DRY}"),
+    "compressed rows": (
+        lambda: X.to_sparse_csr(),
+        "a Tensor: its layout is torch.sparse_csr, which torch does not index. Use torch.sparse_coo, or cut",
+    ),
+    "a sparse leaf": (
+        lambda: X.float().to_sparse().requires_grad_(),
+        "a Tensor: it is sparse and requires a gradient, which torch does not index. Make it dense, or cut",
+    ),
+    "a transposed nested tensor": (
+        lambda: torch.nested.nested_tensor([torch.ones(2, 3)] * 5, layout=torch.jagged).transpose(1, 2),
+        "a NestedTensor: it is nested, and transposed. Transpose the part, or cut",
+    ),
+    "a dataclass that would change twice": (
+        lambda: Scaled(X),
+        f"a Scaled: its constructor changes its fields, and would do so twice. Make it a dict, {ITSELF}",
+    ),
+    "a dataclass that lacks an argument": (
+        lambda: Factored(X, 2.0),
+        "a Factored: it could not be made anew from its cut fields (InitVar 'factor' must be specified with replace()"
+        f"). Make it a dict, {ITSELF}",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_cut_is_refused_by_name(name):
+    make, message = REFUSED[name]
+    for take in (
+        lambda batch: fraction_of(batch, 0.4),
+        lambda batch: list(microbatches(batch, 2)),
+        lambda batch: hardest(batch, X[:, 0], 0.4),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"No part can be taken of {message}")):
+            take((X, {"it": make()}))
+
+
+def both(kind, length, n):
+    return (
+        f"A {kind} in the batch may hold one example per item, {length} in all, or fields with {n} examples each. If "
+        "fields, make it a dict or a named tuple. If examples, stack them into one tensor, or cut the batch yourself, "
+        "as in ascent=lambda: gradient(part)."
+    )
+
+
+images = partial(torch.ones, 3, 4, 4)
 sampler = partial(ScheduledBatchSampler, 10, constant(2))
 two = partial(ScheduledBatchSampler, 10, num_replicas=2, rank=0)
 
@@ -504,6 +780,25 @@ BAD = {
         lambda: fraction_of((X, X[:3]), 0.5),
         ValueError,
         "The tensors of a batch must have one first dimension, got [3, 5]. Split them alike.",
+    ),
+    "an array of other length": (
+        lambda: fraction_of((X, A[:3]), 0.5),
+        ValueError,
+        "one first dimension, got [3, 5]. Split them alike. If each is an example, cut the batch yourself, as in ascent",
+    ),
+    "images alone": (lambda: fraction_of([X, X[:3]], 0.5), ValueError, "must have one first dimension, got [3, 5]."),
+    "as many images as channels": (
+        lambda: fraction_of(([images()] * 3, torch.zeros(3)), 0.5),
+        ValueError,
+        both("list", 3, 3),
+    ),
+    "images without labels": (lambda: fraction_of({"x": [images()] * 4}, 0.5), ValueError, both("list", 4, 3)),
+    "samples, or dicts": (lambda: fraction_of([{"x": images()}] * 4, 0.5), ValueError, both("list", 4, 3)),
+    "two views of two": (lambda: fraction_of(((X[:2], X[2:4]), X[:2, 0]), 0.5), ValueError, both("tuple", 2, 2)),
+    "two texts of two": (
+        lambda: fraction_of((X[:2], [["a", "b"], ["c", "d"]]), 0.5),
+        ValueError,
+        both("list", 2, 2),
     ),
     "a fraction of nothing": (
         lambda: fraction_of(["a", "b"], 0.5),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
+
+from ._examples import Examples
 
 
 def microbatches(batch: Any, at_most: int) -> Iterator[tuple[Any, float]]:
@@ -17,17 +19,30 @@ def microbatches(batch: Any, at_most: int) -> Iterator[tuple[Any, float]]:
         sum weight grad mean_loss(part) = grad mean_loss(batch)
 
     Args:
-        batch: a tensor, or tensors in tuples, lists and dicts, nested at will, all with one first dimension. A list
-            without tensors that is as long (texts) is split too; anything else goes into every part as it is.
+        batch: a tensor, or tensors and numpy arrays in tuples, lists, mappings and dataclasses, nested at will, all
+            with one first dimension. A sequence without tensors that is as long (texts, numbers) is split too, and so
+            is a list of tensors or dicts, one per example, in the batch; see the note. Anything else without tensors
+            goes into every part as it is.
         at_most: examples per part, >= 1.
 
     Returns:
-        An iterator over pairs ``(part, weight)``. Tensors in the parts are views; mappings become dicts.
+        An iterator over pairs ``(part, weight)``. Tensors in the parts are views, but for sparse and nested ones;
+        mappings become dicts, dataclasses are made anew from their cut fields.
 
     Raises:
-        ValueError: if tensors differ in their first dimension, there is none, or an argument is out of range.
+        ValueError: if tensors differ in their first dimension, there is none, an argument is out of range, or a list
+            can be read both as fields and as examples.
+        TypeError: if something may have data of each example and cannot be cut: objects that hold tensors, as graphs
+            and packed sequences do, data frames, iterators, sparse tensors other than COO without gradient.
 
     Note:
+        A list or tuple of tensors that is the batch itself is read as its fields, ``[x, y]``. One in the batch is
+        read as examples if it is as long as there are examples, and its items' first dimensions are not that: images
+        of several sizes, beside labels or beside a list of dicts. So is a list of samples that were not collated.
+        Where both readings are possible, lists go by the others of their batch: they are examples if one of them can
+        be nothing else, and where one of tensors and one of dicts are equally long. Without such a sign they are
+        refused. The items of dicts, named tuples and dataclasses always are fields.
+
         Batch normalization sees the parts, not the batch. Under `DistributedDataParallel`, let all but the last part
         of each pass run in ``model.no_sync()``.
 
@@ -51,14 +66,15 @@ def microbatches(batch: Any, at_most: int) -> Iterator[tuple[Any, float]]:
     """
     if isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < 1:
         raise ValueError(f"at_most must be an int >= 1, got {at_most!r}.")
-    n = examples_in(batch)
-    return _parts(batch, n, math.ceil(n / at_most))
+    examples = Examples(batch)
+    return _parts(examples, math.ceil(examples.n / at_most))
 
 
-def _parts(batch: Any, n: int, count: int) -> Iterator[tuple[Any, float]]:
+def _parts(examples: Examples, count: int) -> Iterator[tuple[Any, float]]:
+    n = examples.n
     for i in range(count):
         part = slice(-(-n * i // count), -(-n * (i + 1) // count))
-        yield _take(batch, part, n), (part.stop - part.start) / n
+        yield examples.take(part), (part.stop - part.start) / n
 
 
 def fraction_of(batch: Any, fraction: float) -> Any:
@@ -69,10 +85,11 @@ def fraction_of(batch: Any, fraction: float) -> Any:
         fraction: how much of it, in (0, 1]; the number of examples is rounded up.
 
     Returns:
-        The part. Tensors are views; mappings become dicts.
+        The part, of one example at least, in the form of `microbatches`.
 
     Raises:
-        ValueError: if tensors differ in their first dimension, there is none, or ``fraction`` is out of range.
+        ValueError: as `microbatches`, and if ``fraction`` is out of range.
+        TypeError: as `microbatches`.
 
     Note:
         Batches that are drawn at random are so in every part. Under DDP every process takes the part of its own batch.
@@ -95,25 +112,31 @@ def fraction_of(batch: Any, fraction: float) -> Any:
         >>> len(part[0])
         2
     """
+    return first_of(batch, fraction)[0]
+
+
+def first_of(batch: Any, fraction: float) -> tuple[Any, int, int]:
+    """Return the first examples of a batch, how many they are, and of how many."""
     need_fraction(fraction)
-    n = examples_in(batch)
-    # 0.1 of 30 is 3, and not 4, although 0.1 * 30 is a little more than 3.
-    return _take(batch, slice(0, math.ceil(round(fraction * n, 9))), n)
+    examples = Examples(batch)
+    count = _count(fraction, examples.n)
+    return examples.take(slice(0, count)), count, examples.n
 
 
 def hardest(batch: Any, rise: Tensor, fraction: float) -> Any:
     """Return the examples of a batch whose loss has risen most, as `ESAM` asks for.
 
     Args:
-        batch: as for `microbatches`; lists without tensors go along.
+        batch: as for `microbatches`.
         rise: of the loss of each example, shape (batch,).
         fraction: how much of the batch, in (0, 1]; the number of examples is rounded up.
 
     Returns:
-        The examples in their order; tensors are copies, mappings become dicts.
+        The examples in their order, one at least; tensors are copies, mappings become dicts.
 
     Raises:
         ValueError: as `fraction_of`, and if ``rise`` has another shape.
+        TypeError: as `microbatches`.
 
     Example:
         >>> import torch
@@ -122,50 +145,18 @@ def hardest(batch: Any, rise: Tensor, fraction: float) -> Any:
         {'x': tensor([1, 3])}
     """
     need_fraction(fraction)
-    n = examples_in(batch)
-    if rise.shape != (n,):
-        raise ValueError(f"rise must have shape ({n},), one number per example, got {tuple(rise.shape)}.")
-    return _take(batch, rise.topk(math.ceil(round(fraction * n, 9))).indices.sort().values, n)
+    examples = Examples(batch)
+    if rise.shape != (examples.n,):
+        raise ValueError(f"rise must have shape ({examples.n},), one number per example, got {tuple(rise.shape)}.")
+    return examples.take(rise.topk(_count(fraction, examples.n)).indices.sort().values)
+
+
+def _count(fraction: float, n: int) -> int:
+    # 0.1 of 30 is 3, and not 4, although 0.1 * 30 is a little more than 3. Of ever so little it is one.
+    return max(1, math.ceil(round(fraction * n, 9)))
 
 
 def need_fraction(fraction: object) -> None:
     """Refuse what is no number in (0, 1]."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction!r}.")
-
-
-def examples_in(batch: Any) -> int:
-    """Return the one first dimension of all tensors in a batch, or refuse it."""
-    lengths = sorted({len(tensor) for tensor in _tensors(batch)})
-    if len(lengths) > 1:
-        raise ValueError(f"The tensors of a batch must have one first dimension, got {lengths}. Split them alike.")
-    if not lengths or not lengths[0]:
-        raise ValueError(
-            f"There is nothing to split: the batch, a {type(batch).__name__}, has no tensor with at least one example."
-        )
-    return lengths[0]
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors that have a first dimension."""
-    if isinstance(batch, Tensor):
-        if batch.dim():
-            yield batch
-    elif isinstance(batch, (list, tuple, Mapping)):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(item)
-
-
-def _take(batch: Any, part: slice | Tensor, n: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch if not batch.dim() else batch[part] if isinstance(part, slice) else batch[part.to(batch.device)]
-    if isinstance(batch, Mapping):
-        return {key: _take(value, part, n) for key, value in batch.items()}
-    if not isinstance(batch, (list, tuple)):
-        return batch
-    if next(_tensors(batch), None) is None:
-        if len(batch) != n:
-            return batch
-        return batch[part] if isinstance(part, slice) else type(batch)([batch[i] for i in part.tolist()])
-    items = [_take(item, part, n) for item in batch]
-    return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)

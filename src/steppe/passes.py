@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
+_NORM_STATS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _NO_TRACKING = (("track_running_stats", False),)
 _NO_BUFFERS = (("running_mean", None), ("running_var", None))
 
@@ -51,6 +53,111 @@ def frozen_norm_stats(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, before in undo:
             setattr(module, name, before)
+
+
+@contextmanager
+def frozen_buffers(model: nn.Module, *, norm_stats: bool = True) -> Iterator[None]:
+    """Bring every buffer back, bit for bit and in place, after whatever passes run inside.
+
+    Around the sharp pass it keeps out of them what is seen at ``w + delta``: codebooks that are moving averages, ranges
+    of fake quantization, power iterations of spectral norm, norm statistics, memory banks. Passes themselves are the
+    same, for buffers change inside as they always do. Those that were replaced, resized, added or removed are what they
+    were, in the same memory unless that was resized. Nested use is allowed, and an exception brings them back too.
+
+    Put forward *and* backward inside. A backward pass that comes later needs what its forward pass saw: autograd
+    refuses one whose buffers were written to, where it can tell.
+
+    Args:
+        model: all its buffers, persistent or not, in training and in evaluation mode; fake quantization observes in
+            both. Parameters, also those that ``forward`` writes to, and other attributes of modules are left alone.
+        norm_stats: False leaves out the running statistics of batch and instance norm, which `frozen_norm_stats` keeps
+            without a copy.
+
+    Cost:
+        A copy of the buffers while it lasts, and the time to copy them twice.
+
+    Note:
+        A compiled model keeps its graph. In DDP buffers come back on every process by themselves, without an exchange.
+
+    Example:
+        >>> import torch
+        >>> from steppe import SAM
+        >>> from steppe.passes import frozen_buffers
+        >>> model = torch.nn.Linear(2, 1)
+        >>> model.register_buffer("passes", torch.tensor(0))
+        >>> handle = model.register_forward_pre_hook(lambda module, args: module.passes.add_(1) and None)
+        >>> opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
+        >>> x = torch.ones(3, 2)
+        >>> model(x).square().sum().backward()
+        >>> with opt.ascended(), frozen_buffers(model):
+        ...     model(x).square().sum().backward()
+        >>> opt.base.step()
+        >>> model.passes
+        tensor(1)
+    """
+    rooms, kept = [], {}
+    for module in model.modules():
+        left = frozenset() if norm_stats or not isinstance(module, _NormBase) else _NORM_STATS
+        rooms.append((module, dict(module._buffers), set(module._non_persistent_buffers_set), left))
+        for name, buffer in module._buffers.items():
+            # A lazy module has nothing yet that could come back.
+            if buffer is not None and name not in left and id(buffer) not in kept and not is_lazy(buffer):
+                kept[id(buffer)] = _Kept(buffer)
+    try:
+        yield
+    finally:
+        for module, buffers, not_persistent, left in rooms:
+            _register(module, buffers, not_persistent, left)
+        for memory in kept.values():
+            memory.bring_back()
+
+
+@final
+class _Kept:
+    """What a buffer held, and where."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+        self.place = buffer.detach()
+        self.values = _written_once(self.place).clone()
+        self.version = _version(buffer)
+
+    def bring_back(self) -> None:
+        buffer, place = self.buffer, self.place
+        strided = buffer.layout is torch.strided
+        if type(buffer) is Tensor and strided:
+            alike = buffer.dtype == place.dtype and buffer.shape == place.shape and buffer.stride() == place.stride()
+            if not alike or buffer.data_ptr() != place.data_ptr():
+                buffer.data = place
+        # What wrote to it past autograd, or not at all, is undone past it: graphs that need it remain good.
+        unseen = strided and _version(buffer) == self.version
+        with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
+            _written_once(buffer.data if unseen else buffer).copy_(self.values)
+
+
+def _version(buffer: Tensor) -> int:
+    return 0 if buffer.is_inference() else buffer._version
+
+
+def _written_once(x: Tensor) -> Tensor:
+    """Leave out the repetitions of an expanded tensor, which torch does not write to."""
+    if x.layout is not torch.strided:
+        return x
+    return x[tuple(slice(1) if stride == 0 else slice(None) for stride in x.stride())]
+
+
+def _register(
+    module: nn.Module, buffers: dict[str, Tensor | None], not_persistent: set[str], left: frozenset[str]
+) -> None:
+    """Let ``module`` have ``buffers`` and no others, but for those that are ``left`` as they are."""
+    now, flags = module._buffers, module._non_persistent_buffers_set
+    buffers = {name: now.get(name) if name in left else buffer for name, buffer in buffers.items()}
+    if [*now] != [*buffers] or any(now[name] is not buffer for name, buffer in buffers.items()):
+        now.clear()
+        now.update(buffers)
+    if flags != not_persistent:
+        flags.clear()
+        flags.update(not_persistent)
 
 
 @final

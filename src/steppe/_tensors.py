@@ -7,9 +7,9 @@ the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -18,23 +18,37 @@ from ._shards import added_up, local, sharded
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 Scalar = Tensor | float
+Weights = Sequence[Tensor | None]
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 _FULL = (torch.float32, torch.float64)
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 PIECE = 2**17
 """Elements, per thread, of which three copies fit into a cache of a core."""
 
+_LINE = 2**20
+"""Elements whose products are added up in their own precision: float32 loses a digit for ten times as many."""
+
+# A product that is too small is off by less than the smallest normal number. In all that is less than rounding where
+# the sum of as many products as a large model has parameters, 2^40, is at least this.
+_SMALLEST = {dtype: 2.0**40 * torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in _FULL}
+
+_TINY, _HANDFUL = 2**12, 8
+
+_LARGE_DECAY = 2.0**20
+
+_WITH_FLOAT64 = ("cpu", "cuda", "meta")
+
 
 def wide(x: Tensor) -> Tensor:
     """Return ``x`` in float32 if it is half precision, where squares and small scalars do not fit, else ``x``."""
-    return x.float() if x.dtype in _HALF else x
+    return x.float() if x.dtype in HALF else x
 
 
 def filled(like: Tensor, value: float) -> Tensor:
     """Return ``value`` in the shape and strides of ``like``, in float32 if ``like`` is half precision."""
-    return torch.full_like(like, value, dtype=torch.float32 if like.dtype in _HALF else like.dtype)
+    return torch.full_like(like, value, dtype=torch.float32 if like.dtype in HALF else like.dtype)
 
 
 def on(x: Tensor, device: torch.device) -> Tensor:
@@ -59,6 +73,13 @@ def ratio(x: Scalar, y: Scalar) -> Scalar:
     return x / y if y != 0 else 0.0
 
 
+def above(x: Scalar, floor: Scalar) -> Scalar:
+    """Return ``x``, and 0 where it is not above ``floor``."""
+    if isinstance(x, Tensor) or isinstance(floor, Tensor):
+        return torch.where(x > floor, x, 0.0)  # type: ignore[arg-type]
+    return x if x > floor else 0.0
+
+
 def draw(seed: int, step: Scalar) -> Random:
     """Return a source of random numbers for one step: the same on every process, and after every checkpoint."""
     return Random((seed << 64) + int(step))
@@ -79,9 +100,13 @@ class Ops:
         self.foreach, self.kind = foreach, kind
 
     @classmethod
-    def choose(cls, params: list[Tensor], foreach: bool | None) -> Ops:
-        """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it."""
-        if foreach and sharded(params):
+    def choose(cls, params: list[Tensor], foreach: bool | None, vectors: Tensors | None = None) -> Ops:
+        """Return the user's choice, or foreach wherever all are ordinary tensors: subclasses may lack a rule for it.
+
+        ``vectors`` are what ``params`` move along, one for each; they may be of another dtype, or other tensors.
+        """
+        lists: list[Tensors] = [params] if vectors is None else [params, vectors]
+        if foreach and any(map(sharded, lists)):
             raise ValueError(
                 "foreach=True does not work with DTensors: torch has no multi-tensor copy for them. Leave it out."
             )
@@ -89,51 +114,121 @@ class Ops:
         first = params[0]
         dtype, device = first.dtype, first.get_device()
         plain = alike = True
-        for p in params:
-            plain = plain and type(p) in _PLAIN
-            alike = alike and p.dtype is dtype and p.get_device() == device
-        alike = alike and dtype in _FULL
+        for xs in lists:
+            for x in xs:
+                plain = plain and type(x) in _PLAIN
+                alike = alike and x.dtype is dtype and x.get_device() == device
+        alike = alike and plain and dtype in _FULL
         return cls(plain if foreach is None else foreach, (first.device, dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
         """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""
         return xs if self.kind else [torch.view_as_real(x.detach()) if x.is_complex() else x for x in xs]
 
-    def norm(self, xs: Tensors) -> Scalar:
-        """Return the l2 norm over all elements of all ``xs``, at least in float32, on an accelerator if one has any."""
-        if self.foreach and self.kind:
-            norms = list(torch._foreach_norm(xs))
-        else:
-            norms = _together([torch.linalg.vector_norm(wide(local(x))) for x in xs])
-            if sharded(xs):
-                norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
-        # On the CPU a handful of numbers adds up faster, and in double precision, outside of torch.
-        if free_to_read(norms[0]):
-            return math.hypot(*[norm.item() for norm in norms])
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return norm
+    def norm(self, xs: Tensors, weights: Weights | None = None) -> Scalar:
+        """Return the l2 norm over all elements of all ``xs``, on an accelerator if one of them is there.
 
-    def parts(self, *lists: Tensors) -> Iterable[tuple[Tensors, ...]]:
-        """Cut lists of tensors into parts that stay in a cache while several things are done to them, where it pays."""
-        if self.foreach and self.kind and free_to_read(lists[0][0]):
-            return pieces(*lists)
-        return [lists]
+        It is right over the whole range of their dtype, where squares of elements may be infinite or 0. ``weights`` are
+        0-dim tensors by which the squares of each tensor are multiplied, or None for 1; what has the weight 0 does not
+        count, whatever is in it.
+        """
+        if not self._free(xs):
+            return self._norm_there(xs, weights)
+        if weights is not None:
+            return math.hypot(*[math.sqrt(w) * float(self.norm(*some)) for w, some in _by_weight(weights, xs)])
+        square = self._square(xs)
+        return math.sqrt(square) if self._exact(square) else float(self._norm_there(xs))
 
     def norm_of(self, f: Callable[[Tensors, Tensors], Tensors], xs: Tensors, ys: Tensors) -> Scalar:
         """Return the norm of ``f(xs, ys)``, which is element-wise."""
-        norms = [self.norm(f(*some)) for some in self.parts(xs, ys)]
-        return norms[0] if len(norms) == 1 else math.hypot(*norms)
+        if not self._cuts(xs):
+            return self.norm(f(xs, ys))
+        square = sum([self._square(f(*_packed(some))) for some in pieces(xs, ys)])
+        if self._exact(square):
+            return math.sqrt(square)
+        return math.hypot(*[float(self._norm_there(f(*_packed(some)))) for some in pieces(xs, ys)])
 
-    def dots(self, xs: Tensors, ys: Tensors) -> tuple[Scalar, Scalar]:
+    def dots(self, xs: Tensors, ys: Tensors, weights: Weights | None = None) -> tuple[Scalar, Scalar]:
         """Return the inner products ``<x, y>`` and ``<y, y>`` over all elements of all tensors, likewise."""
-        if self.foreach and self.kind and free_to_read(xs[0]):
-            found = [(_inner(x, y), _inner(y, y)) for some in pieces(xs, ys) for x, y in zip(*some, strict=True)]
-            return math.fsum(xy for xy, _ in found), math.fsum(yy for _, yy in found)
-        return self._dot(xs, ys), self._dot(ys, ys)
+        xy, yy = self.products((xs, ys), ((0, 1), (1, 1)), weights)
+        return xy, yy
 
-    def _dot(self, xs: Tensors, ys: Tensors) -> Scalar:
-        products = _together([(wide(local(x)) * wide(local(y))).sum() for x, y in zip(xs, ys, strict=True)])
-        return on_host(torch.stack(added_up(products, xs) if sharded(xs) else products).sum())
+    def products(
+        self, lists: tuple[Tensors, ...], pairs: tuple[tuple[int, int], ...], weights: Weights | None = None
+    ) -> list[Scalar]:
+        """Return inner products over all elements, of those of ``lists`` that ``pairs`` name by number, likewise.
+
+        They are right unless the dtype cannot represent them, which is float64 for all that is in a shorter one.
+        """
+        if not self._free(lists[0]):
+            return [self._product_there(lists[i], lists[j], weights) for i, j in pairs]
+        if weights is not None:
+            parts = [(w, self.products(some, pairs)) for w, some in _by_weight(weights, *lists)]
+            return [sum(w * found[i] for w, found in parts) for i in range(len(pairs))]
+        found = self._sums(lambda *some: [_inner(some[i], some[j]) for i, j in pairs], *lists)
+        if all(map(self._exact, found)):
+            return [*found]
+        wider = self._sums(lambda *some: [_inner(some[i].double(), some[j].double()) for i, j in pairs], *lists)
+        return [*wider]
+
+    def parts(self, *lists: Tensors) -> Iterable[tuple[Tensors, ...]]:
+        """Cut lists of tensors into parts that stay in a cache while several things are done to them, where it pays."""
+        return pieces(*lists) if self._cuts(lists[0]) else [lists]
+
+    def _cuts(self, xs: Tensors) -> bool:
+        return self.foreach and self.kind is not None and free_to_read(xs[0])
+
+    def _free(self, xs: Tensors) -> bool:
+        return free_to_read(xs[0]) if self.kind else all(free_to_read(local(x)) for x in xs)
+
+    def _sums(self, measure: Callable[..., list[float]], *lists: Tensors) -> list[float]:
+        """Return the sums, over all tensors, of numbers that are found in tensors or in pieces of them, on the CPU."""
+        if self._cuts(lists[0]):
+            found = [measure(*line) for line in _lines(*lists)]
+        else:
+            found = [measure(*map(local, some)) for some in zip(*lists, strict=True)]
+        columns = list(zip(*found, strict=True))
+        if not sharded(lists[0]):
+            return [sum(column) for column in columns]
+        # One after the other, in the same order on every process.
+        spread = [added_up([torch.tensor(x, dtype=torch.float64) for x in column], lists[0]) for column in columns]
+        return [math.fsum(x.item() for x in column) for column in spread]
+
+    def _exact(self, total: float) -> bool:
+        """Say whether no product of a sum has left the range of its dtype, so that it is as exact as additions are."""
+        return _SMALLEST[self.kind[1] if self.kind else torch.float32] <= abs(total) < math.inf
+
+    def _square(self, xs: Tensors) -> float:
+        """Return the square of the norm of ``xs``, on the CPU and in their own range."""
+        if self._cuts(xs) and _few(xs) and all(x.dtype is xs[0].dtype for x in xs):
+            return sum([norm * norm for norm in [x.item() for x in torch._foreach_norm(xs)]])
+        return self._sums(lambda x: [_inner(x, x)], xs)[0]
+
+    def _norms_there(self, xs: Tensors, weights: Weights | None) -> list[Tensor]:
+        """Return the norms of ``xs`` as 0-dim tensors, of which nobody knows the values."""
+        parts = [local(x) for x in xs]
+        plain = self.foreach or (sharded(xs) and _PLAIN.issuperset(map(type, parts)))
+        if plain and all(map(_fits, parts)):
+            norms = list(torch._foreach_norm(parts, dtype=torch.float64))
+        else:
+            norms = [_norm(part) for part in parts]
+        norms = _together(norms)
+        return norms if weights is None else [_weighed(x, w, 0.5) for x, w in zip(norms, weights, strict=True)]
+
+    def _norm_there(self, xs: Tensors, weights: Weights | None = None) -> Tensor:
+        norms = self._norms_there(xs, weights)
+        if sharded(xs):
+            norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
+        return _norm(torch.stack(norms))
+
+    def _product_there(self, xs: Tensors, ys: Tensors, weights: Weights | None) -> Tensor:
+        if xs is ys:
+            products = [norm.square() for norm in self._norms_there(xs, weights)]
+        else:
+            products = _together([_inner_there(local(x), local(y)) for x, y in zip(xs, ys, strict=True)])
+            if weights is not None:
+                products = [_weighed(x, w, 1.0) for x, w in zip(products, weights, strict=True)]
+        return torch.stack(added_up(products, xs) if sharded(xs) else products).sum()
 
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""
@@ -147,11 +242,16 @@ class Ops:
 
     def by_size(self, xs: Tensors, ys: Tensors, c: float, *, twice: bool = False) -> Tensors:
         """Return ``(|x| + c) y``, or ``twice`` so."""
+        found: Tensors
+        if self._cuts(xs) and _tiny(xs):
+            flat = self.by_size([_flat(xs)], [_flat(ys)], c, twice=twice)[0]
+            found = torch._C._nn.unflatten_dense_tensors(flat, list(xs))
+            return found
         if not self.foreach:
             sizes = [x.abs() + c for x in xs]
             return [t * (t * y) if twice else t * y for t, y in zip(sizes, ys, strict=True)]
-        found: Tensors = torch._foreach_abs(xs)
-        torch._foreach_add_(found, c)
+        found = torch._foreach_abs(xs)
+        torch._foreach_add_(found, self._quickly(c, xs))
         if not self.kind:  # the dtypes of x and y may differ
             once = torch._foreach_mul(found, ys)
             return torch._foreach_mul(found, once) if twice else once
@@ -176,17 +276,52 @@ class Ops:
 
     def scale_(self, xs: Tensors, c: Scalar) -> None:
         """Set ``x <- c x``."""
-        if self.foreach and not isinstance(c, Tensor):
-            torch._foreach_mul_(xs, c)
+        if self.foreach and (self.kind or not isinstance(c, Tensor)):
+            torch._foreach_mul_(xs, self._quickly(c, xs))
         else:
             for x in xs:
                 x.mul_(on(c, x.device) if isinstance(c, Tensor) else c)
 
+    def _quickly(self, c: Scalar, xs: Tensors) -> Scalar:
+        """Return a number in the form in which multi-tensor kernels multiply ``xs`` by it, or add it, fastest."""
+        if self.kind is None:
+            return c
+        device, dtype = self.kind
+        if isinstance(c, Tensor):
+            return on(c.to(dtype), device)
+        # The CPU's make a tensor of it again for each of xs.
+        return torch.tensor(c, dtype=dtype) if len(xs) > _HANDFUL and free_to_read(xs[0]) else c
+
     def mix_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> None:
         """Set ``x <- a x + b y``."""
         for some, others in self.parts(xs, ys):
+            self._mix_(some, others, a, b)
+
+    def mixed_norm_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> Scalar:
+        """Set ``x <- a x + b y`` and return the norm of the new ``x``, which is taken while it is in a cache.
+
+        Of small ``a`` and ``b`` no digit is lost, and powers of two in them change no other bit.
+        """
+        if not self._cuts(xs):
+            self.scale_(xs, a)
+            self.add_(xs, ys, b)
+            return self.norm(xs)
+        total = 0.0
+        for some, others in pieces(xs, ys):
             self.scale_(some, a)
             self.add_(some, others, b)
+            total += self._square(some)
+        return math.sqrt(total) if self._exact(total) else self.norm(xs)
+
+    def _mix_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> None:
+        # SGD with weight decay is x - lr (y + decay x), in one kernel: memory is read and written once, not twice. It
+        # adds x itself, which would take digits from a sum that is small.
+        decay = (a - 1) / b if b != 0 and not isinstance(a, Tensor) and abs(a) >= 0.5 else math.inf
+        if abs(decay) < _LARGE_DECAY and self._cuts(xs) and _lie_alike(xs, ys):
+            _fused_sgd_(xs, ys, -b, decay)
+        else:
+            self.scale_(xs, a)
+            self.add_(xs, ys, b)
 
     def lerp_(self, xs: Tensors, ys: Tensors, c: float) -> None:
         """Set ``x <- x + c (y - x)``."""
@@ -231,19 +366,8 @@ class Ops:
         if self._fuses(xs, ds):
             # Uphill is SGD that maximizes, and where a GradScaler has found infinities its fused kernel does nothing.
             stop = None if go is None else on(1.0 - go.float(), xs[0].device)
-            torch._fused_sgd_(
-                xs,
-                ds,
-                [],
-                weight_decay=0.0,
-                momentum=0.0,
-                lr=on(step.float(), xs[0].device) if isinstance(step, Tensor) else step,
-                dampening=0.0,
-                nesterov=False,
-                maximize=True,
-                is_first_step=False,
-                found_inf=stop,
-            )
+            up = on(step.float(), xs[0].device) if isinstance(step, Tensor) else step
+            _fused_sgd_(xs, ds, up, maximize=True, found_inf=stop)
             return
         for x, d in zip(xs, ds, strict=True):
             delta = wide(d) * (on(step, x.device) if isinstance(step, Tensor) else step)
@@ -251,24 +375,65 @@ class Ops:
             x.add_(delta if go is None else torch.where(on(go, x.device), delta, 0.0))
 
 
-def pieces(*lists: Tensors) -> Iterator[tuple[list[Tensor], ...]]:
+def _fused_sgd_(xs: Tensors, ys: Tensors, lr: Scalar, decay: float = 0.0, **options: Any) -> None:
+    """Set ``x <- x - lr (y + decay x)``, or more, by the kernel of torch's SGD."""
+    plain = {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+    torch._fused_sgd_(xs, ys, [], lr=lr, weight_decay=decay, **{**plain, **options})
+
+
+def pieces(*lists: Tensors, size: int | None = None) -> Iterator[tuple[Tensors, ...]]:
     """Cut lists of tensors of the same shapes into parts that fit into a cache, large tensors too."""
-    size = PIECE * torch.get_num_threads()
-    held: list[tuple[Tensor, ...]] = []
+    size = PIECE * torch.get_num_threads() if size is None else size
+    if sum(map(Tensor.numel, lists[0])) <= size:
+        yield lists
+        return
+    held: list[int] = []  # not tuples of tensors, which the collector of garbage would look through
     room = size
-    for tensors in zip(*lists, strict=True):
-        numel = tensors[0].numel()
-        if numel > size and all(x.is_contiguous() for x in tensors):
-            for parts in zip(*(x.view(-1).split(size) for x in tensors), strict=True):
+    for i, x in enumerate(lists[0]):
+        numel = x.numel()
+        if numel > size and all(xs[i].is_contiguous() for xs in lists):
+            for parts in zip(*(torch.split(xs[i].view(-1), size) for xs in lists), strict=True):
                 yield tuple([part] for part in parts)
         else:
-            held.append(tensors)
+            held.append(i)
             room -= numel
             if room <= 0:
-                yield tuple(map(list, zip(*held, strict=True)))
+                yield tuple([xs[j] for j in held] for xs in lists)
                 held, room = [], size
     if held:
-        yield tuple(map(list, zip(*held, strict=True)))
+        yield tuple([xs[j] for j in held] for xs in lists)
+
+
+def _lines(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
+    """Return all elements in tensors that fit into a cache: many tiny ones as one flat copy, which one call reads."""
+    for some in pieces(*lists, size=_LINE if len(lists) == 1 else None):
+        yield from zip(*_packed(some), strict=True)
+
+
+def _packed(lists: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    """Return flat copies of ``lists`` if their tensors are tiny, else ``lists``."""
+    return tuple([_flat(xs)] for xs in lists) if _tiny(lists[0]) else lists
+
+
+def _few(xs: Tensors) -> bool:
+    """Say whether ``xs`` are those of a small model, where every call counts."""
+    return sum(map(Tensor.numel, xs)) <= _LINE and not _tiny(xs) and xs[0].dtype in _FULL
+
+
+def _tiny(xs: Tensors) -> bool:
+    """Say whether ``xs`` are copied sooner than a call for each of them is made."""
+    return len(xs) > _HANDFUL and sum(map(Tensor.numel, xs)) < _TINY * len(xs)
+
+
+def _flat(xs: Tensors) -> Tensor:
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(xs))  # a quarter of the time of reshape and cat
+    return flat
+
+
+def _lie_alike(xs: Tensors, ys: Tensors) -> bool:
+    """Say whether all are contiguous and in float32, as the fused SGD of the CPU takes them for granted."""
+    whole = all(map(Tensor.is_contiguous, xs)) and all(map(Tensor.is_contiguous, ys))
+    return whole and {x.dtype for x in xs} == {y.dtype for y in ys} == {torch.float32}
 
 
 def _dense(x: Tensor) -> bool:
@@ -277,8 +442,59 @@ def _dense(x: Tensor) -> bool:
 
 
 def _inner(x: Tensor, y: Tensor) -> float:
-    plain = x.is_contiguous() and y.is_contiguous() and x.dtype == y.dtype
-    return float(torch.dot(x.view(-1), y.view(-1)) if plain else (x * y).sum())
+    """Return ``<x, y>`` of two tensors on the CPU, whose products are at least in float32."""
+    x, y = wide(x), wide(y)
+    if type(x) not in _PLAIN or not (x.is_contiguous() and y.is_contiguous()) or x.dtype != y.dtype:
+        return float((x * y).sum())
+    x, y = x.view(-1), y.view(-1)
+    if len(x) <= _LINE:
+        return torch.dot(x, y).item()
+    lines = zip(torch.split(x, _LINE), torch.split(y, _LINE), strict=True)
+    return sum(torch.dot(some, others).item() for some, others in lines)
+
+
+def _inner_there(x: Tensor, y: Tensor) -> Tensor:
+    """Return ``<x, y>`` of two tensors of which nobody knows the values."""
+    if not _fits(x):
+        return (wide(x) * wide(y)).sum()
+    if x.is_contiguous() and y.is_contiguous():  # in parts, whose copies in float64 need little memory
+        lines = zip(torch.split(x.view(-1), _LINE), torch.split(y.view(-1), _LINE), strict=True)
+        return torch.stack([some.double().mul_(others).sum() for some, others in lines]).sum()
+    return x.double().mul_(y).sum()
+
+
+def _fits(x: Tensor) -> bool:
+    """Say whether squares of all that ``x`` can hold fit into float64, and its device knows that: Apple's does not."""
+    return x.dtype != torch.float64 and x.device.type in _WITH_FLOAT64
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Return the norm of one tensor, wherever its squares may lie, without a look at it."""
+    if _fits(x):
+        norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
+        return norm
+    x = wide(x)
+    largest = x.abs().max() if x.numel() else x.new_zeros(())
+    scaled: Tensor = torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1.0))
+    return largest * scaled
+
+
+def _weighed(x: Tensor, weight: Tensor | None, power: float) -> Tensor:
+    """Return ``weight^power x``, and 0 where the weight is 0, also if ``x`` is not finite."""
+    if weight is None:
+        return x
+    weight = on(weight, x.device)
+    return torch.where(weight > 0, weight.to(x.dtype) ** power * x, 0.0)
+
+
+def _by_weight(weights: Weights, *lists: Tensors) -> list[tuple[float, tuple[Tensors, ...]]]:
+    """Return each weight above 0 with those tensors of ``lists`` that have it."""
+    values = [1.0 if weight is None else float(weight) for weight in weights]
+    return [
+        (value, tuple([x for x, own in zip(xs, values, strict=True) if own == value] for xs in lists))
+        for value in sorted(set(values))
+        if value > 0
+    ]
 
 
 def _together(xs: list[Tensor]) -> list[Tensor]:

@@ -259,20 +259,20 @@ def test_groups_that_do_not_climb_are_not_in_the_norm():
         x.grad, y.grad = torch.ones_like(x), torch.ones_like(y)
 
 
-def test_a_closure_that_does_not_zero_adds_the_gradients_up():
-    run = OldRun(lambda p: torch.optim.SGD(p, lr=1.0), hand_on=lambda g, s: g + s)
+def test_a_closure_that_does_not_zero_is_refused():
     problem = Problem()
     opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=1.0), rho=RHO)
     (batch,) = problem.batches(1)
+    before = problem.flat()
 
     def closure():
         loss = problem.loss(batch)
         loss.backward()
         return loss
 
-    opt.step(closure)
-    run.step(batch)
-    assert torch.allclose(problem.flat(), run.problem.flat(), rtol=1e-11, atol=1e-11)
+    with pytest.raises(RuntimeError, match=r"does not zero the gradients.* Begin it with opt.zero_grad\(\)"):
+        opt.step(closure)
+    assert torch.equal(problem.flat(), before)
 
 
 def test_a_pass_before_the_step_changes_nothing():

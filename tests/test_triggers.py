@@ -254,7 +254,7 @@ PARTS = {
     "every 3": (Every(3), [(1, 1), (1, 0), (1, 0)] * 2),
     "after 4": (After(4), [(1, 0)] * 4 + [(1, 1)] * 2),
     "looks at gradients": (Noting(), [(1, 1)] * 6),
-    "every 3, and looks": (Every(3) & Noting(), [(1, 1), (1, 0), (1, 0)] * 2),
+    "every 3, and looks": (Every(3) & Noting(), [(1, 1)] * 6),
 }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .optimizer import SharpnessAware as SharpnessAware
     from .schedules import ParamGroupSchedule as ParamGroupSchedule
     from .schedules import ProportionalToLR as ProportionalToLR
+    from .together import Together as Together
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOME = {
     **dict.fromkeys(("SAM", "USAM", "ASAM", "GSAM", "MSAM", "LookSAM", "ESAM", "PGN", "UnifiedSAM"), ".methods"),
     **dict.fromkeys(("FriendlySAM", "VaSSO", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
     "norm_layers": ".groups",
+    "Together": ".together",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "ProportionalToLR",
     "ScheduledBatchSampler",
     "SharpnessAware",
+    "Together",
     "UnifiedSAM",
     "VaSSO",
     "accumulated_step",

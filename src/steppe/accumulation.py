@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
+from ._closures import keeping
 from ._shards import resharded
 from ._tensors import Scalar
 from .climb import marked
 from .optimizer import SharpnessAware
 
 Batch = TypeVar("Batch")
+Loss = Tensor | float | None
 
 
 def accumulated_step(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
-    backward: Callable[[Batch], Tensor],
+    backward: Callable[[Batch], Loss],
     *,
     climb: Literal["replay", "micro"] = "replay",
     model: nn.Module | None = None,
     replicas: Literal["global", "own"] = "global",
-    ascent: Callable[[Batch], Tensor] | None = None,
+    ascent: Callable[[Batch], Loss] | None = None,
     scale: Scalar = 1.0,
     step: Callable[[], object] | None = None,
-) -> Tensor:
+) -> Tensor | None:
     """Take one step on several micro-batches and return the sum of their clean losses.
 
     With ``w + delta(B)`` for where a batch ``B`` climbs to, the base gets
@@ -46,7 +49,8 @@ def accumulated_step(
     Args:
         opt: its gradients are zeroed before.
         micro_batches: whatever ``backward`` takes, at least one; all of them are kept until the step is done.
-        backward: computes the loss of a micro-batch, calls ``backward()`` and returns the loss. Divide the loss so that
+        backward: computes the loss of a micro-batch, calls ``backward()`` and returns the loss, without zeroing
+            gradients. Divide the loss so that
             the sum over micro-batches is the loss of the step, by ``len(micro_batches)`` if it is a mean over examples.
         climb: where to climb, see above.
         model: the DDP or FSDP2 model, so that gradients are exchanged once per pass and not once per micro-batch.
@@ -62,15 +66,17 @@ def accumulated_step(
 
     Returns:
         The sum of what ``backward``, or ``ascent``, returned in clean passes; where there are none, in the only ones.
+        None if that was None.
 
     Raises:
-        TypeError: if ``micro_batches`` is not a sequence: a loader shuffles anew, and a generator runs dry; if there is
-            an ``ascent``, but no clean pass.
+        TypeError: if ``opt`` is not sharpness-aware; if ``micro_batches`` is not a sequence: a loader shuffles anew,
+            and a generator runs dry; if there is an ``ascent``, but no clean pass.
         ValueError: without micro-batches; with an ``ascent`` if the trigger looks at gradients; for ``"own"`` if the
             model is not in DDP, if whether to climb depends on gradients, which are not the same everywhere, or if
             climbs remember them, as those of `LightSAM` do.
-        RuntimeError: if no parameter has a gradient after a pass. With ``"own"``, a process that finds none of its own
-            to climb along stays where it is, and the others do not wait for it.
+        RuntimeError: if no parameter has a gradient after a pass, or ``backward`` zeroes those of other micro-batches.
+            With ``"own"``, a process that finds none of its own to climb along stays where it is, and the others do not
+            wait for it.
 
     Cost:
         2 gradients per micro-batch, less with ``ascent``. Exchanges of all gradients with DDP: 2 with ``replay``, 1
@@ -120,11 +126,11 @@ def accumulated_step(
 def _replay(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
-    backward: Callable[[Batch], Tensor],
-    ascent: Callable[[Batch], Tensor],
+    backward: Callable[[Batch], Loss],
+    ascent: Callable[[Batch], Loss],
     traffic: _Traffic,
     scale: Scalar,
-) -> Tensor:
+) -> Tensor | None:
     loss = _run(micro_batches, ascent if traffic.climbs else backward, traffic, exchanged=not traffic.own)
     if traffic.by_hand and not traffic.climbs:
         return loss
@@ -139,31 +145,41 @@ def _replay(
 
 
 def _run(
-    micro_batches: Sequence[Batch], backward: Callable[[Batch], Tensor], traffic: _Traffic, *, exchanged: bool
-) -> Tensor:
-    losses = []
+    micro_batches: Sequence[Batch], backward: Callable[[Batch], Loss], traffic: _Traffic, *, exchanged: bool
+) -> Tensor | None:
+    losses, visits = [], traffic.opt._visits
     for i, batch in enumerate(micro_batches):
         with traffic.exchanged(exchanged and i + 1 == len(micro_batches)):
-            losses.append(backward(batch).detach())
-    return torch.stack(losses).sum()
+            run = partial(backward, batch)
+            if i == 1:  # what the second does, all others do
+                run = partial(keeping, traffic.params, run)
+            losses.append(visits.at_rest(run))
+    return _sum(losses)
+
+
+def _sum(losses: Sequence[Loss]) -> Tensor | None:
+    """Add up losses, which may be numbers; one that nobody returned is not known, and neither is the sum."""
+    found = [torch.as_tensor(loss).detach() for loss in losses if loss is not None]
+    return torch.stack(found).sum() if len(found) == len(losses) else None
 
 
 def _micro(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
-    backward: Callable[[Batch], Tensor],
-    ascent: Callable[[Batch], Tensor],
+    backward: Callable[[Batch], Loss],
+    ascent: Callable[[Batch], Loss],
     traffic: _Traffic,
     scale: Scalar,
-) -> Tensor:
+) -> Tensor | None:
     losses = []
-    # Without a climb gradients add up by themselves, unless a blend changes each of them.
-    each = bool(traffic.climbs or (opt.blend is not None and opt.blend.memories))
+    # Without a climb gradients add up by themselves, unless a blend changes each of them or a trigger looks at it.
+    memories = opt.blend is not None and opt.blend.memories
+    each = bool(traffic.climbs or memories or opt.trigger.needs_gradient)
     for i, batch in enumerate(micro_batches):
         last = i + 1 == len(micro_batches)
         clean = traffic.climbs
 
-        def closure(batch: Batch = batch, last: bool = last) -> Tensor:
+        def closure(batch: Batch = batch, last: bool = last) -> Loss:
             nonlocal clean
             exchanged = not traffic.own if clean else last or (each and traffic.apart)
             with traffic.exchanged(exchanged):
@@ -173,8 +189,11 @@ def _micro(
             clean = False
             return loss
 
-        losses.append((opt.backward(closure, scale) if each else closure()).detach())
-    return torch.stack(losses).sum()
+        if each:
+            losses.append(opt.backward(closure, scale))
+        else:
+            losses.append(opt._visits.at_rest(partial(keeping, traffic.params, closure) if i == 1 else closure))
+    return _sum(losses)
 
 
 @final
@@ -183,6 +202,7 @@ class _Traffic:
 
     def __init__(self, opt: SharpnessAware, model: nn.Module | None, replicas: str) -> None:
         self.opt = opt
+        self.params = [p for group in opt.base.param_groups for p in group["params"]]
         self.model: Any = _plain(model)
         self.climbs = opt.will_climb()
         self.own = replicas == "own" and self.climbs
@@ -236,8 +256,7 @@ def _by_hand(opt: SharpnessAware, model: nn.Module | None) -> bool:
 
 
 def _climbers(opt: SharpnessAware) -> list[Tensor]:
-    climbing = [group for group in opt.param_groups if isinstance(group["rho"], Tensor) or group["rho"] > 0]
-    return [p for group in climbing for p in group["params"] if p.requires_grad]
+    return [p for params, _ in opt.climbing_groups() for p in params if p.requires_grad]
 
 
 def _stay_without_gradient(opt: SharpnessAware) -> None:
@@ -298,6 +317,11 @@ def _average(params: list[Tensor], processes: Any) -> None:
 def _check(
     opt: SharpnessAware, micro_batches: Sequence[Any], climb: str, model: nn.Module | None, replicas: str
 ) -> None:
+    if not isinstance(opt, SharpnessAware):
+        raise TypeError(
+            f"opt must be a sharpness-aware optimizer, got {type(opt).__name__}. A plain one needs no help: call "
+            "backward for every micro-batch, then its step()."
+        )
     if not isinstance(micro_batches, (Sequence, Tensor)):
         raise TypeError(
             f"micro_batches must be a list or another sequence, got {type(micro_batches).__name__}, which may not give "

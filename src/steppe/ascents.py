@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._shards import like, sharded
-from ._tensors import Ops, Scalar, Tensors, draw, filled, on, ratio, wide
+from ._tensors import HALF, Ops, Scalar, Tensors, draw, filled, on, ratio, wide
 
 State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]
@@ -41,6 +41,9 @@ class Slope:
         guarded: whether accumulators must stay as they are when a vector is not finite.
         scale: what the vectors are multiplied by already; they are divided by it, but kept as they came as ``scaled``.
         step: how many steps have been taken before.
+        climbing: how many of the first parameters climb, if not all; the others count in no norm.
+        weights: 0-dim tensors, 1 where a parameter climbs and 0 where not, on an accelerator that nobody waits for;
+            None where it surely does.
 
     Raises:
         TypeError: if a vector is sparse.
@@ -56,8 +59,11 @@ class Slope:
         guarded: bool,
         scale: Scalar = 1.0,
         step: Scalar = 0,
+        climbing: int | None = None,
+        weights: Sequence[Tensor | None] | None = None,
     ) -> None:
         self.owners, self.state, self.ops, self.guarded, self.step = owners, state, ops, guarded, step
+        self.climbing, self.weights = climbing, weights
         self.params = ops.real(owners)
         _need_dense(vectors)
         if not ops.foreach:
@@ -65,21 +71,50 @@ class Slope:
         self.scaled: Tensors = ops.real(vectors)
         if isinstance(scale, Tensor) or scale != 1.0:
             vectors = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in vectors]
-        self.grads: Tensors = ops.real(vectors)
+        self.grads: Tensors = ops.real(
+            vectors if ops.kind else [_fitting(g, p) for g, p in zip(vectors, owners, strict=True)]
+        )
         self._norm: Scalar | None = None
 
     @property
     def norm(self) -> Scalar:
-        """The l2 norm over all vectors: a number on the CPU, a 0-dim tensor on an accelerator."""
+        """The l2 norm over all vectors of what climbs: a number on the CPU, a 0-dim tensor on an accelerator."""
         if self._norm is None:
-            self._norm = self.ops.norm(self.grads)
+            self._norm = self.norm_of(None)
         return self._norm
+
+    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors] | None) -> Scalar:
+        """Return the norm of ``f(params, vectors)``, element-wise, of what climbs; None is the vectors themselves."""
+        params, grads = self.params[: self.climbing], self.grads[: self.climbing]
+        if f is None or self.weights is not None:
+            return self.ops.norm(grads if f is None else f(params, grads), self.weights)
+        return self.ops.norm_of(f, params, grads)
+
+    def dots(self, xs: Tensors) -> tuple[Scalar, Scalar]:
+        """Return the inner products ``<x, g>`` and ``<g, g>`` with the vectors ``g`` over what climbs, likewise."""
+        return self.ops.dots(xs[: self.climbing], self.grads[: self.climbing], self.weights)
 
     def along(self, vectors: Tensors) -> Slope:
         """Return the same slope with other vectors to move along."""
         other = copy(self)
         other.grads, other._norm = vectors, None
         return other
+
+    def mix_(self, others: Tensors, a: Scalar, b: float) -> None:
+        """Make the vectors ``a g + b x``; if all climb their norm is found on the way."""
+        norm = self.ops.mixed_norm_(self.grads, others, a, b)
+        self._norm = norm if self.climbing is None and self.weights is None else None
+
+    def scale_(self, c: Scalar) -> None:
+        """Make the vectors ``c g``."""
+        self.ops.scale_(self.grads, c)
+        self._norm = None if self._norm is None else self._norm * c
+
+    def write_back(self) -> None:
+        """Give vectors that were changed in another dtype than their own what they are now."""
+        for g, changed in zip(self.scaled, self.grads, strict=True):
+            if g.dtype is not changed.dtype:
+                g.copy_(changed)
 
     def or_else(self, new: Tensors, old: Tensors) -> Tensors:
         """Return ``new`` if the vectors are finite and ``old`` if they are not."""
@@ -115,6 +150,12 @@ class Slope:
     def shared(self) -> dict[str, Any]:
         """What is remembered for all parameters together."""
         return self.state["shared"]
+
+
+def _fitting(g: Tensor, p: Tensor) -> Tensor:
+    """Return a gradient in the dtype of its parameter, or float32 if that is half: a host may let them differ."""
+    dtype = torch.promote_types(p.dtype, torch.float32) if p.dtype in HALF else p.dtype
+    return g if g.dtype in (dtype, p.dtype) else g.to(dtype)
 
 
 def _need_dense(vectors: list[Tensor]) -> None:
@@ -198,7 +239,7 @@ class Adaptive(Ascent):
         def scaled(params: Tensors, grads: Tensors) -> Tensors:
             return slope.ops.by_size(params, grads, self.eta)
 
-        return slope.grads, ratio(1.0, slope.ops.norm_of(scaled, slope.params, slope.grads))
+        return slope.grads, ratio(1.0, slope.norm_of(scaled))
 
     def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
         return ops.by_size(params, directions, self.eta, twice=True)
@@ -245,7 +286,10 @@ class Momentum(Ascent):
         for name in ("momentum_buffer", "exp_avg"):
             if isinstance(memory.get(name), Tensor):
                 found: Tensor = memory[name]
-                return found if p.requires_grad else None
+                if not p.requires_grad:
+                    return None
+                # Momenta in few bits know how to become numbers, and as a rule nothing else.
+                return found if type(found).dequantize is Tensor.dequantize else found.dequantize()
         if memory:
             raise RuntimeError(
                 "The base has no momentum to climb along: its state holds neither 'momentum_buffer' nor 'exp_avg', but "

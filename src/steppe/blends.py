@@ -1,4 +1,9 @@
-"""Blends: which gradient to hand on to the base, out of the clean and the sharp one; without a blend, the sharp one."""
+"""Blends: which gradient to hand on to the base, out of the clean and the sharp one; without a blend, the sharp one.
+
+Groups with a radius of 0 stay where they are while others climb: their ``delta`` is 0, and not their sharp gradient the
+clean one. A blend mixes both of theirs as it mixes those of all others, with the same numbers. But what is in these
+numbers, norms and inner products, is of the parameters that climb alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from ._tensors import Tensors, ratio, wide
+import torch
+from torch import Tensor
+
+from ._tensors import Scalar, Tensors, above, ratio, wide
 from .ascents import Slope
 
 
@@ -23,8 +31,8 @@ class Blend(ABC):
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
         """Overwrite the gradients ``sharp.grads`` with those to hand on.
 
-        Both hold the parameters that climbed and have a gradient in both passes. ``clean`` is empty unless
-        `needs_clean`; it may be overwritten.
+        Both hold the parameters that have a gradient in both passes, first those that climbed. ``clean`` is empty
+        unless `needs_clean`; it may be overwritten.
         """
 
     def between_(self, clean: Slope) -> None:  # noqa: B027 (most have nothing to do then)
@@ -46,7 +54,7 @@ class SurrogateGap(Blend):
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
         ops = sharp.ops
         # Nothing is parallel to a zero gradient.
-        parallel = ratio(*ops.dots(clean, sharp.grads))
+        parallel = ratio(*sharp.dots(clean))
         ops.mix_(sharp.grads, clean, 1 + self.alpha * parallel, -self.alpha)
 
 
@@ -71,8 +79,8 @@ class Weighted(Blend):
 class Reuse(Blend):
     """Hand on ``s``, and remember which way its part orthogonal to clean points, ``v = s - (<g, s> / ||g||^2) g``.
 
-    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. What is kept is ``v / ||v||``, which does not
-    depend on the scale of the loss. Of several climbs in one step the last is remembered.
+    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. What is kept is ``v / ||g||`` with its length,
+    which do not depend on the scale of the loss. Of several climbs in one step the last is remembered.
     """
 
     alpha: float = 0.2
@@ -84,15 +92,36 @@ class Reuse(Blend):
         _check_alpha(self.alpha)
 
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
-        ops = sharp.ops
-        parallel = ratio(*ops.dots(sharp.grads, clean))
         rest = sharp.along([wide(g) for g in clean])  # the memory of the clean gradients, which nobody needs any more
-        ops.mix_(rest.grads, sharp.grads, -parallel, 1.0)
-        ops.scale_(rest.grads, ratio(1.0, rest.norm))
+        product, square = rest.dots(sharp.grads)
+        parallel: Scalar = ratio(product, square)
+        # In units of ||g||, so that what is kept does not depend on the scale of the loss.
+        unit = ratio(1.0, square**0.5)
+        if isinstance(unit, Tensor):
+            rest.mix_(sharp.grads, -parallel, 1.0)
+            rest.scale_(unit)
+        else:
+            rest.mix_(sharp.grads, -parallel * unit, unit)
+        # Where s is parallel to g, what is left is how the two were rounded, and no direction.
+        size: Scalar = parallel.abs() if isinstance(parallel, Tensor) else abs(parallel)
+        rounded = size * _rounding(sharp)
+        length = rest.number_or_else(above(rest.norm, rounded), self._length(sharp))
         rest.keep("orthogonal", rest.or_else(rest.grads, sharp.remember("orthogonal", 0.0)))
+        sharp.shared["length"] = length
 
     def between_(self, clean: Slope) -> None:
-        clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), self.alpha * clean.norm)
+        step = self.alpha * clean.norm * ratio(1.0, self._length(clean))
+        clean.ops.move_(clean.grads, clean.remember("orthogonal", 0.0), step)
+
+    @staticmethod
+    def _length(slope: Slope) -> Scalar:
+        length: Scalar = slope.shared.get("length", 1.0)  # as long as it is in states that were saved before 0.1
+        return length
+
+
+def _rounding(slope: Slope) -> float:
+    """Return what part of a gradient may be the rounding of weights, gradients and sums."""
+    return 4 * max(torch.finfo(dtype).eps for dtype in {x.dtype for x in (*slope.params, *slope.scaled)})
 
 
 def _check_alpha(alpha: float) -> None:

@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ._memory import addresses, overlapping, separate
+from ._recording import is_recording, record
 from ._shards import like
 from ._tensors import PIECE, Ops, Scalar, Tensors, free_to_read, on, on_host, pieces
 from .ascents import Ascent, Slope
@@ -27,136 +29,203 @@ class Anchor:
 
     def __init__(self) -> None:
         self._copies: list[Tensor] = []
-        self._shapes: list[torch.Size] = []
-        self._kind: object = None
+        self._like: tuple[object, ...] = ()
+        self._where: list[int] = []
         self.numel = 0
 
     def room(self, params: list[Tensor], ops: Ops) -> list[Tensor]:
-        """Return memory for a copy of ``params``, whatever is in it."""
-        shapes = [p.shape for p in params]
-        if ops.kind is None or ops.kind != self._kind or shapes != self._shapes:
-            self._copies = []  # not two at a time
-            self._copies = [torch.empty_like(p) for p in params]
-            self._kind, self._shapes = ops.kind, shapes
-            self.numel = sum(p.numel() for p in params)
-        return self._copies
+        """Return memory for a copy of ``params``, whatever is in it.
 
-    def restore(self, params: list[Tensor], ops: Ops) -> None:
-        """Make ``params`` what they were when they were saved, bit for bit, in place."""
-        ops.copy_(params, self._copies)
+        Raises:
+            ValueError: if some of them share memory: it would move twice, and by no length that was asked for.
+        """
+        kinds = ops.kind or [(p.dtype, p.device) for p in params]
+        like_ = (kinds, [p.shape for p in params])
+        if like_ != self._like:
+            self.release()  # not two at a time
+            self._copies = [torch.empty_like(p) for p in params]
+            self._like, self.numel = like_, sum(p.numel() for p in params)
+        where = addresses(params)
+        if where != self._where:
+            _refuse_shared_memory(params)
+            self._where = where
+        return self._copies
 
     def release(self) -> None:
         """Let go of the memory."""
-        self._copies, self._shapes, self._kind = [], [], None
+        self._copies, self._like, self._where = [], (), []
 
 
-def _record(yes: bool) -> bool:
-    """Switch autograd on or off and return what it was: `torch.no_grad`, without its cost between two passes."""
-    before = torch.is_grad_enabled()
-    torch.set_grad_enabled(yes)
-    return before
+def _refuse_shared_memory(params: list[Tensor]) -> None:
+    pair = overlapping(params)
+    if pair is not None:
+        one, other = (params[i] for i in pair)
+        what = "is there twice" if one is other else f"shares memory with one of shape {tuple(other.shape)}"
+        raise ValueError(
+            f"A parameter of shape {tuple(one.shape)} {what}, so that a climb would move it twice. Tie modules by one "
+            "parameter, as in b.weight = a.weight, and give it to the optimizer once."
+        )
 
 
 @final
 class Climb:
-    """A climb that is decided: ``with climb:`` runs its body at ``w + delta``.
+    """A climb that is decided: `up`, then the sharp pass at ``w + delta``, then `down`, and `finish`.
 
-    Leaving restores ``w`` bit for bit, also if the body raises. If it does not, the sharp gradients in ``.grad`` become
-    those that the base should see.
+    `down` makes the weights ``w`` bit for bit. It may be called at any time and any number of times, also when `up` was
+    broken off, and whoever calls `up` must see to it that it is called, whatever happens.
     """
 
     def __init__(
         self,
         slope: Slope,
         spans: list[tuple[int, int, Scalar]],
+        still: list[Tensor],
         ascent: Ascent,
         blend: Blend | None,
         anchor: Anchor,
         *,
         keep: bool,
+        held: list[bool],
     ) -> None:
-        """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, 0.2)]``.
+        """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, -0.2)]``.
 
-        ``keep`` says whether ``anchor`` keeps its memory.
+        ``still`` are those of groups that do not climb, whose gradients a blend mixes all the same. ``keep`` says
+        whether ``anchor`` keeps its memory. ``held`` says of which clean gradients nobody else has the memory, so that
+        a blend needs no copy once ``.grad`` has let go of them.
         """
         self.owners, self.params, self.ops, self.state = slope.owners, slope.params, slope.ops, slope.state
         self.slope: Slope | None = slope
-        self.spans, self.ascent, self.blend, self.anchor, self.keep = spans, ascent, blend, anchor, keep
+        self.weights = slope.weights
+        self.spans, self.still, self.ascent, self.blend = spans, still, ascent, blend
+        self.anchor, self.keep, self.held = anchor, keep, held
+        self.norm: Scalar = 0.0
+        self.clean: list[Tensor] = []
+        self._saved: list[tuple[Tensors, Tensors]] = []
 
-    def __enter__(self) -> None:
+    @property
+    def releases(self) -> list[Tensor]:
+        """The parameters whose gradients must be let go of before the sharp pass."""
+        owners = (*self.owners, *self.still) if self.held else ()
+        return [p for p, held in zip(owners, self.held, strict=True) if held]
+
+    def up(self) -> None:
+        """Save the weights and move them."""
         # One autocast around both passes would reuse its casts of w for the sharp pass, and afterwards those of
         # w + delta.
         torch.clear_autocast_cache()
-        recording = _record(False)
+        recorded = is_recording()
         try:
-            self._go_up()
+            record(False)
+            self._up()
         finally:
-            _record(recording)
+            record(recorded)
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+    def down(self) -> None:
+        """Move the weights back."""
+        if not self._saved:
+            return
+        recorded = is_recording()
+        try:
+            record(False)
+            for w, copy in self._saved:
+                self.ops.copy_(w, copy)
+            self._saved = []
+        finally:
+            record(recorded)
         torch.clear_autocast_cache()
-        recording = _record(False)
-        try:
-            self.anchor.restore(self.params, self.ops)
-            if not self.keep:
-                self.anchor.release()
-            if kind is None:
-                self._hand_on()
-        finally:
-            _record(recording)
+        if not self.keep:
+            self.anchor.release()
 
-    def _go_up(self) -> None:
+    def finish(self, *, well: bool) -> None:
+        """Make the sharp gradients those that the base should see, if all went well."""
+        if not well:
+            return
+        recorded = is_recording()
+        try:
+            record(False)
+            self._hand_on()
+        finally:
+            record(recorded)
+
+    def _up(self) -> None:
         # The clean gradients are let go of before the sharp pass needs the memory.
         slope, self.slope = self.slope, None
         assert slope is not None
-        self.norm = slope.norm
-        # As much scaled as the sharp ones will be.
-        self.clean = [g.clone() for g in slope.scaled] if self.blend and self.blend.needs_clean else []
-        directions, factor = self.ascent.directions(slope)
         copies, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
+        self.norm = slope.norm
+        if self.blend and self.blend.needs_clean:
+            # As much scaled as the sharp ones will be.
+            still = [g if ops.foreach else like(g, p) for p in self.still if (g := p.grad) is not None]
+            clean = (*slope.scaled, *ops.real(still))
+            self.clean = [g if held else g.clone() for g, held in zip(clean, self.held, strict=True)]
+        directions, factor = self.ascent.directions(slope)
         # Parts are saved and moved while they are in a cache: memory is read once for both.
         cut = self.anchor.numel > PIECE and ops.foreach and ops.kind is not None and free_to_read(params[0])
-        saved: list[tuple[Tensors, Tensors]] = []
-        try:
-            for start, stop, rho in self.spans:
-                if start == stop:
-                    continue
-                step: Scalar = on_host(rho) * factor
-                # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to
-                # climb.
-                go = (self.norm < math.inf) & (step > -_LARGEST) & (step < _LARGEST)
-                guard = go if isinstance(go, Tensor) else None
-                span: tuple[Tensors, ...] = (copies[start:stop], params[start:stop], directions[start:stop])
-                for copy, w, d in pieces(*span) if cut else [span]:
-                    ops.copy_(copy, w)
-                    saved.append((w, copy))
-                    if go is not False:
-                        ops.move_(w, self.ascent.stretched(ops, w, d), step, guard)
-        except BaseException:
-            for w, copy in saved:
-                ops.copy_(w, copy)
-            if not self.keep:
-                self.anchor.release()
-            raise
+        for start, stop, rho in self.spans:
+            if start == stop:
+                continue
+            step: Scalar = on_host(rho) * factor
+            # False if the norm is infinite or NaN, or so small that the step overflows: then there is nowhere to
+            # climb.
+            go = (self.norm < math.inf) & (step > -_LARGEST) & (step < _LARGEST)
+            guard = go if isinstance(go, Tensor) else None
+            span: tuple[Tensors, ...] = (copies[start:stop], params[start:stop], directions[start:stop])
+            for copy, w, d in pieces(*span) if cut else [span]:
+                ops.copy_(copy, w)
+                self._saved.append((w, copy))
+                if go is not False:
+                    ops.move_(w, self.ascent.stretched(ops, w, d), step, guard)
+        self._saved = [(params, copies)]  # they come back in one go
 
     def _hand_on(self) -> None:
         # A climb that is not along the gradient says nothing of it.
         finite = not self.ascent.needs_gradient or (not isinstance(self.norm, Tensor) and self.norm < math.inf)
         if self.blend is None and finite:
             return
+        owners = [*self.owners, *self.still]
         if not self.ops.foreach:
-            for p in self.owners:
+            for p in owners:
                 p.grad = None if p.grad is None else like(p.grad, p)
-        sharp = [(i, p.grad) for i, p in enumerate(self.owners) if p.grad is not None]
+        if self.blend is not None:
+            alone(owners)
+        sharp = [(i, p.grad) for i, p in enumerate(owners) if p.grad is not None]
         grads = [g for _, g in sharp]
-        if self.blend is not None and grads:
-            slope = Slope([self.owners[i] for i, _ in sharp], grads, self.state, self.ops, guarded=True)
+        climbing = sum(i < len(self.owners) for i, _ in sharp)
+        if self.blend is not None and climbing:
+            slope = Slope(
+                [owners[i] for i, _ in sharp],
+                grads,
+                self.state,
+                self.ops,
+                guarded=True,
+                climbing=None if climbing == len(sharp) else climbing,
+                weights=_unless_all_stay([self.weights[i] for i, _ in sharp[:climbing]]) if self.weights else None,
+            )
             self.blend.blend_(slope, [self.clean[i] for i, _ in sharp] if self.clean else [])
+            slope.write_back()
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
         mark = marked(self.ops.real(grads))
         if mark is not None and not finite:
             mark.add_(on(0 * self.norm, mark.device) if isinstance(self.norm, Tensor) else math.nan)
+
+
+def _unless_all_stay(weights: list[Tensor | None]) -> list[Tensor | None]:
+    """Return weights that are all 1 where all are 0: then both gradients are one, and a blend must see that."""
+    groups = {id(weight): weight for weight in weights}
+    found = [weight for weight in groups.values() if weight is not None]
+    if len(found) < len(groups):
+        return weights
+    up = torch.stack([on(weight, found[0].device) for weight in found]).any()
+    by_group = {id(weight): torch.where(on(up, weight.device), weight, 1.0) for weight in found}
+    return [by_group[id(weight)] for weight in weights]
+
+
+def alone(params: Sequence[Tensor]) -> None:
+    """Give gradients that share memory memory of their own: what is written to one must not be seen by another."""
+    if not separate([p.grad for p in params if p.grad is not None]):
+        for p in params:
+            p.grad = None if p.grad is None else p.grad.clone(memory_format=torch.contiguous_format)
 
 
 def marked(grads: Sequence[Tensor]) -> Tensor | None:
@@ -166,20 +235,26 @@ def marked(grads: Sequence[Tensor]) -> Tensor | None:
 
 @final
 class Stay:
-    """A step that does not climb: whatever the body does, the clean gradients come back.
+    """A step that does not climb: whatever its sharp pass does, the clean gradients come back.
 
-    If the pass of the body is the ``only`` one of the step, its gradients stay, unless there are none. If that pass
-    raises, the gradients of an earlier step do not come back.
+    If that pass is the ``only`` one of the step, its gradients stay, unless there are none. If it raises, the gradients
+    of an earlier step do not come back.
     """
+
+    releases: Sequence[Tensor] = ()
 
     def __init__(self, params: list[Tensor], *, only: bool = False) -> None:
         self.params, self.only = params, only
+        self.clean: list[Tensor | None] | None = None
 
-    def __enter__(self) -> None:
+    def up(self) -> None:
         self.clean = [p.grad for p in self.params]
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if self.only and (kind is not None or any(p.grad is not None for p in self.params)):
+    def down(self) -> None:
+        pass
+
+    def finish(self, *, well: bool) -> None:
+        if self.clean is None or (self.only and (not well or any(p.grad is not None for p in self.params))):
             return
         for p, g in zip(self.params, self.clean, strict=True):
             p.grad = g

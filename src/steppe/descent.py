@@ -94,8 +94,8 @@ class Descent(Optimizer):
         flat = list(chain.from_iterable(owners))
         if not flat:
             return
-        ops = Ops.choose(flat, self.foreach)
         grads = [p.grad for p in flat if p.grad is not None]
+        ops = Ops.choose(flat, self.foreach, grads)
         directions, factor = ascent.directions(Slope(flat, grads, self.state, ops, guarded=False))
         start = 0
         for group, members in zip(groups, owners, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def norm_layers(model: nn.Module, rho: float) -> list[dict[str, Any]]:
@@ -50,3 +50,23 @@ def norm_layers(model: nn.Module, rho: float) -> list[dict[str, Any]]:
         )
     others = [p for p in model.parameters() if p not in norms]
     return [{"params": list(norms), "rho": rho}, {"params": others, "rho": 0.0}]
+
+
+def found_again(groups: list[dict[str, Any]], group: dict[str, Any], params: list[Tensor]) -> dict[str, Any] | None:
+    """Return what describes a group now: loading a state replaces dicts, and groups come and go.
+
+    Args:
+        groups: those that there are now.
+        group: the dict that described it.
+        params: its parameters then.
+
+    Returns:
+        The same dict, or the one that has its first parameter, or None if the group has gone.
+    """
+    for now in groups:
+        if now is group:
+            return now
+    for now in groups:
+        if now["params"] is params or (params and now["params"] and now["params"][0] is params[0]):
+            return now
+    return None

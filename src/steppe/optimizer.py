@@ -12,30 +12,58 @@ One step::
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
-from weakref import WeakMethod
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._checks import check_base, refuse_others
+from ._checks import (
+    check_base,
+    put_back_if_it_fails,
+    refuse_classes,
+    refuse_foreign_calls,
+    refuse_others,
+    stepped_by,
+)
+from ._climbers import climbers, vector_of
+from ._closures import AFTER_CLEAN, AFTER_SHARP, adding_up, evaluate, need_gradient, new_gradients, put, zeroing
+from ._memory import separate
+from ._radii import Radii, climbs
+from ._recording import is_recording, record
 from ._shards import like, local, refuse_flat
-from ._tensors import Ops, Scalar, on_host
+from ._steps import watch
+from ._tensors import HALF, Ops, Scalar, on_host
+from ._visits import Visit, Visits
 from .ascents import Ascent, Slope
 from .blends import Blend
-from .climb import Anchor, Climb, Stay
+from .climb import Anchor, Climb, Stay, alone
 from .descent import load_uncast
-from .schedules import ProportionalToLR, Radius, check_radius
+from .schedules import Radius, check_radius
+from .together import Bases, joined
 from .triggers import Always, Trigger
 
 _NOTHING: Mapping[str, Any] = {}
-_AFTER_SHARP = "after the sharp pass. Did it call loss.backward()?"
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Due:
+    """A step that the base is to take: an object, for hosts make copies of optimizers that share all they hold."""
+
+    weight: tuple[Tensor, int] | None = None
+    """One that it has not changed yet, and how often that has been written to."""
+
+    begun: bool = False
 
 
 class SharpnessAware(Optimizer):
@@ -49,8 +77,9 @@ class SharpnessAware(Optimizer):
     climb (every ``rho`` is 0, or the trigger says no), a step is exactly the base's own, at the price of one gradient.
 
     Args:
-        base: the optimizer *instance* that takes the step; any torch optimizer whose ``step`` works without a closure.
-            Its parameter groups become this optimizer's own (the same dicts), so schedulers attach to either.
+        base: the optimizer *instance* that takes the step; any torch optimizer whose ``step`` works without a closure,
+            also one that wraps others. Its parameter groups become this optimizer's own (the same dicts), so schedulers
+            attach to either. Or a list of them, which go `Together`.
         ascent: where to climb.
         blend: which gradient to hand on to the base; None hands on the sharp one.
         trigger: whether to climb at this step; None climbs always.
@@ -59,9 +88,10 @@ class SharpnessAware(Optimizer):
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
-        TypeError: if ``base`` is not an optimizer instance, or is sharpness-aware already.
+        TypeError: if ``base`` is not an optimizer instance, is sharpness-aware already, or steps along more than a
+            gradient (of single examples, as Opacus; its derivatives, as AdaHessian).
         ValueError: if a radius is negative or not finite, the base cannot work with one gradient per step, or the
-            parameters are of FullyShardedDataParallel (FSDP1).
+            parameters are of FullyShardedDataParallel (FSDP1). If construction fails, the base is as it was.
 
     Note:
         `step` is for loops that can evaluate a batch on demand, `ascended` for hosts that run forward and backward
@@ -70,6 +100,10 @@ class SharpnessAware(Optimizer):
         clean pass do not climb; those without one in the sharp pass are left alone by the base. If the clean gradient
         is zero nothing moves; if it is not finite nothing moves either, and the gradient handed on is not finite. Step
         hooks fire once per step here and once on the base; global hooks see two optimizers.
+
+        A group with ``maximize=True`` climbs the other way, to where its utility is lower. Steps are counted where the
+        base's ``step`` is called, whoever calls it, and once each. After any exception, that of Ctrl-C too, weights are
+        ``w``, and the next step is right.
 
     Example:
         >>> import torch
@@ -102,9 +136,13 @@ class SharpnessAware(Optimizer):
 
     state: defaultdict[Any, dict[str, Any]]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> SharpnessAware:
+        refuse_classes(cls.__name__, [*args, *kwargs.values()])
+        return super().__new__(cls)
+
     def __init__(
         self,
-        base: Optimizer,
+        base: Bases,
         *,
         ascent: Ascent,
         blend: Blend | None = None,
@@ -112,55 +150,73 @@ class SharpnessAware(Optimizer):
         rho: Radius,
         foreach: bool | None = None,
     ) -> None:
+        base = joined(base)
         check_base(base)
         check_radius(rho)
         ascent.check_base(base)
+        _check_parts(ascent, blend, Always() if trigger is None else trigger)
+        for i, group in enumerate(base.param_groups):
+            check_radius(group.get("rho", rho), i)
+            refuse_flat(group["params"])
+        super().__init__([{}], {})  # what it makes of groups is not needed: ours are the base's
         self.base = base
         self.ascent = ascent
         self.blend = blend
         self.trigger = Always() if trigger is None else trigger
-        _check_parts(self.ascent, self.blend, self.trigger)
         self.foreach = foreach
-        self._rho = rho
-        self._schedules: list[ProportionalToLR | None] = []
-        self._inside = False
+        self._radii = Radii(rho)
+        self._visits = Visits()
+        self._zeroes = False  # whether the closure has been seen to zero gradients
+        self._due = _Due()
+        self._warned = False
         self._anchor = Anchor()
-        self._around_sharp: dict[int, tuple[Callable[[], AbstractContextManager[Any]], bool]] = OrderedDict()
-        groups, defaults = base.param_groups, base.defaults
-        for i, group in enumerate(groups):
-            check_radius(group.get("rho", rho), i)
-            refuse_flat(group["params"])
-        # Groups that are added to the base behind our back get a rho as well.
-        base.defaults = {**defaults, "rho": 0.0 if isinstance(rho, ProportionalToLR) else rho}
+        without = [group for group in base.param_groups if "rho" not in group]
         try:
-            super().__init__(groups, base.defaults)
+            with put_back_if_it_fails(base):
+                self._radii.of(base.param_groups)
+                # Groups that are added to the base behind our back get a rho as well.
+                base.defaults = self.defaults = {**getattr(base, "defaults", {}), "rho": rho}
+                watch(stepped_by(base), self)
         except BaseException:
-            base.param_groups, base.defaults = groups, defaults
+            for group in without:
+                group.pop("rho", None)
             raise
-        self._follow()
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base's own group dicts, whoever replaced them last."""
+        asking = sys._getframe(1)
+        if asking.f_code.co_name == "_unscale_grads_" and asking.f_back.f_code.co_name == "unscale_":  # type: ignore[union-attr]
+            self._refuse_unscaling()
         return self.base.param_groups
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.base.param_groups = groups
+        if "base" in vars(self):
+            self.base.param_groups = groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; without its own ``"rho"`` it gets the one given at construction."""
-        rho = param_group.get("rho", self._rho)
-        check_radius(rho, len(self.param_groups))
+        if "base" not in vars(self):
+            return
+        groups = self.base.param_groups
+        check_radius(param_group.get("rho", self._radii.given), len(groups))
         self.base.add_param_group(param_group)
-        self._adopt(self.param_groups[-1], rho)
+        self._radii.of(self.base.param_groups)
 
-    def _adopt(self, group: dict[str, Any], rho: Radius) -> None:
-        schedule = rho if isinstance(rho, ProportionalToLR) else None
-        self._schedules.append(schedule)
-        group["rho"] = schedule(group["lr"]) if schedule else rho
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Let the base forget gradients, as it does."""
+        self.base.zero_grad(**({} if set_to_none else {"set_to_none": False}))
 
-    def step(self, closure: Callable[[], Any] | None = None, *, ascent: Callable[[], Any] | None = None) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        # Bases without a schedule have two kinds of weights; hosts ask whether there is a switch.
+        if name in ("train", "eval") and "base" in vars(self):
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def step(
+        self, closure: Callable[[], Result] | None = None, *, ascent: Callable[[], Result] | None = None
+    ) -> Result:
         """Take one step and return the clean loss.
 
         Args:
@@ -168,7 +224,8 @@ class SharpnessAware(Optimizer):
                 twice if this step climbs and once otherwise, on the same batch each time.
             ascent: what is called instead in the clean pass, likewise: as a rule the same on a part of the batch
                 (`steppe.batches.fraction_of`), so that the climb costs a part of a gradient. Where a step does not
-                climb, only ``closure`` counts; ``ascent`` is called before it if the trigger looks at gradients.
+                climb, only ``closure`` counts; if the trigger looks at gradients, ``ascent`` is called before it in
+                every step, so that gradients of the same part are compared.
 
         Returns:
             What the clean pass returned: where a step with ``ascent`` climbs, what that returned. If the ascent needs
@@ -176,40 +233,66 @@ class SharpnessAware(Optimizer):
 
         Raises:
             TypeError: if there is an ``ascent`` but no clean pass.
-            RuntimeError: without a closure; if no parameter has a gradient after either pass; if a GradScaler passes
-                the closure; inside `ascended`. In every case, and if the closure raises, the weights are ``w``.
+            ValueError: if parameters that climb share memory.
+            RuntimeError: without a closure; if no parameter has a gradient after either pass, or a parameter, as far as
+                that can be seen, its old one; if gradients of the clean pass are added to in the sharp one; if a
+                GradScaler passes the closure; inside `ascended`. In every case, and if the closure raises or is
+                interrupted, the weights are ``w``.
         """
         if self.found_inf is not None:
             self._refuse_grad_scaler()
         if closure is None:
+            refuse_foreign_calls(self, "step")
             raise RuntimeError(
                 f"{type(self).__name__}.step() needs a closure that zeroes the gradients, computes the loss, calls "
                 "backward() and returns the loss. If your framework calls step() without one, give it the base "
                 'optimizer and use "with opt.ascended():" around a second backward pass.'
             )
-        self._refuse_nesting()
+        self._visits.refuse_another()
+        recorded = is_recording()
+        try:
+            loss = self._gradient(closure, ascent)
+            self.base.step()
+            return loss
+        finally:
+            record(recorded)
+
+    def _gradient(self, closure: Callable[[], Result], ascent: Callable[[], Result] | None) -> Result:
+        """Run the passes of one step, and leave in ``.grad`` what the base should see."""
         if not self.ascent.needs_gradient:
             if ascent is not None:
                 raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
-            climb = self._decide("")
-            params = [p for group in self.param_groups for p in group["params"]]
-            loss = self._sharp(climb or Stay(params, only=True), closure, params)
-            self.base.step()
+            params = self._params()
+            alone = self._decide("") or Stay(params, only=True)
+            loss = self._visits.run(alone, partial(new_gradients, params, closure, AFTER_SHARP), params)
+            self._await_step()
             return loss
-        part = ascent is not None and self.will_climb()
-        loss = _evaluate(ascent if ascent is not None and part else closure)
-        climb = self._decide("after the closure. Did it call loss.backward()?")
+        part = ascent is not None and self._asks_first()
+        first = ascent if ascent is not None and part else closure
+        loss = self._visits.at_rest(partial(new_gradients, self._params(), first, AFTER_CLEAN))
+        # Gradients that are let go of do not show whether the closure zeroes them.
+        climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes)
         if climb is not None:
-            self._sharp(climb, closure)
+            self._visits.run(climb, partial(self._sharp_pass, closure), climb.releases)
         else:
             if part:
-                loss = _evaluate(closure)
-                self._need_gradient("after the closure. Did it call loss.backward()?")
+                loss = self._visits.at_rest(partial(new_gradients, self._params(), closure, AFTER_CLEAN))
             self._reuse()
-        self.base.step()
+        self._await_step()
         return loss
 
-    def backward(self, closure: Callable[[], Any], scale: Scalar = 1.0) -> Any:
+    def _sharp_pass(self, closure: Callable[[], Any]) -> None:
+        params = self._params()
+        if self._zeroes:  # once is enough: it is the same code in every step
+            new_gradients(params, closure, AFTER_SHARP)
+        else:
+            self._zeroes = new_gradients(params, partial(zeroing, params, closure), AFTER_SHARP)
+
+    def _asks_first(self) -> bool:
+        """Say whether a step with an ascent of its own begins with that."""
+        return self.will_climb() or (self.trigger.needs_gradient and bool(self.climbing_groups()))
+
+    def backward(self, closure: Callable[[], Result], scale: Scalar = 1.0) -> Result:
         """Add to ``.grad`` what the base should see for one micro-batch, and return its clean loss.
 
         It is to this optimizer what ``loss.backward()`` is to a plain one. Several of them before one ``base.step()``
@@ -232,50 +315,48 @@ class SharpnessAware(Optimizer):
             What the closure returned in the clean pass.
 
         Raises:
-            RuntimeError: if the micro-batch gives no parameter a gradient in either pass; inside `ascended` or `step`.
-                Then, and if the closure raises, the weights are ``w``; what was accumulated is lost if it raises in
-                the sharp pass.
+            ValueError: if parameters that climb share memory.
+            RuntimeError: if the micro-batch gives no parameter a gradient in either pass, or zeroes what was
+                accumulated; inside `ascended` or `step`. Then, and if the closure raises, the weights are ``w``; what
+                was accumulated is lost if it raises in the sharp pass.
         """
-        self._refuse_nesting()
-        params = [p for group in self.param_groups for p in group["params"]]
+        self._visits.refuse_another()
+        params = self._params()
         if not self.ascent.needs_gradient:
-            with self._inside_of(self._decide("") or nullcontext()):
-                return self._add_up(params, closure)
+            loss = self._visits.run(self._decide("") or Stay([]), partial(adding_up, params, closure))
+            self._await_step()
+            return loss
         # Where there are processes, gradients may lie in memory that the next backward pass uses.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         held = [p.grad.clone() if distributed and p.grad is not None else p.grad for p in params]
-        _put(params, [None] * len(params))
+        put(params, [None] * len(params))
         try:
-            loss = _evaluate(closure)
-            climb = self._decide("after the closure. Did it call loss.backward()?", scale)
+            loss = self._visits.at_rest(partial(evaluate, closure))
+            climb = self._decide(AFTER_CLEAN, scale)
         except BaseException:
-            _put(params, held)
+            put(params, held)
             raise
         if climb is not None:
-            with self._inside_of(climb):
-                if self.blend is None:
-                    _put(params, held)
-                    held = [None] * len(params)
-                else:
-                    _put(params, [None] * len(params))
-                self._add_up(params, closure)
+            waiting: list[Tensor | None] = [None] * len(params)
+            if self.blend is None:  # then the sharp pass itself adds to what there is
+                held, waiting = waiting, held
+
+            def sharp() -> None:
+                put(params, waiting)
+                adding_up(params, closure)
+
+            self._visits.run(climb, sharp)
         else:
             self._reuse()
+        if not separate([g for g in held if g is not None]):
+            held = [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in held]
         for p, g in zip(params, held, strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else g.add_(p.grad)
+        self._await_step()
         return loss
 
-    @staticmethod
-    def _add_up(params: list[Tensor], closure: Callable[[], Any]) -> Any:
-        before = _versions(params)
-        loss = _evaluate(closure)
-        if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
-            raise RuntimeError(f"No parameter has a gradient {_AFTER_SHARP}")
-        return loss
-
-    @contextmanager
-    def ascended(self, scale: Scalar = 1.0) -> Iterator[bool]:
+    def ascended(self, scale: Scalar = 1.0) -> AbstractContextManager[bool]:
         """Climb, run the body at ``w + delta``, come back to ``w``, and leave in ``.grad`` the gradient to hand on.
 
         For hosts that run forward and backward themselves::
@@ -298,19 +379,22 @@ class SharpnessAware(Optimizer):
                 ``scaler.scale(torch.ones((), device=device))``.
 
         Raises:
-            RuntimeError: if no parameter has a gradient before or after the body; inside itself or `step`.
+            ValueError: if parameters that climb share memory.
+            RuntimeError: if no parameter has a gradient before or after the body; inside itself or `step`; if the base
+                is stepped in the body.
         """
-        self._refuse_nesting()
-        climb = self._decide("to climb along. Call loss.backward() before ascended().", scale)
-        params = [p for group in self.param_groups for p in group["params"]]
-        with self._inside_of(climb or Stay(params, only=not self.ascent.needs_gradient)):
-            _put(params, [None] * len(params))
-            yield climb is not None
-            if climb is not None:
-                self._need_gradient(_AFTER_SHARP)
-        if climb is None:
-            self._need_gradient(_AFTER_SHARP)
-            self._reuse()
+
+        def decide() -> Climb | Stay:
+            climb = self._decide("to climb along. Call loss.backward() before ascended().", scale)
+            return climb or Stay(self._params(), only=not self.ascent.needs_gradient)
+
+        def finish(climb: Climb | Stay) -> None:
+            need_gradient(self._params(), AFTER_SHARP)
+            if isinstance(climb, Stay):
+                self._reuse()
+            self._await_step()
+
+        return Visit(self._visits, self._params, decide, finish)
 
     def around_sharp_pass(
         self, context: Callable[[], AbstractContextManager[Any]], *, only: bool = False
@@ -334,45 +418,9 @@ class SharpnessAware(Optimizer):
             >>> opt = SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)
             >>> handle = opt.around_sharp_pass(lambda: frozen_norm_stats(model))
         """
-        handle = RemovableHandle(self._around_sharp)
-        self._around_sharp[handle.id] = context, only
+        handle = RemovableHandle(self._visits.around)
+        self._visits.around[handle.id] = context, only
         return handle
-
-    def _sharp(self, climb: Climb | Stay, closure: Callable[[], Any], params: Sequence[Tensor] = ()) -> Any:
-        """Evaluate ``closure`` inside of ``climb``, where ``params`` begin without gradients."""
-        # What `_inside_of` does, without the cost of a generator in every step.
-        if self._around_sharp:
-            with self._inside_of(climb):
-                return self._pass(closure, params)
-        self._inside = True
-        try:
-            with climb:
-                return self._pass(closure, params)
-        finally:
-            self._inside = False
-
-    def _pass(self, closure: Callable[[], Any], params: Sequence[Tensor]) -> Any:
-        for p in params:
-            p.grad = None
-        loss = _evaluate(closure)
-        self._need_gradient(_AFTER_SHARP)
-        return loss
-
-    @contextmanager
-    def _inside_of(self, climb: AbstractContextManager[None]) -> Iterator[None]:
-        self._inside = True
-        try:
-            with climb:
-                if not self._around_sharp or not isinstance(climb, Climb):
-                    yield
-                    return
-                with ExitStack() as stack:
-                    for context, only in self._around_sharp.values():
-                        if only or self.ascent.needs_gradient:
-                            stack.enter_context(context())
-                    yield
-        finally:
-            self._inside = False
 
     @property
     def needs_scale(self) -> bool:
@@ -381,141 +429,236 @@ class SharpnessAware(Optimizer):
 
     def will_climb(self) -> bool:
         """Say whether the next step climbs, as far as that can be known without its gradient: if not, it does not."""
-        climbing = self._groups()
+        climbing = self.climbing_groups()
         due = self.trigger.due(self.state["engine"].get("step", 0))
         if not self.ascent.needs_gradient:  # then all is known
-            return due and any(self._vector(p) is not None for params, _ in climbing for p in params)
+            vectors = (vector_of(p, self.base, self.ascent) for params, _ in climbing for p in params)
+            return due and any(vector is not None for vector in vectors)
         return due and bool(climbing)
 
-    def _groups(self) -> list[tuple[list[Tensor], Scalar]]:
-        """Return the parameters of the groups that climb, with their radii."""
-        radii = [(group["params"], self._radius(i, group)) for i, group in enumerate(self.param_groups)]
-        return [(params, rho) for params, rho in radii if isinstance(rho, Tensor) or rho > 0]
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.base.param_groups for p in group["params"]]
 
-    def _decide(self, when: str, scale: Scalar = 1.0) -> Climb | None:
+    def climbing_groups(self) -> list[tuple[list[Tensor], Scalar]]:
+        """Return the parameters of groups that climb, with their radii: numbers, or tensors where nobody may look."""
+        return [(params, rho) for params, rho in self._radii.of(self.base.param_groups) if climbs(rho)]
+
+    def _decide(self, when: str, scale: Scalar = 1.0, *, lets_go: bool = True) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
-        owners: list[Tensor] = []
-        vectors: list[Tensor] = []
-        spans: list[tuple[int, int, Scalar]] = []
-        stretch = self.trigger.stretch
-        for params, rho in self._groups():
-            start = len(owners)
-            for p in params:
-                vector = self._vector(p)
-                if vector is not None:
-                    owners.append(p)
-                    vectors.append(vector)
-            spans.append((start, len(owners), rho if stretch == 1.0 else rho * stretch))
-        if not owners:
+        self._look_for_a_step()
+        self._due.weight, self._due.begun = None, False
+        blends = self.blend is not None and self.blend.needs_clean
+        found = climbers(self.base, self._radii, self.ascent, self.trigger.stretch, blends=blends)
+        if not found.owners:
             if self.ascent.needs_gradient:
-                self._need_gradient(when)
+                need_gradient(self._params(), when)
             return None
-        refuse_flat(owners[:1])  # in case they became flat after they came here
-        slope = self._slope(owners, vectors, scale if self.needs_scale else 1.0)
+        refuse_flat(found.owners[:1])  # in case they became flat after they came here
+        self._warn_of_half(found.owners)
+        slope = self._slope(
+            found.owners, found.vectors, scale=scale if self.needs_scale else 1.0, weights=found.weights or None
+        )
         if not self.trigger.fires(slope):
             return None
-        return Climb(slope, spans, self.ascent, self.blend, self._anchor, keep=self.keep_copy)
+        return Climb(
+            slope,
+            found.spans,
+            found.still,
+            self.ascent,
+            self.blend,
+            self._anchor,
+            keep=self.keep_copy,
+            held=[held and lets_go for held in found.held],
+        )
 
-    def _vector(self, p: Tensor) -> Tensor | None:
-        return p.grad if self.ascent.needs_gradient else self.ascent.vector(p, self.base.state.get(p, _NOTHING))
+    def _warn_of_half(self, owners: list[Tensor]) -> None:
+        """Say once that weights of few digits swallow most of a climb."""
+        if self._warned:
+            return
+        half = next((p for p in owners if p.dtype in HALF), None)
+        self._warned = True
+        if half is not None:
+            warnings.warn(
+                f"{type(self).__name__} climbs with weights in half precision ({half.dtype}), which swallow what is "
+                "less than half of their spacing, and so a part of a climb: see docs/stacks.md. Keep them in float32 "
+                "and let torch.autocast make the half-precision copies.",
+                stacklevel=5,
+            )
 
-    def _slope(self, owners: list[Tensor], vectors: list[Tensor], scale: Scalar = 1.0) -> Slope:
+    def _slope(self, owners: list[Tensor], vectors: list[Tensor], **options: Any) -> Slope:
         """Return what ``owners`` climb along."""
         step = self.state["engine"].get("step", 0)
-        ops = Ops.choose(owners, self.foreach)
-        return Slope(owners, vectors, self.state, ops, guarded=True, scale=scale, step=step)
+        ops = Ops.choose(owners, self.foreach, vectors)
+        return Slope(owners, vectors, self.state, ops, guarded=True, step=step, **options)
 
     def _reuse(self) -> None:
         """Let a blend that remembers earlier climbs change the gradient of a step that does not climb."""
-        if self.blend is None or not self.blend.memories:
+        if self.blend is None or not self.blend.memories or not self.climbing_groups():
             return
         name = self.blend.memories[0]
-        climbing = [p for params, _ in self._groups() for p in params if p.grad is not None]
-        owners = [p for p in climbing if name in self.state.get(p, _NOTHING)]
-        if owners:
+        groups = self._radii.of(self.base.param_groups)
+        climbing, still = (
+            [(p, rho) for params, rho in groups if climbs(rho) is up for p in params if p.grad is not None]
+            for up in (True, False)
+        )
+        climbing, still = (
+            [(p, rho) for p, rho in some if name in self.state.get(p, _NOTHING)] for some in (climbing, still)
+        )
+        if climbing:
+            owners = [p for p, _ in climbing + still]
+            weights = [(rho > 0).float() if isinstance(rho, Tensor) else None for _, rho in climbing]
             with torch.no_grad():
                 for p in owners:
                     p.grad = None if p.grad is None else like(p.grad, p)
-                self.blend.between_(self._slope(owners, [p.grad for p in owners if p.grad is not None]))
+                alone(owners)
+                grads = [p.grad for p in owners if p.grad is not None]
+                slope = self._slope(
+                    owners,
+                    grads,
+                    climbing=len(climbing) if still else None,
+                    weights=weights if any(weight is not None for weight in weights) else None,
+                )
+                self.blend.between_(slope)
+                slope.write_back()
 
-    def _follow(self) -> None:
-        """Count the steps of the base, whoever asks for them: this optimizer, a GradScaler, a trainer."""
-        count = WeakMethod(self._count)  # a cycle of references would keep the copy of the weights alive
+    def _before_base_step(self) -> None:
+        self._visits.refuse_a_step()
+        # What is broken off now was no step that nobody saw.
+        self._due.weight, self._due.begun = None, self._due.begun or self._due.weight is not None
 
-        def stepped(*hooked: object) -> None:
-            alive = count()
-            if alive is not None:
-                alive()
-
-        self.base.register_step_post_hook(stepped)
-
-    def _count(self) -> None:
+    def _after_base_step(self, *, surely: bool) -> None:
+        if not self._due.begun and self._due.weight is None and (not surely or self._stands()):
+            return
+        self._due.weight, self._due.begun = None, False
         step = self.state["engine"].get("step", 0) + 1
         # A GradScaler skips the step of most bases, but a fused one it tells what it found, and that leaves all as it
         # is by itself. Then, on an accelerator, the count is a tensor, for which only a trigger that asks has to wait.
-        found_inf: Tensor | None = getattr(self.base, "found_inf", None)
+        found_inf: Tensor | None = getattr(stepped_by(self.base), "found_inf", None)
         self.state["engine"]["step"] = step if found_inf is None else on_host(step - (found_inf != 0).long())
         # A scheduler that is attached here, not to the base, asks whether a step came before its own.
         self._opt_called = True
 
-    def _radius(self, i: int, group: dict[str, Any]) -> Scalar:
-        """Bring the group's ``"rho"`` up to date and return it."""
-        if i == len(self._schedules):  # added to the base directly
-            added = group["rho"]
-            self._adopt(group, self._rho if added == self.base.defaults["rho"] else added)
-        if isinstance(group["rho"], ProportionalToLR):
-            self._schedules[i] = group["rho"]
-        schedule = self._schedules[i]
-        if schedule is not None:
-            group["rho"] = schedule(group["lr"])
-        rho: Scalar = group["rho"]
-        check_radius(rho, i)
-        return rho
+    def _stands(self) -> bool:
+        """Say whether every learning rate is 0: then a step nobody prepared is how others make a base's state."""
+        return all("lr" in group and group["lr"] == 0 for group in self.base.param_groups)
+
+    def _await_step(self) -> None:
+        p = next((p for p in self._params() if p.grad is not None), None)
+        self._due.weight = None if p is None else (p, local(p)._version)
+
+    def _look_for_a_step(self) -> None:
+        """Count a step that was taken where it could not be seen."""
+        if self._due.weight is not None and local(self._due.weight[0])._version != self._due.weight[1]:
+            name = type(self).__name__
+            warnings.warn(
+                f"The weights have changed after {name} had prepared a gradient, but no step of its base was seen; it "
+                "is counted as one. Step opt.base itself, so that steps are counted for sure.",
+                stacklevel=4,
+            )
+            self._after_base_step(surely=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming bit for bit needs: our state, and the base's under ``"base"``.
 
         It holds tensors and plain Python values only, so ``torch.load(..., weights_only=True)`` reads it.
+
+        Raises:
+            TypeError: if ``torch.distributed.checkpoint`` asks, which has no place for it; see
+                `steppe.integrations.distributed.SharpnessAwareState`.
         """
-        return {**super().state_dict(), "base": self.base.state_dict()}
+        refuse_foreign_calls(self, "state_dict")
+        by_hand = self._radii.by_hand(self.base.param_groups)
+        if by_hand or "by_hand" in self.state.get("engine", _NOTHING):
+            self.state["engine"]["by_hand"] = by_hand
+        with_base = self.register_state_dict_post_hook(
+            lambda _, found: {**found, "base": self.base.state_dict()},
+            prepend=True,  # those of users see all of it
+        )
+        try:
+            return super().state_dict()
+        finally:
+            with_base.remove()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, or, with a warning, the state of a plain base optimizer.
 
         Raises:
-            ValueError: if the parameter groups do not match, or if it is the state of another package's SAM; nothing
-                is changed then.
+            ValueError: if the parameter groups do not match, or if it is the state of another package's SAM.
+
+        If it raises, nothing is changed.
         """
         if "base" not in state_dict:
             refuse_others(state_dict)
-            radii = [group["rho"] for group in self.param_groups]
-            self.base.load_state_dict(dict(state_dict))
-            for group, rho in zip(self.param_groups, radii, strict=True):
-                group["rho"] = rho
-            self.state.clear()
-            warnings.warn(
-                f"This is the state of a plain optimizer, not of {type(self).__name__}: the base is loaded, every rho "
-                "stays as it is, and counters and accumulators start anew.",
-                stacklevel=2,
-            )
+            self._load_plain(state_dict)
             return
-        self.base.load_state_dict(state_dict["base"])
-        ours = {name: state_dict[name] for name in ("state", "param_groups")}
-        super().load_state_dict(ours)
-        load_uncast(self, ours)
+        mine = self.state
+        found: dict[str, Any] = {}
+
+        def base_first(_: Optimizer, state: dict[str, Any]) -> None:
+            found.update(state)
+            self.base.load_state_dict(state["base"])
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(base_first),  # after those of users
+            self.register_load_state_dict_post_hook(lambda _: load_uncast(self, found), prepend=True),
+        ]
+        try:
+            with put_back_if_it_fails(self.base):
+                super().load_state_dict(dict(state_dict))
+                by_hand = tuple(self.state["engine"].get("by_hand", ()))
+        except BaseException:
+            self.state = mine
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._radii.loaded(self.base.param_groups, by_hand)
+        self._due.weight = None
+
+    def _load_plain(self, state_dict: Mapping[str, Any]) -> None:
+        radii = [group["rho"] for group in self.base.param_groups]
+        with put_back_if_it_fails(self.base):
+            self.base.load_state_dict(dict(state_dict))
+        for group, rho in zip(self.base.param_groups, radii, strict=True):
+            group["rho"] = rho
+        self.state.clear()
+        self._due.weight = None
+        warnings.warn(
+            f"This is the state of a plain optimizer, not of {type(self).__name__}: the base is loaded, every rho "
+            "stays as it is, and counters and accumulators start anew.",
+            stacklevel=3,
+        )
+
+    def __repr__(self) -> str:
+        following = self._radii.following(self.base.param_groups)
+        radii = ", ".join(
+            f"{group['rho']} (follows lr)" if follows else f"{group['rho']}"
+            for group, follows in zip(self.base.param_groups, following, strict=True)
+        )
+        lines = [
+            f"ascent: {self.ascent}",
+            f"blend: {self.blend}" if self.blend is not None else "",
+            f"trigger: {self.trigger}",
+            f"rho: {radii}",
+            f"base: {self.base}",
+        ]
+        return (
+            "\n    ".join([f"{type(self).__name__} (", *(line.replace("\n", "\n    ") for line in lines if line)])
+            + "\n)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         parts = ("base", "ascent", "blend", "trigger")
-        names = ("defaults", "state", *parts, "foreach", "keep_copy", "_rho", "_schedules", "_inside")
+        names = ("defaults", "state", *parts, "foreach", "keep_copy", "_radii", "_zeroes", "_warned")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.
         self._anchor = Anchor()
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
-        if "base" in state:  # a copy, whose base has no hooks yet
-            self._around_sharp = OrderedDict()
-            self._follow()
+        if "base" in state:  # a copy, whose weights are its own: wherever they are, nobody will move them
+            self._visits, self._due = Visits(), _Due()
+            watch(stepped_by(self.base), self)
 
     def _refuse_grad_scaler(self) -> None:
         # GradScaler takes its marks back only after a step that returns.
@@ -526,19 +669,11 @@ class SharpnessAware(Optimizer):
             '"with opt.ascended():" around a second scaler.scale(loss).backward(), then scaler.step(opt.base).'
         )
 
-    def _refuse_nesting(self) -> None:
-        if self._inside:
-            raise RuntimeError(
-                "The weights are at w + delta already: step() and ascended() cannot run inside a closure or inside "
-                "ascended(). Step after the with block, with opt.base.step()."
-            )
-
-    def _need_gradient(self, when: str) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    return
-        raise RuntimeError(f"No parameter has a gradient {when}")
+    def _refuse_unscaling(self) -> None:
+        raise RuntimeError(
+            f"scaler.unscale_() got the {type(self).__name__}, but scaler.step() must get its base, and would divide "
+            "the gradients once more: it tells optimizers apart. Call scaler.unscale_(opt.base)."
+        )
 
 
 def _check_parts(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
@@ -548,20 +683,3 @@ def _check_parts(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
                 f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
                 "Leave it out, or take another ascent."
             )
-
-
-def _put(params: list[Tensor], grads: Sequence[Tensor | None]) -> None:
-    for p, g in zip(params, grads, strict=True):
-        p.grad = g
-
-
-def _versions(params: list[Tensor]) -> list[tuple[Tensor | None, int]]:
-    """Return the gradients with how often each has been written to."""
-    return [(g, 0 if g is None else local(g)._version) for g in (p.grad for p in params)]
-
-
-def _evaluate(closure: Callable[[], Any]) -> Any:
-    if torch.is_grad_enabled():
-        return closure()
-    with torch.enable_grad():
-        return closure()

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._tensors import free_to_read
+from .groups import found_again
+
 
 @final
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ Radius = float | Tensor | ProportionalToLR
 
 
 def check_radius(rho: object, group: int | None = None) -> None:
-    """Raise unless ``rho`` is a radius, naming the parameter group. The value of a tensor is not looked at."""
+    """Raise unless ``rho`` is a radius, naming the parameter group. Nobody waits for the value of a tensor."""
+    if isinstance(rho, Tensor) and rho.numel() == 1 and free_to_read(rho):
+        rho = float(rho)
     if (isinstance(rho, float) and 0.0 <= rho < math.inf) or isinstance(rho, ProportionalToLR):
         return
     where = "" if group is None else f" (param group {group})"
@@ -107,8 +112,9 @@ class ParamGroupSchedule:
             knows, not its base). Nothing is changed then, in `step` neither.
 
     Note:
-        Call `step` after the optimizer's, once per step or once per epoch, whatever ``t`` counts. Groups that are
-        added later keep their value; a second `ParamGroupSchedule`, with None for the others, schedules them.
+        Call `step` after the optimizer's, once per step or once per epoch, whatever ``t`` counts. A schedule belongs to
+        its group, wherever that stands when others come or go. Groups that are added later keep their value; a second
+        `ParamGroupSchedule`, with None for the others, schedules them.
 
     Example:
         >>> import torch
@@ -150,6 +156,7 @@ class ParamGroupSchedule:
         self.optimizer = optimizer
         self.key = key
         self.schedules = schedules
+        self._groups = [(group, group["params"]) for group in optimizer.param_groups]
         self.last_epoch = last_epoch
         self._initial: list[Any] = [None if one is None else self._find_initial(i) for i, one in enumerate(schedules)]
         self._last: list[Any] = []
@@ -201,7 +208,7 @@ class ParamGroupSchedule:
         self._set([_copy(value) for value in state_dict["last_values"]])
 
     def _find_initial(self, i: int) -> Any:
-        group, name = self.optimizer.param_groups[i], f"initial_{self.key}"
+        group, name = self._groups[i][0], f"initial_{self.key}"
         if self.key not in group:
             known = ", ".join(sorted(set(group) - {"params"}))
             raise KeyError(f"param group {i} has no {self.key!r}. It has: {known}.")
@@ -214,24 +221,33 @@ class ParamGroupSchedule:
             )
         return _copy(group[self.key])
 
+    def _find_groups(self) -> list[dict[str, Any] | None]:
+        """Return the groups that there were at construction, wherever they stand now, and None for those that went."""
+        found = [found_again(self.optimizer.param_groups, group, params) for group, params in self._groups]
+        known = zip(found, self._groups, strict=True)
+        self._groups = [was if now is None else (now, now["params"]) for now, was in known]
+        return found
+
     def _check_groups(self) -> None:
-        groups, key = self.optimizer.param_groups, self.key
-        followed = getattr(self.optimizer, "_schedules", ())
-        for i, one in enumerate(self.schedules):
-            if one is None:
+        groups, key = self._find_groups(), self.key
+        radii: Any = getattr(self.optimizer, "_radii", None)
+        following = radii.following(self.optimizer.param_groups) if radii is not None and key == "rho" else []
+        followed = [group for group, yes in zip(self.optimizer.param_groups, following) if yes]  # noqa: B905
+        for i, (group, one) in enumerate(zip(groups, self.schedules, strict=True)):
+            if one is None or group is None:
                 continue
-            value = groups[i][key]
-            follows = isinstance(value, ProportionalToLR) or (i < len(followed) and followed[i] is not None)
-            if key == "rho" and follows:
+            value = group[key]
+            if isinstance(value, ProportionalToLR) or any(group is other for other in followed):
                 raise ValueError(
                     f"The rho of param group {i} follows its learning rate (ProportionalToLR); a second schedule would "
                     "fight with it. Construct the optimizer with a number for rho, or leave this group alone with None."
                 )
             if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
                 raise TypeError(f"{key} must be a number to be scheduled, got {value!r} (param group {i}).")
-            for j, group in enumerate(groups):
-                other = self.schedules[j] if j < len(self.schedules) else None
-                if isinstance(value, Tensor) and group.get(key) is value and other is not one:
+            for j, another in enumerate(self.optimizer.param_groups):
+                places = [k for k, known in enumerate(groups) if known is another]
+                other = self.schedules[places[0]] if places else None
+                if isinstance(value, Tensor) and another.get(key) is value and other is not one:
                     raise ValueError(
                         f"param groups {i} and {j} share one tensor as {key}, but not one schedule. Give each its own: "
                         f'group["{key}"] = group["{key}"].clone().'
@@ -256,16 +272,16 @@ class ParamGroupSchedule:
         return value if isinstance(value, (int, Tensor)) else float(value)
 
     def _set(self, values: list[Any]) -> None:
-        groups = self.optimizer.param_groups[: len(self.schedules)]
+        groups = self._find_groups()
         for group, one, initial, value in zip(groups, self.schedules, self._initial, values, strict=True):
-            if one is None:
+            if one is None or group is None:
                 continue
             group[f"initial_{self.key}"] = initial
             if isinstance(group[self.key], Tensor):
                 group[self.key].fill_(value.squeeze() if isinstance(value, Tensor) else value)
             else:
                 group[self.key] = value
-        self._last = [_copy(group.get(self.key)) for group in groups]
+        self._last = [None if group is None else _copy(group.get(self.key)) for group in groups]
 
 
 def _copy(value: Any) -> Any:

@@ -38,8 +38,8 @@ def sharp_gradient(
     gs, ss = sum((g * s).sum() for g, s in both), sum((s * s).sum() for _, s in both)
     parallel = gs / ss if ss > 0 else 0.0
     found: list[Tensor | None] = []
-    for i, (g, s) in enumerate(zip(clean, sharp, strict=True)):
-        blended = i < len(climbing) and g is not None and s is not None
+    for g, s in zip(clean, sharp, strict=True):
+        blended = g is not None and s is not None
         found.append(s - ALPHA * (g - parallel * s) if blended else s)
     return found
 

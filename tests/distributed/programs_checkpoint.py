@@ -16,6 +16,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.utils._pytree import tree_leaves
 
+import cases
 from steppe import SAM
 from steppe.integrations.distributed import SharpnessAwareState
 
@@ -26,6 +27,10 @@ def build(kind: str, name: str, model: nn.Module | None = None) -> tuple[nn.Modu
     model = {"one": lambda m: m, **HOSTS}[kind](model)
     if name == "sam-adamw":
         return model, SAM(torch.optim.AdamW(model.parameters(), lr=0.01), rho=0.1)
+    if name == "together":
+        matrices, rest = ([p for p in model.parameters() if (p.ndim == 2) is is_matrix] for is_matrix in (True, False))
+        first = cases._descent("adagrad-norm", matrices, lr=0.5)  # which keeps a number for all of them together
+        return model, SAM([first, torch.optim.AdamW(rest, lr=0.01)], rho=0.1)
     if name == "sam-sgd":
         return model, SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.0), rho=0.1)
     return model, METHODS[name].build(model.parameters())

@@ -12,7 +12,17 @@ from torch import nn
 
 from steppe.integrations.distributed import SharpnessAwareState
 
-NAMES = ["sam-adamw", "adasam", "lightsam-i", "lightsam-ii", "sam-every-3", "msam", "looksam", "friendlysam"]
+NAMES = [
+    "sam-adamw",
+    "adasam",
+    "lightsam-i",
+    "lightsam-ii",
+    "sam-every-3",
+    "msam",
+    "looksam",
+    "friendlysam",
+    "together",
+]
 KINDS = ["fsdp", "ddp", "one"]
 
 

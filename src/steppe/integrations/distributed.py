@@ -84,6 +84,8 @@ class SharpnessAwareState(Stateful):
         numbers = [_numbers(opt), _numbers(base)]
         with _gradients_aside(base), _as_before(opt), _as_before(base):
             _make_room(base, absent)
+            for p in absent:
+                base.state[p]  # torch misses an entry where some bases keep state of parameters, and others do not
             _set_numbers(base, [])
             with _one_gradient(params):
                 theirs = get_optimizer_state_dict(self.model, base)

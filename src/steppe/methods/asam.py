@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Adaptive
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import Trigger
 
 
@@ -23,7 +22,7 @@ class ASAM(SharpnessAware):
         w     = U(w, grad f(w + delta))
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`; the paper uses 0.5 on CIFAR-10 and 1.0 on CIFAR-100, about ten
             times SAM's.
         eta: floor under the scaling, >= 0, so that weights at zero can still move. The paper uses 0.01.
@@ -59,7 +58,7 @@ class ASAM(SharpnessAware):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Bases,
         *,
         rho: Radius = 0.5,
         eta: float = 0.01,

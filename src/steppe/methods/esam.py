@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Masked
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 
 
 @final
@@ -26,7 +25,7 @@ class ESAM(SharpnessAware):
     `steppe.batches.hardest` picks the examples.
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`.
         beta: part of the weights that climb, in (0, 1]; the authors use 0.5 and 0.6, and 0.5 as ``gamma``.
         seed: of the masks, which depend on it and on the count of steps alone.
@@ -44,7 +43,8 @@ class ESAM(SharpnessAware):
         (https://arxiv.org/abs/2110.03141). The authors' code masks whole tensors, the paper single weights.
 
     Note:
-        ``beta=1`` with one closure is `SAM`, and ``rho=0`` the base, bit for bit.
+        ``beta=1`` with one closure is `SAM`, and ``rho=0`` the base, bit for bit. ``||g||`` is of all weights; in
+        the authors' code it is of the tensors that their mask leaves.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ class ESAM(SharpnessAware):
     """
 
     def __init__(
-        self, base: Optimizer, *, rho: Radius = 0.05, beta: float = 0.5, seed: int = 0, foreach: bool | None = None
+        self, base: Bases, *, rho: Radius = 0.05, beta: float = 0.5, seed: int = 0, foreach: bool | None = None
     ) -> None:
         if not 0.0 < beta <= 1.0:
             raise ValueError(f"beta must lie in (0, 1], got {beta}.")

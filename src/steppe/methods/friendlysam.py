@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Filtered
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 
 
 @final
@@ -24,7 +23,7 @@ class FriendlySAM(SharpnessAware):
         w     = U(w, s)
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`. The authors' script uses 0.2 on CIFAR.
         sigma: how much of the average to take out; 1 is the paper's.
         decay: of the average, in [0, 1); the authors' class uses 0.9, their script 0.6.
@@ -41,7 +40,8 @@ class FriendlySAM(SharpnessAware):
 
     Note:
         ``sigma=0`` is `SAM` and ``rho=0`` the base, bit for bit. The average takes up the raw gradient, after it was
-        used. A negative ``sigma`` climbs along an average, as `VaSSO` does.
+        used. A negative ``sigma`` climbs along an average, as `VaSSO` does. The average starts at 0; in
+        the authors' code it starts at the first ``g``.
 
     Example:
         >>> import torch
@@ -60,7 +60,7 @@ class FriendlySAM(SharpnessAware):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Bases,
         *,
         rho: Radius = 0.1,
         sigma: float = 1.0,

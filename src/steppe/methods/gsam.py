@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import L2
 from ..blends import SurrogateGap
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import Trigger
 
 
@@ -26,7 +25,7 @@ class GSAM(SharpnessAware):
         w     = U(w, s - alpha g_vert)
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`, which the paper uses: rho falls with the learning rate.
         alpha: weight of the orthogonal part; the paper uses 0.01 to 1.0, its CIFAR example 0.4.
         trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
@@ -44,7 +43,8 @@ class GSAM(SharpnessAware):
 
     Note:
         ``alpha=0`` is SAM and ``rho=0`` the base, bit for bit. The decomposition is one over all parameters that climb
-        and have a gradient in both passes.
+        and have a gradient in both passes; groups with a radius of 0 get ``s - alpha (g - c s)`` of their own gradients
+        with its number ``c = <g, s> / ||s||^2``.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class GSAM(SharpnessAware):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Bases,
         *,
         rho: Radius = 0.05,
         alpha: float = 0.4,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import L2
 from ..blends import Reuse
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import Every
 
 
@@ -30,7 +29,7 @@ class LookSAM(SharpnessAware):
     with norms and inner products over all parameters.
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`.
         k: steps per climb, >= 1.
         alpha: how much of ``v`` to add. The paper uses 0.7 for vision transformers; on convolutional networks others
@@ -48,7 +47,9 @@ class LookSAM(SharpnessAware):
         (https://arxiv.org/abs/2203.02714), the algorithm.
 
     Note:
-        ``k=1`` is `SAM`, and ``rho=0`` the base, bit for bit; ``alpha=0`` is SAM every ``k`` steps.
+        ``k=1`` is `SAM`, and ``rho=0`` the base, bit for bit; ``alpha=0`` is SAM every ``k`` steps. Norms and inner
+        products are of the parameters that climb; groups with a radius of 0 have a part of ``v`` too, by their numbers.
+        Where ``s`` is parallel to ``g`` up to rounding, ``v`` is 0 and nothing is added.
 
     Example:
         >>> import torch
@@ -67,6 +68,6 @@ class LookSAM(SharpnessAware):
     """
 
     def __init__(
-        self, base: Optimizer, *, rho: Radius = 0.05, k: int = 5, alpha: float = 0.2, foreach: bool | None = None
+        self, base: Bases, *, rho: Radius = 0.05, k: int = 5, alpha: float = 0.2, foreach: bool | None = None
     ) -> None:
         super().__init__(base, ascent=L2(), blend=Reuse(alpha), trigger=Every(k), rho=rho, foreach=foreach)

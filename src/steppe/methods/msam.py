@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import L2, Adaptive, Momentum
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import After
 
 
@@ -25,8 +24,8 @@ class MSAM(SharpnessAware):
     With ``eta``, ``delta = -rho T^2 m / ||T m||_2``, ``T = |w| + eta``, as `ASAM` climbs.
 
     Args:
-        base: the optimizer instance that takes the step; its state must hold a momentum, as that of SGD with momentum,
-            AdamW, NAdam, RMSprop with momentum, or `AMSGrad` does.
+        base: the optimizer instance that takes the step, or a list of them; its state must hold a momentum, as that of
+            SGD with momentum, AdamW, Muon, NAdam, RMSprop with momentum, or `AMSGrad` does.
         rho: radius, >= 0, or a `ProportionalToLR`. A momentum is a rougher guide than the gradient: the best radius is
             several times that of `SAM`, and is found on validation data.
         eta: None, or a number >= 0 for the adaptive climb, whose radii are some ten times as large.
@@ -50,7 +49,9 @@ class MSAM(SharpnessAware):
         ``rho=0`` is the base, bit for bit, and so is the first step, before which there is no momentum. Weights are
         ``w`` between steps, so evaluation and checkpoints see ``w``; in the authors' code they stay at ``w + delta``.
         `step` returns the loss at ``w + delta``, the only one there is. In a loop with ``ascended`` the one backward
-        pass is that inside. Batch norm sees every batch once, and needs no care.
+        pass is that inside. Batch norm sees every batch once, and needs no care. Decoupled weight decay shrinks ``w``;
+        in the authors' code, whose weights are at ``w + delta`` when the base steps, it shrinks these. A group with
+        ``maximize=True`` needs nothing: its momentum goes the way its weights go.
 
     Example:
         >>> import torch
@@ -70,7 +71,7 @@ class MSAM(SharpnessAware):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: Bases,
         *,
         rho: Radius = 0.2,
         eta: float | None = None,

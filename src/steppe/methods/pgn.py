@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import L2
 from ..blends import Weighted
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 
 
 @final
@@ -23,7 +22,7 @@ class PGN(SharpnessAware):
         w = U(w, (1 - alpha) g + alpha s)        alpha = lam / rho
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`; ``r`` in the paper, which uses 0.05 and 0.1.
         alpha: weight of the sharp gradient. The paper uses 0.8. An ``alpha > 1`` goes beyond the sharp gradient: that
             of WSAM with its ``gamma`` (https://arxiv.org/abs/2305.15817), in the form without decoupling, is
@@ -41,7 +40,8 @@ class PGN(SharpnessAware):
         (https://arxiv.org/abs/2202.03599).
 
     Note:
-        ``alpha=1`` is `SAM`; ``alpha=0`` and ``rho=0`` are the base, bit for bit.
+        ``alpha=1`` is `SAM`; ``alpha=0`` and ``rho=0`` are the base, bit for bit. Groups with a radius of 0 get the
+        same mean of their gradients, of which the sharp one is at a point where others have moved.
 
     Example:
         >>> import torch
@@ -58,5 +58,5 @@ class PGN(SharpnessAware):
         [0.949875, -0.975031]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.1, alpha: float = 0.8, foreach: bool | None = None) -> None:
+    def __init__(self, base: Bases, *, rho: Radius = 0.1, alpha: float = 0.8, foreach: bool | None = None) -> None:
         super().__init__(base, ascent=L2(), blend=Weighted(alpha), rho=rho, foreach=foreach)

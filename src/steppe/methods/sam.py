@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import L2
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import Trigger
 
 
@@ -24,7 +23,7 @@ class SAM(SharpnessAware):
         w     = U(w, s)
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`. The paper's default is 0.05; the best value depends on the model
             and is found on validation data, on a grid such as {0.01, 0.02, 0.05, 0.1, 0.2, 0.5}.
         trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
@@ -62,6 +61,6 @@ class SAM(SharpnessAware):
     """
 
     def __init__(
-        self, base: Optimizer, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
+        self, base: Bases, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
     ) -> None:
         super().__init__(base, ascent=L2(), trigger=trigger, rho=rho, foreach=foreach)

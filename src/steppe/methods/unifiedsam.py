@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Mix
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 
 
 @final
@@ -22,7 +21,7 @@ class UnifiedSAM(SharpnessAware):
         w     = U(w, grad f(w + delta))
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`; the authors use 0.1 to 0.4.
         lam: a number in [0, 1]; ``"1-1/t"``, from USAM to SAM, which the authors prefer; or ``"1/t"``, from SAM to
             USAM.
@@ -57,6 +56,6 @@ class UnifiedSAM(SharpnessAware):
     """
 
     def __init__(
-        self, base: Optimizer, *, rho: Radius = 0.1, lam: float | str = "1-1/t", foreach: bool | None = None
+        self, base: Bases, *, rho: Radius = 0.1, lam: float | str = "1-1/t", foreach: bool | None = None
     ) -> None:
         super().__init__(base, ascent=Mix(lam), rho=rho, foreach=foreach)

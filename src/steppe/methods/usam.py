@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Unnormalized
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 from ..triggers import Trigger
 
 
@@ -22,7 +21,7 @@ class USAM(SharpnessAware):
         w     = U(w, grad f(w + delta))
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: ascent step size, >= 0, in units of one over curvature (a learning rate uphill), or a `ProportionalToLR`.
         trigger: whether to climb at this step, as `steppe.triggers.Every` (k) does; None climbs always.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
@@ -57,6 +56,6 @@ class USAM(SharpnessAware):
     """
 
     def __init__(
-        self, base: Optimizer, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
+        self, base: Bases, *, rho: Radius = 0.05, trigger: Trigger | None = None, foreach: bool | None = None
     ) -> None:
         super().__init__(base, ascent=Unnormalized(), trigger=trigger, rho=rho, foreach=foreach)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from torch.optim import Optimizer
-
 from ..ascents import Filtered
 from ..optimizer import SharpnessAware
 from ..schedules import Radius
+from ..together import Bases
 
 
 @final
@@ -23,7 +22,7 @@ class VaSSO(SharpnessAware):
         w     = U(w, s)
 
     Args:
-        base: the optimizer instance that takes the step.
+        base: the optimizer instance that takes the step, or a list of them.
         rho: radius, >= 0, or a `ProportionalToLR`.
         theta: weight of the newest gradient, in (0, 1].
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
@@ -40,7 +39,8 @@ class VaSSO(SharpnessAware):
 
     Note:
         ``theta=1`` is `SAM` and ``rho=0`` the base, bit for bit. The direction is that of `FriendlySAM` with the
-        opposite sign: ``d = theta (g + ((1 - theta) / theta) d_before)``.
+        opposite sign: ``d = theta (g + ((1 - theta) / theta) d_before)``. The average starts at 0, and in
+        the authors' code at the first ``g``: the first direction is the same, later ones have more of it.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ class VaSSO(SharpnessAware):
         [0.94975, -0.950062]
     """
 
-    def __init__(self, base: Optimizer, *, rho: Radius = 0.05, theta: float = 0.9, foreach: bool | None = None) -> None:
+    def __init__(self, base: Bases, *, rho: Radius = 0.05, theta: float = 0.9, foreach: bool | None = None) -> None:
         if not 0.0 < theta <= 1.0:
             raise ValueError(f"theta must lie in (0, 1], got {theta}.")
         ascent = Filtered(sigma=(theta - 1) / theta, decay=1 - theta)

@@ -1,0 +1,147 @@
+"""Passes by closures, and what a closure leaves in ``.grad`` that is not what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, final
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from ._shards import local
+
+Result = TypeVar("Result")
+
+AFTER_CLEAN = "after the closure. Did it call loss.backward()?"
+AFTER_SHARP = "after the sharp pass. Did it call loss.backward()?"
+
+
+def put(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+
+
+def need_gradient(params: Sequence[Tensor], when: str) -> None:
+    for p in params:
+        if p.grad is not None:
+            return
+    raise RuntimeError(f"No parameter has a gradient {when}")
+
+
+def evaluate(closure: Callable[[], Result]) -> Result:
+    if torch.is_grad_enabled():
+        return closure()
+    with torch.enable_grad():
+        return closure()
+
+
+def new_gradients(params: Sequence[Tensor], closure: Callable[[], Result], when: str) -> Result:
+    """Evaluate a closure that has to replace all gradients; refuse it if one is seen to stand as it was."""
+    old = _old_gradient(params)
+    loss = evaluate(closure)
+    need_gradient(params, when)
+    if old is not None:
+        p, g, version = old
+        if p.grad is not None and p.grad is g() and local(p.grad)._version == version:
+            raise RuntimeError(
+                f"A parameter of shape {tuple(p.shape)} has its old gradient {when} And does it begin with "
+                "opt.zero_grad()?"
+            )
+    return loss
+
+
+def _old_gradient(params: Sequence[Tensor]) -> tuple[Tensor, ref[Tensor], int] | None:
+    """Return a parameter with a gradient, and what to know that by without holding it."""
+    for p in params:
+        if p.grad is not None and p.requires_grad:
+            # On accelerators graphs that were captured write to gradients, and nothing counts that.
+            return (p, ref(p.grad), local(p.grad)._version) if p.is_cpu else None
+    return None
+
+
+def zeroing(params: Sequence[Tensor], closure: Callable[[], Any]) -> bool:
+    """Evaluate a closure; refuse it if gradients are added to those that there were before. Say if that was seen."""
+    with _first_arrival(params, expects_leftover=False) as arrival:
+        evaluate(closure)
+    if arrival.leftover:
+        raise RuntimeError(
+            "The closure does not zero the gradients: those of the sharp pass were added to those of the clean one. "
+            "Begin it with opt.zero_grad()."
+        )
+    return arrival.leftover is False
+
+
+def keeping(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
+    """Evaluate a closure; refuse it if gradients that there were before are zeroed."""
+    with _first_arrival(params, expects_leftover=True) as arrival:
+        loss = evaluate(closure)
+    if arrival.zeroed:
+        raise RuntimeError(
+            "The gradients of the micro-batches before were zeroed. Leave zero_grad() out of what is called for each: "
+            "zero them once per step."
+        )
+    return loss
+
+
+def adding_up(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
+    """Evaluate a closure that has to add to the gradients there are; refuse it if it does not."""
+    before = _versions(params)
+    loss = keeping(params, closure)
+    if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
+        raise RuntimeError(f"No parameter has a gradient {AFTER_SHARP}")
+    return loss
+
+
+def _versions(params: Sequence[Tensor]) -> list[tuple[Tensor | None, int]]:
+    """Return the gradients with how often each has been written to."""
+    return [(g, 0 if g is None else local(g)._version) for g in (p.grad for p in params)]
+
+
+def _first_arrival(params: Sequence[Tensor], *, expects_leftover: bool) -> _FirstArrival:
+    # Where there are processes, gradients are moved and lent in ways that only look like faults.
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    p = next((p for p in params if p.grad is not None and p.requires_grad), None) if alone else None
+    return _FirstArrival(p, expects_leftover=expects_leftover)
+
+
+@final
+class _FirstArrival:
+    """Looks at the gradient of a parameter when the next one arrives there, before they are added up.
+
+    ``leftover`` is then whether the old gradient is still there as it was, and not zero; ``zeroed`` whether it is gone
+    or zero. Both are None as long as nothing has arrived. On an accelerator a look waits only if something is wrong.
+    """
+
+    def __init__(self, p: Tensor | None, *, expects_leftover: bool) -> None:
+        self.leftover: bool | None = None
+        self.zeroed: bool | None = None
+        self._p: Any = p
+        self._expects = expects_leftover
+        self._before: Any = None
+        self._node: Any = None
+        self._handle: Any = None
+
+    def __enter__(self) -> _FirstArrival:
+        p = self._p
+        if type(p) is nn.Parameter:
+            self._before = p.grad
+            self._version = self._before._version
+            with torch.enable_grad():
+                # A hook of the tensor itself would have a compiled model compiled again. This node lives with its name.
+                view: Any = p.view_as(p)
+                self._node = view.grad_fn.next_functions[0][0]
+            self._handle = self._node.register_prehook(self._look)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._before = None
+
+    def _look(self, *arriving: object) -> None:
+        if self.leftover is None:
+            g = self._p.grad
+            same = g is not None and g is self._before and g._version == self._version
+            self.leftover = same and (self._expects or bool(g.any()))
+            self.zeroed = g is None or (not same and not bool(g.any()))

@@ -1,0 +1,117 @@
+"""The radius of every parameter group, and what it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ._tensors import Scalar, free_to_read
+from .groups import found_again
+from .schedules import ProportionalToLR, Radius, check_radius
+
+Group = dict[str, Any]
+
+
+@dataclass
+class _Entry:
+    """What is known of a group: its dict and parameters when it was seen last, and its radius."""
+
+    group: Group
+    params: list[Tensor]
+    rho: Any = None
+    schedule: ProportionalToLR | None = None
+    follows: bool = False
+    wrote: Scalar | None = None
+    """What stands in the group if nobody has set it by hand since."""
+
+
+@final
+class Radii:
+    """The radii of groups.
+
+    A radius and its schedule belong to their group: wherever it stands, and if another dict takes its place, as when a
+    state is loaded, and ``rho`` is missing there. A number that is set by hand ends a schedule.
+    """
+
+    def __init__(self, given: Radius) -> None:
+        self.given = given  # to groups that bring none
+        self._entries: list[_Entry] = []
+
+    def of(self, groups: list[Group]) -> list[tuple[list[Tensor], Scalar]]:
+        """Bring ``"rho"`` of every group up to date, and return its parameters with its radius.
+
+        A number, if it can be looked at without waiting for an accelerator, else a tensor, and then >= 0.
+
+        Raises:
+            TypeError: if it is no number.
+            ValueError: if it is negative or not finite.
+        """
+        return [(entry.group["params"], _number(entry.rho)) for entry in self._up_to_date(groups)]
+
+    def following(self, groups: list[Group]) -> list[bool]:
+        """Say of every group whether its radius follows the learning rate."""
+        return [entry.follows for entry in self._up_to_date(groups)]
+
+    def by_hand(self, groups: list[Group]) -> list[int]:
+        """Return the places of groups that no longer follow their schedule."""
+        entries = enumerate(self._up_to_date(groups))
+        return [i for i, entry in entries if entry.schedule is not None and not entry.follows]
+
+    def loaded(self, groups: list[Group], by_hand: Iterable[int]) -> None:
+        """Let groups follow their schedules as those did whose state was loaded."""
+        for i, entry in enumerate(self._aligned(groups)):
+            entry.follows, entry.wrote = entry.schedule is not None and i not in by_hand, None
+            if "rho" in entry.group:
+                entry.rho = entry.group["rho"]
+
+    def _up_to_date(self, groups: list[Group]) -> list[_Entry]:
+        entries = self._aligned(groups)
+        for i, entry in enumerate(entries):
+            rho = entry.group.get("rho", entry.rho)
+            if isinstance(rho, ProportionalToLR):
+                entry.schedule, entry.follows = rho, True
+            elif entry.follows and entry.wrote is not None and _differ(rho, entry.wrote):
+                entry.follows = False
+            if entry.follows and entry.schedule is not None:
+                rho = entry.wrote = entry.schedule(entry.group["lr"])
+            check_radius(rho, i)
+            entry.rho = entry.group["rho"] = rho
+        return entries
+
+    def _aligned(self, groups: list[Group]) -> list[_Entry]:
+        """Return what is known of each group, in their order."""
+        known = self._entries
+        if len(known) != len(groups) or any(e.group is not g for e, g in zip(known, groups, strict=True)):
+            places = {id(now): e for e in known if (now := found_again(groups, e.group, e.params)) is not None}
+            self._entries = [self._entry(group, places.get(id(group))) for group in groups]
+        return self._entries
+
+    def _entry(self, group: Group, known: _Entry | None) -> _Entry:
+        if known is None:
+            return _Entry(group, group["params"], self.given)
+        if known.group is not group:
+            known.group, known.wrote = group, None
+        known.params = group["params"]
+        return known
+
+
+def _differ(x: Scalar, y: Scalar) -> bool:
+    return x is not y if isinstance(x, Tensor) or isinstance(y, Tensor) else x != y
+
+
+def _number(rho: Scalar) -> Scalar:
+    if not isinstance(rho, Tensor):
+        return rho
+    if free_to_read(rho):
+        number: float = rho.item()
+        return number
+    return torch.where(rho > 0, rho, 0.0).reshape(())  # neither negative nor NaN
+
+
+def climbs(rho: Scalar) -> bool:
+    """Say whether a group with this radius climbs, as far as that can be seen."""
+    return isinstance(rho, Tensor) or rho != 0

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from cases import CLIMBING
 from problems import same_bits, through_ascended, weights
 from steppe import SAM, accumulated_step
-from steppe.passes import frozen_norm_stats, same_random_state
+from steppe.passes import frozen_buffers, frozen_norm_stats, same_random_state
 
 over_doors = pytest.mark.parametrize("door", ["step", "backward", "ascended"])
 # torch warns of itself: of the imports of inductor, and of what dynamo looks at where a loss is returned.
@@ -305,3 +305,33 @@ def test_inductor_trains_as_eager_does():
         assert torch.equal(*outs)
         assert not torch.equal(outs[0], compiled(x))
     torch._dynamo.reset()
+
+
+class Counted(nn.Module):
+    """A layer with a buffer that every pass changes, and reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+@over_doors
+@pytest.mark.parametrize("middle", [lambda n: Counted(), nn.BatchNorm1d], ids=["average", "batch norm"])
+@pytest.mark.parametrize("name", ["counting", "aot_eager"])
+def test_buffers_that_come_back_need_no_other_graph(door, middle, name, backend, no_recompilation):
+    """The graph reads them anew from where they were when it was made."""
+    model, eager = network(middle), network(middle)
+    compiled = torch.compile(model, backend=backend if name == "counting" else name)
+    opt, other = sam(model), sam(eager)
+    opt.around_sharp_pass(lambda: frozen_buffers(compiled))
+    other.around_sharp_pass(lambda: frozen_buffers(eager))
+    for batch in data(4):
+        take(door, opt, compiled, batch)
+        take(door, other, eager, batch)
+    assert backend.graphs == (1 if name == "counting" else 0)
+    for p, q in zip(model.state_dict().values(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)

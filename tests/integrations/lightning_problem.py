@@ -7,11 +7,14 @@ from contextlib import nullcontext
 import lightning.pytorch as pl
 import torch
 from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.utils.data import DataLoader, TensorDataset
 
-from steppe import GSAM, MSAM, SAM, USAM, AdaSAM, LightSAM, LookSAM
+from steppe import GSAM, MSAM, SAM, USAM, AdaSAM, LightSAM, LookSAM, accumulated_step
 from steppe.integrations.lightning import SharpnessAwareCallback
 from steppe.passes import frozen_norm_stats, same_random_state
+from steppe.triggers import After, Every, LargeGradient
+from test_buffers import Codebook
 
 METHODS = {
     "sam": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
@@ -21,6 +24,11 @@ METHODS = {
     "lightsam": lambda params: LightSAM(params, 0.01, rho=0.01, variant="adam", eps=1e-3),
     "looksam": lambda params: LookSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, k=2, alpha=0.5),
     "msam": lambda params: MSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
+}
+TRIGGERS = {
+    "every": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, trigger=Every(2)),
+    "after": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, trigger=After(2)),
+    "large gradient": lambda params: SAM(torch.optim.SGD(params, lr=0.1), rho=0.1, trigger=LargeGradient(steps=9)),
 }
 STEPS = 6
 
@@ -67,6 +75,38 @@ class Module(pl.LightningModule):
             "optimizer": opt,
             "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(opt, 5), "interval": "step"},
         }
+
+
+class Traced(Module):
+    """Passes leave traces in buffers of every kind; the weights stay."""
+
+    def __init__(self, opt=SAM, lr=0.0, **options):
+        super().__init__(lambda params: opt(torch.optim.SGD(params, lr=lr, momentum=0.9), rho=0.5, **options))
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            Codebook(width=5),
+            FakeQuantize(MovingAverageMinMaxObserver),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(5, 8)),
+            nn.BatchNorm1d(8),
+            Codebook(width=8, past_autograd=True),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)),
+            FakeQuantize(MovingAverageMinMaxObserver),
+        )
+
+
+class Branching(Module):
+    """Every second batch leaves out parameters that the one before used."""
+
+    def __init__(self, make):
+        super().__init__(make)
+        torch.manual_seed(0)
+        self.net = nn.ModuleList([nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 3)])
+
+    def branch(self, x, y, which):
+        return nn.functional.cross_entropy(self.net[1 + which](self.net[0](x).tanh()), y)
+
+    def training_step(self, batch, batch_idx):
+        return self.branch(*batch, batch_idx % 2)
 
 
 def without_noise(module):
@@ -123,6 +163,57 @@ def plain(
             clip(net.parameters())
         scaler.step(opt.base)
         scaler.update()
+    return net
+
+
+def accumulated(
+    make, counts, *, dtype=torch.float32, amp=None, scaler=None, freeze=True, same=True, clip=None, part=None, skip=()
+):
+    """The same steps on several micro-batches each, ``counts[epoch]`` of them, without a host; not on those to ``skip``.
+
+    Each micro-batch climbs by itself; those that are left at the end of an epoch make a step of their own.
+    """
+    net = network().to(dtype)
+    opt = make(net.parameters())
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    alone = not opt.ascent.needs_gradient
+    if freeze and not part:
+        opt.around_sharp_pass(lambda: frozen_norm_stats(net))
+    steps = [(k, batches()[i : i + k], i) for k in counts for i in range(0, STEPS, k)]
+    for step, (k, micro, start) in enumerate(steps):
+        draws = [same_random_state() if same else nullcontext() for _ in micro]
+        begun = set()
+
+        def backward(i, part=None, k=k, micro=micro, step=step, draws=draws, begun=begun):
+            if i not in begun:
+                begun.add(i)
+                torch.manual_seed(100 + step)
+            x, y = (tensor[:part] for tensor in micro[i])
+            with draws[i], torch.autocast("cpu", dtype=amp, enabled=amp is not None, cache_enabled=False):
+                loss = nn.functional.cross_entropy(net(x.to(dtype)), y) / k
+            scaler.scale(loss).backward()
+            return loss
+
+        def ascent(i, backward=backward):
+            with frozen_norm_stats(net) if freeze else nullcontext():
+                return backward(i, part)
+
+        def hand_on():
+            scaler.unscale_(opt.base)
+            if clip:
+                clip(net.parameters())
+            scaler.step(opt.base)
+            scaler.update()
+
+        accumulated_step(
+            opt,
+            [i for i in range(len(micro)) if start + i not in skip],
+            backward,
+            climb="micro",
+            ascent=ascent if part and not alone else None,
+            scale=scaler.scale(torch.ones(())),
+            step=hand_on,
+        )
     return net
 
 
@@ -254,10 +345,20 @@ class WithLoss(nn.Module):
         return nn.functional.cross_entropy(self.net(x), y)
 
 
-def alone(make, clip=None):
-    """One process with the batches of both."""
+def alone(make, clip=None, k=1):
+    """One process with the batches of both, ``k`` of them in a step."""
     net = without_noise(Module().double()).net
     opt = make(net.parameters())
+    for i in range(0, STEPS, k) if k > 1 else ():
+
+        def backward(batch):
+            loss = nn.functional.cross_entropy(net(batch[0].double()), batch[1]) / k
+            loss.backward()
+            return loss
+
+        accumulated_step(opt, batches()[i : i + k], backward, climb="micro")
+    if k > 1:
+        return list(net.parameters())
     for x, y in batches():
         opt.zero_grad()
         nn.functional.cross_entropy(net(x.double()), y).backward()

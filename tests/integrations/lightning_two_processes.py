@@ -12,23 +12,29 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning_problem import (
     METHODS,
+    TRIGGERS,
     Ascended,
+    Branching,
     ClippedByHand,
     ClippedManual,
     Manual,
     Module,
     Resumable,
+    Traced,
     WithLoss,
     trainer,
     without_noise,
 )
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import fully_shard
 
 import steppe
+from steppe import SAM
+from steppe.integrations.lightning import SharpnessAwareCallback
 
 BOTH = {"devices": 2, "strategy": "ddp"}
 
@@ -58,6 +64,25 @@ def sharded(make, *callbacks, **options):
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     fit(module, *callbacks, **{"devices": 2, "strategy": strategy, **options})
     return [p.full_tensor().detach() for p in module.net.parameters()]
+
+
+class Counting(pl.Callback):
+    """Counts how often gradients are exchanged; there is one bucket of them."""
+
+    exchanges = 0
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.strategy.model.register_comm_hook(self, Counting.counted)
+
+    def counted(self, bucket):
+        self.exchanges += 1
+        return allreduce_hook(None, bucket)
+
+
+def accumulated(make, k=2, **options):
+    counting = Counting()
+    host = {"devices": 2, "strategy": DDPStrategy(**options), "precision": "64-true", "accumulate_grad_batches": k}
+    return fit(without_noise(Module(make)), counting, **host), counting.exchanges
 
 
 class Saving(pl.Callback):
@@ -140,6 +165,17 @@ def main(folder):
     double = {**BOTH, "precision": "64-true"}
     found = {f"ddp {name}": fit(without_noise(Module(make)), **double) for name, make in METHODS.items()}
     found["ddp clipped"] = fit(without_noise(Module(METHODS["usam"])), gradient_clip_val=0.3, **double)
+    for name, make in {**METHODS, **TRIGGERS}.items():
+        for options in ({}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}):
+            found[" ".join(["ddp accumulated", name, *options])] = accumulated(make, **options)
+    unused = {**double, "strategy": DDPStrategy(find_unused_parameters=True), "accumulate_grad_batches": 2}
+    found["ddp accumulated branches"] = fit(Branching(METHODS["sam"]), **unused)
+    for name, rho, freeze in (("one pass", 0.0, True), ("frozen", 0.5, True), ("free", 0.5, False)):
+        module, sam = Traced(), SharpnessAwareCallback(freeze_buffers=freeze)
+        module.make = lambda params, rho=rho: SAM(torch.optim.SGD(params, lr=0.0), rho=rho)
+        fit(module, sam=sam, **BOTH)
+        found[f"ddp buffers, {name}"] = [b.clone() for b in module.net.buffers()]
+    found["ddp accumulated rest"] = accumulated(METHODS["gsam"], k=4)
     found["ddp manual"] = fit(without_noise(Manual(METHODS["sam"])), **double)
     found["ddp manual accumulated"] = fit(without_noise(Manual(METHODS["lightsam"], pieces=2)), **double)
     found["ddp manual clipped"] = fit(without_noise(ClippedManual(METHODS["usam"])), **double)
@@ -160,6 +196,8 @@ def main(folder):
     found["fabric own climbs"] = accumulated_in_fabric(METHODS["sam"], pieces=1, replicas="own")
     found["fsdp2 sam"] = sharded(METHODS["sam"])
     found["fsdp2 lightsam"] = sharded(METHODS["lightsam"])
+    for name, make in {**METHODS, **TRIGGERS}.items():
+        found[f"fsdp2 accumulated {name}"] = sharded(make, accumulate_grad_batches=2), None
     found["fsdp2 clipped"] = sharded(METHODS["usam"], gradient_clip_val=0.3)
     saver = ModelCheckpoint(folder)
     found["fsdp2 saving"] = refusal(lambda: sharded(METHODS["sam"], saver, enable_checkpointing=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import runpy
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from torch import nn
 
 pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import (  # noqa: E402
-    GradientAccumulationScheduler,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -28,6 +26,8 @@ from lightning.pytorch.tuner import Tuner  # noqa: E402
 from lightning_problem import (  # noqa: E402
     METHODS,
     STEPS,
+    TRIGGERS,
+    Branching,
     Manual,
     Module,
     Resumable,
@@ -46,6 +46,7 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric  # noqa: E402
 import steppe  # noqa: E402
 from steppe import MSAM, SAM  # noqa: E402
 from steppe.integrations import lightning as ours  # noqa: E402
+from steppe.integrations._lightning_passes import metrics_of  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
 from steppe.triggers import LargeGradient  # noqa: E402
 
@@ -258,7 +259,7 @@ def test_metrics_are_updated_once():
     assert [value for _, value in counts] == pytest.approx([total / STEPS, total, total / STEPS])
     assert module.mean is module.alias
     assert spares == [0] * STEPS
-    assert [name for _, name, *_ in ours._metrics(module)] == ["mean", "inner", "alias"]
+    assert [name for _, name, *_ in metrics_of(module)] == ["mean", "inner", "alias"]
 
 
 def test_steps_that_do_not_climb_are_plain():
@@ -302,12 +303,15 @@ def test_a_batch_without_loss_is_skipped(make):
     assert moved == [False, True, False, True, False]
 
 
-def test_weights_are_averaged_and_norm_statistics_updated_by_a_callback():
+@pytest.mark.parametrize("fraction", [None, 0.5])
+def test_weights_are_averaged_and_norm_statistics_updated_by_a_callback(fraction):
     # In its last epoch it accumulates over all batches without a backward pass, and Lightning then takes one step, with
     # whatever gradient is left, by any optimizer.
-    module = Module()
+    module, sizes = Module(), []
+    module.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
     average = StochasticWeightAveraging(0.05, swa_epoch_start=1, annealing_epochs=1)
-    host = fit(module, average, max_epochs=3)
+    host = fit(module, average, sam=SharpnessAwareCallback(fraction=fraction), max_epochs=3)
+    assert sizes[-STEPS:] == [8] * STEPS  # and no part of them
     assert host.optimizers[0].state["engine"]["step"] == host.global_step == 3 * STEPS + 1
     assert module.net[1].num_batches_tracked == STEPS
 
@@ -352,7 +356,7 @@ def test_nothing_is_left_of_a_fit(again):
     assert not {"log", "on_before_zero_grad"} & vars(module).keys()
     assert "optimizer_step" not in vars(host.strategy)
     assert isinstance(module.mean, MeanMetric)
-    assert not host.optimizers[0]._around_sharp
+    assert not host.optimizers[0]._visits.around
 
 
 # Checkpoints
@@ -391,27 +395,9 @@ class Iterating(Module):
         return self.loss(*batch)
 
 
-ACCUMULATION = (
-    "accumulate_grad_batches must be 1, got 4: Lightning does not run the earlier batches again at w + delta. Use "
-    "batches that are 4 times as large, or manual optimization with a closure over micro-batches, as "
-    "SharpnessAwareCallback's docstring shows."
-)
-
-
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        pytest.param(
-            Module,
-            {"accumulate_grad_batches": 4},
-            f"^{re.escape(ACCUMULATION)}$",
-            marks=pytest.mark.stack("Lightning", "accumulation", refused=ACCUMULATION),
-        ),
-        (
-            Module,
-            {"callbacks": [GradientAccumulationScheduler({3: 2})]},
-            r"^accumulate_grad_batches must be 1, got 2: .*$",
-        ),
         (
             Iterating,
             {},
@@ -436,7 +422,7 @@ ACCUMULATION = (
             r"configure_optimizers, for example SAM\(torch\.optim\.SGD\(self\.parameters\(\), lr=0\.1\), rho=0\.05\)\.$",
         ),
     ],
-    ids=["accumulation", "scheduled accumulation", "iterator", "manual", "trigger", "no optimizer"],
+    ids=["iterator", "manual", "trigger", "no optimizer"],
 )
 def test_a_fit_that_could_not_be_sharpness_aware_is_refused(refusals, module, options, message):
     module = module()
@@ -452,15 +438,6 @@ def test_parts_need_a_clean_pass():
         fit(Module(METHODS["msam"]), sam=SharpnessAwareCallback(fraction=0.5))
     with pytest.raises(ValueError, match=r"^fraction must lie in \(0, 1\], got 2\.$"):
         SharpnessAwareCallback(fraction=2)
-
-
-def test_accumulation_that_begins_later_is_refused():
-    class Later(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            trainer.accumulate_grad_batches = 1 + batch_idx // 2
-
-    with pytest.raises(ValueError, match=r"^accumulate_grad_batches must be 1, got 2: "):
-        fit(Module(), Later())
 
 
 @pytest.mark.parametrize(
@@ -545,7 +522,8 @@ def two_processes(tmp_path_factory):
     """What Lightning's own launcher made of a script, once for all tests."""
     folder = tmp_path_factory.mktemp("two")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
-    environment |= {"PYTHONPATH": str(Path(steppe.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    sources = (Path(steppe.__file__).parents[1], Path(__file__).parents[1])
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, sources)), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     script = Path(__file__).with_name("lightning_two_processes.py")
@@ -561,7 +539,7 @@ def two_processes(tmp_path_factory):
         )
         os.close(lifeline)
         try:
-            process.wait(timeout=150)
+            process.wait(timeout=240)
         finally:
             os.close(ours)
             if process.poll() is None:
@@ -606,6 +584,67 @@ def test_two_processes_are_one(two_processes, name, make, clip):
     for rank in two_processes:
         for p, q in zip(rank[name], alone(make, clip), strict=True):
             torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+
+
+EXCHANGES = {"every": 7, "after": 5, "large gradient": 12, "looksam": 10, "gsam": 12, "msam": 3}
+"""Of three steps with two micro-batches each, where not all clean passes and the last sharp one: 9."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+@pytest.mark.parametrize("options", ["", " gradient_as_bucket_view", " find_unused_parameters"])
+@pytest.mark.parametrize("name", [*METHODS, *TRIGGERS])
+@pytest.mark.stack("Lightning", "accumulation", "2 processes")
+def test_two_processes_accumulate_as_one(two_processes, name, options):
+    for rank in two_processes:
+        params, exchanges = rank[f"ddp accumulated {name}{options}"]
+        for p, q in zip(params, alone({**METHODS, **TRIGGERS}[name], k=2), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+        if "unused" not in options:  # there all passes exchange
+            assert exchanges == EXCHANGES.get(name, 9)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+@pytest.mark.parametrize("name", [*METHODS, *TRIGGERS])
+@pytest.mark.stack("Lightning", "accumulation", "2 processes")
+def test_two_shards_accumulate_as_one_process(two_processes, name):
+    for rank in two_processes:
+        for p, q in zip(rank[f"fsdp2 accumulated {name}"][0], alone({**METHODS, **TRIGGERS}[name], k=2), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+def test_micro_batches_may_use_different_parameters(two_processes):
+    module = Branching(METHODS["sam"]).double()
+    opt = METHODS["sam"](module.net.parameters())
+
+    def backward(batch):
+        x, y, which = batch
+        loss = module.branch(x.double(), y, which) / 2
+        loss.backward()
+        return loss
+
+    rows = batches()
+    for i in range(0, STEPS, 2):
+        steppe.accumulated_step(opt, [(*rows[i], 0), (*rows[i + 1], 1)], backward, climb="micro")
+    for rank in two_processes:
+        for p, q in zip(rank["ddp accumulated branches"], module.net.parameters(), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+def test_two_processes_take_a_step_on_what_is_left(two_processes):
+    for rank in two_processes:
+        for p, q in zip(rank["ddp accumulated rest"][0], alone(METHODS["gsam"], k=4), strict=True):
+            torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")
+def test_buffers_of_two_processes_are_those_of_one_pass(two_processes):
+    """DDP hands those of the first process to the other before each pass, which that brings back too."""
+    for rank in two_processes:
+        plain, frozen, free = (rank[f"ddp buffers, {name}"] for name in ("one pass", "frozen", "free"))
+        assert all(map(torch.equal, frozen, plain))
+        assert not all(map(torch.equal, free, plain))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the processes are ended as a group")

@@ -17,6 +17,7 @@ pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 
 from by_hand import cuts, handed_on
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from trainers import (
     CHEAP,
     CLIP,
@@ -41,6 +42,8 @@ from trainers import (
 from transformers import Trainer, TrainerCallback, get_linear_schedule_with_warmup
 
 from steppe import SAM, LightSAM, ProportionalToLR, SharpnessAware
+from steppe.integrations.transformers import _part
+from test_buffers import Codebook, contents
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "hf_trainer.py"
 
@@ -217,6 +220,13 @@ class Normed(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+def test_losses_of_a_part_are_divided_by_its_share():
+    images = [torch.ones(channels, 2, 2) for channels in (3, 3, 1, 1)]
+    part, args = _part({"images": images}, (torch.tensor(8), "more"), 0.3)  # rounded up: 2 of 4
+    assert (len(part["images"]), args) == (2, (4, "more"))
+    assert _part({"images": images}, (None,), 0.3)[1] == (None,)
+
+
 @pytest.mark.parametrize("fraction", [None, 0.5])
 @pytest.mark.parametrize(("freeze", "passes"), [(True, 1), (False, 2)])
 def test_norm_statistics_of_sharp_passes(tmp_path, freeze, passes, fraction):
@@ -241,6 +251,50 @@ def test_norm_statistics_of_sharp_passes(tmp_path, freeze, passes, fraction):
     assert trainer.model.norm.num_batches_tracked == 5 * passes
     if freeze:  # never by a part
         assert seen[:2] == ([(4, 1), (4, 0)] if fraction is None else [(2, 0), (4, 1)])
+
+
+class Quantized(nn.Module):
+    """Passes leave traces in buffers before the weights, and after."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            Codebook(width=6),
+            FakeQuantize(MovingAverageMinMaxObserver),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3)),
+            nn.BatchNorm1d(3),
+            Codebook(width=3),
+        )
+
+    def forward(self, input_ids, labels):
+        logits = self.net(input_ids / 10)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("fraction", "freeze"), [(None, True), (None, False), (0.5, True)])
+def test_an_update_leaves_in_buffers_what_one_pass_leaves(tmp_path, climb, accumulation, fraction, freeze):
+    trainer = SharpTrainer(
+        Quantized(),
+        arguments(tmp_path, num_train_epochs=1, learning_rate=0.0, gradient_accumulation_steps=accumulation),
+        train_dataset=sentences(),
+        sharpness=lambda base: SAM(base, rho=0.5),
+        climb=climb,
+        fraction=fraction,
+        freeze_buffers=freeze,
+    )
+    trainer.train()
+    model, rows = Quantized(), sentences()
+    for i in range(0, len(rows), 4):
+        model(
+            torch.stack([r["input_ids"] for r in rows[i : i + 4]]), torch.tensor([r["labels"] for r in rows[i : i + 4]])
+        )
+    assert (contents(trainer.model.net[:2]) == contents(model.net[:2])) == freeze
+    # With a fraction the pass that counts is the one at w + delta.
+    assert (contents(trainer.model) == contents(model)) == (freeze and fraction is None)
+    assert trainer.model.net[3].num_batches_tracked == 5
 
 
 class Watch(TrainerCallback):

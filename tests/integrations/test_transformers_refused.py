@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,64 @@ def test_methods_that_are_missing_or_wrong(tmp_path, options, kind, message):
     assert torch.equal(weights(trainer.model), weights(bert()))
 
 
+class Noting:
+    """Some other mixin."""
+
+    def training_step(self, *args, **kwargs):
+        self.noted = True
+        return super().training_step(*args, **kwargs)
+
+
+class OtherTrainer(Trainer):
+    pass
+
+
+class Mine(SharpnessAwareTrainerMixin):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("bases", "instead"),
+    [
+        ((Trainer, SharpnessAwareTrainerMixin), "SharpnessAwareTrainerMixin, Trainer"),
+        ((OtherTrainer, SharpnessAwareTrainerMixin), "SharpnessAwareTrainerMixin, OtherTrainer"),
+        ((Noting, OtherTrainer, Mine), "Mine, Noting, OtherTrainer"),
+    ],
+)
+def test_a_trainer_that_hides_the_mixin_is_refused(bases, instead):
+    message = (
+        "T names a Trainer before SharpnessAwareTrainerMixin, whose methods it hides, so that training would be plain. "
+        f"Write class T({instead})."
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        type("T", bases, {})
+
+
+@pytest.mark.parametrize(
+    "bases",
+    [
+        (SharpnessAwareTrainerMixin, Trainer),
+        (Mine, OtherTrainer),
+        (Noting, Mine, OtherTrainer),
+        (SharpnessAwareTrainerMixin, Noting, Trainer),
+        (Noting, SharpTrainer),
+        (type("Deeper", (SharpTrainer,), {}), OtherTrainer),
+        (OtherTrainer, SharpTrainer),  # which hides nothing: its own Trainer comes after the mixin
+    ],
+)
+def test_other_orders_train(tmp_path, bases):
+    kind = type("T", bases, {})
+    trainer = kind(bert(), arguments(tmp_path, max_steps=2), train_dataset=sentences(), sharpness=METHODS["sam"])
+    trainer.train()
+    assert trainer.sharpness_aware.state["engine"]["step"] == 2
+    assert hasattr(trainer, "noted") == (Noting in kind.__mro__)
+    expected = SharpTrainer(
+        bert(), arguments(tmp_path, max_steps=2), train_dataset=sentences(), sharpness=METHODS["sam"]
+    )
+    expected.train()
+    assert torch.equal(weights(trainer.model), weights(expected.model))
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -81,17 +141,6 @@ def test_an_optimizer_that_is_not_the_base_of_the_method(tmp_path):
 
     trainer = Stubborn(bert(), arguments(tmp_path), train_dataset=sentences(), sharpness=METHODS["sam"])
     with pytest.raises(RuntimeError, match="would step AdamW, which is not the base of a sharpness-aware optimizer"):
-        trainer.train()
-
-
-def test_the_order_of_classes_matters(tmp_path):
-    class Backwards(Trainer, SharpnessAwareTrainerMixin):
-        pass
-
-    model = bert()
-    opt = SAM(torch.optim.AdamW(model.parameters()), rho=0.1)
-    trainer = Backwards(model, arguments(tmp_path), train_dataset=sentences(), optimizers=(opt, None))
-    with pytest.raises(RuntimeError, match=r"SAM.step\(\) needs a closure"):
         trainer.train()
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from itertools import chain
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ..accumulation import check_parts
@@ -37,11 +35,9 @@ def check_strategy(strategy: Any) -> None:
             )
 
 
-def check_batches(trainer: Trainer, pl_module: LightningModule) -> None:
+def check_batches(pl_module: LightningModule) -> None:
     if not pl_module.automatic_optimization:
         return
-    schedules = [c.scheduling for c in callbacks_of(trainer) if isinstance(c, GradientAccumulationScheduler)]
-    check_accumulation([trainer.accumulate_grad_batches, *chain.from_iterable(s.values() for s in schedules)])
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
             "training_step(dataloader_iter) would take another batch in the sharp pass. Let it take (batch, "
@@ -54,16 +50,6 @@ def check_fraction(fraction: float | None, pl_module: LightningModule) -> None:
         raise ValueError(
             "fraction= is for automatic optimization. With manual optimization let the closure of the clean pass take "
             "a part, as in opt.optimizer.step(closure, ascent=...) and steppe.batches.fraction_of."
-        )
-
-
-def check_accumulation(counts: list[int]) -> None:
-    most = max(counts)
-    if most > 1:
-        raise ValueError(
-            f"accumulate_grad_batches must be 1, got {most}: Lightning does not run the earlier batches again at "
-            f"w + delta. Use batches that are {most} times as large, or manual optimization with a closure over "
-            "micro-batches, as SharpnessAwareCallback's docstring shows."
         )
 
 

@@ -38,31 +38,37 @@ To accumulate, let the closure run over micro-batches, all but the last in ``fab
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import nn
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.core.optimizer import do_nothing_closure
-    from lightning.pytorch.loops.optimization.closure import AbstractClosure
+    from lightning.pytorch.loops.optimization.automatic import ClosureResult
     from lightning.pytorch.strategies import ModelParallelStrategy
-    from torchmetrics import Metric, MetricCollection
 except ImportError as error:
     raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
 
 from .._parts import need_fraction
 from ..batches import fraction_of
 from ..optimizer import SharpnessAware
-from ..passes import frozen_norm_stats, same_random_state
+from ..passes import frozen_buffers, frozen_norm_stats, same_random_state
+from ._lightning_accumulation import MicroBatches
+from ._lightning_passes import (
+    clipping_base,
+    kept_outputs,
+    metrics_of,
+    nothing,
+    replaced,
+    scale_of,
+    warn_random_state,
+)
 from ._lightning_refusals import (
     callbacks_of,
-    check_accumulation,
     check_batches,
     check_fraction,
     check_optimizers,
@@ -87,34 +93,43 @@ class SharpnessAwareCallback(Callback):
         clipping                    likewise: it changes no climb, whatever the method
         base.step()                 through the GradScaler with precision="16-mixed"
 
-    What a step leaves behind is what one pass leaves: values that are logged, metrics of torchmetrics that the module
-    owns, ``outputs`` of ``on_train_batch_end``, ``global_step``. ``on_before_zero_grad`` is called in the clean pass
-    only; ``on_before_backward`` and ``on_after_backward`` are called in both. For whatever else ``training_step`` does
-    twice, ask `in_sharp_pass`.
+    With ``accumulate_grad_batches=k`` each of k micro-batches makes both passes, and climbs by itself; their gradients
+    add up, and the last one steps. That is m-SAM, m = the micro-batch, as of `steppe.accumulated_step` with
+    ``climb="micro"``.
+
+    What a batch leaves behind is what one pass leaves: buffers, values that are logged, metrics of torchmetrics that
+    the module owns, ``outputs`` of ``on_train_batch_end``, ``global_step``. ``on_before_zero_grad`` is called in the
+    clean pass only; ``on_before_backward`` and ``on_after_backward`` are called in both. For whatever else
+    ``training_step`` does twice, ask `in_sharp_pass`.
 
     Args:
         fraction: None, or which part of the batch clean passes see, in (0, 1]: then a climb follows the gradient of a
-            part, and costs as little. The number of examples is rounded up. What a step leaves behind, norm statistics
-            too, is then that of the pass over the whole batch, at ``w + delta``.
+            part, and costs as little. The number of examples is rounded up. What a batch leaves behind, in buffers too,
+            is then that of the pass over the whole batch, at ``w + delta``.
         freeze_norm_stats: keep what batch norm sees at ``w + delta`` out of its running statistics, see
             `steppe.passes.frozen_norm_stats`.
+        freeze_buffers: keep it out of all other buffers as well, such as codebooks, ranges of fake quantization and the
+            vectors of spectral norm, see `steppe.passes.frozen_buffers`.
         same_random_state: both passes draw the same random numbers, so that dropout gives both one loss function; the
             climb for one mask says little about the loss under another. SAM's authors do so too. False draws anew, as a
             plain loop does. It holds for steps with a closure, which are all with automatic optimization.
 
     Raises:
         ValueError: when a fit begins, with what to do, if steps could not be sharpness-aware: there is no such
-            optimizer; gradients of several batches are accumulated; ``training_step`` takes ``dataloader_iter``; the
-            strategy is DeepSpeed, FSDP or XLA; or ModelParallelStrategy would save or load optimizer states. For a
-            ``fraction`` out of range; when a fit begins, with manual optimization or a trigger that looks at
-            gradients.
+            optimizer; ``training_step`` takes ``dataloader_iter``; the strategy is DeepSpeed, FSDP or XLA; or
+            ModelParallelStrategy would save or load optimizer states. For a ``fraction`` out of range; when a fit
+            begins, with manual optimization or a trigger that looks at gradients.
         TypeError: if the Trainer is that of ``pytorch_lightning``; with a ``fraction`` if a method has no clean pass.
         RuntimeError: with manual optimization, if ``opt.step()`` comes without a closure and without a sharp pass, or
             inside of one; or if ``clip_gradients`` is given gradients that a GradScaler has multiplied.
 
     Cost:
-        That of the optimizer, 2 passes per step where it climbs, the first on ``fraction`` of the batch. A copy of the
-        module's metrics, empty.
+        That of the optimizer, 2 passes per batch where it climbs, the first on ``fraction`` of the batch. A copy of the
+        module's metrics, empty, and during passes that leave nothing behind one of its buffers.
+
+        Accumulation holds one more gradient during clean passes. With DDP its clean passes exchange gradients, and the
+        last sharp one; where both are blended (GSAM) or compared (LargeGradient), and with ``find_unused_parameters``
+        or ModelParallelStrategy, all passes do.
 
     Note:
         Learning-rate schedulers must be attached to what ``configure_optimizers`` returns: Lightning refuses those
@@ -122,8 +137,11 @@ class SharpnessAwareCallback(Callback):
         ``opt.base`` as their optimizer, whose parameter groups are the same. If ``training_step`` returns None its
         batch is skipped.
 
+        Lightning divides losses by ``accumulate_grad_batches``, also at the end of an epoch, where a step may be left
+        with fewer. `USAM` and `LightSAM`, whose climbs follow the scale of the loss, climb along the divided one.
+
         With manual optimization give ``opt.step`` a closure, or run the sharp pass in ``opt.optimizer.ascended()`` and
-        step without one. Accumulating is possible in both ways, for here the micro-batches can be run again::
+        step without one. One climb for all micro-batches is possible in both ways, for here they can be run again::
 
             def training_step(self, batch, batch_idx):  # SAM on the whole batch, in four pieces
                 opt = self.optimizers()
@@ -159,12 +177,18 @@ class SharpnessAwareCallback(Callback):
     """
 
     def __init__(
-        self, *, fraction: float | None = None, freeze_norm_stats: bool = True, same_random_state: bool = True
+        self,
+        *,
+        fraction: float | None = None,
+        freeze_norm_stats: bool = True,
+        freeze_buffers: bool = True,
+        same_random_state: bool = True,
     ) -> None:
         if fraction is not None:
             need_fraction(fraction)
         self.fraction = fraction
         self.freeze_norm_stats = freeze_norm_stats
+        self.freeze_buffers = freeze_buffers
         self.same_random_state = same_random_state
         self._in_sharp_pass = False
         self._in_only_pass = False
@@ -172,6 +196,7 @@ class SharpnessAwareCallback(Callback):
         self._went_back = False
         self._ascended: set[SharpnessAware] = set()
         self._metrics: list[tuple[nn.Module, str, nn.Module, Any]] = []
+        self._micro_batches: MicroBatches | None = None
         self._undo: ExitStack | None = None
 
     @property
@@ -191,13 +216,15 @@ class SharpnessAwareCallback(Callback):
             )
         if stage == "fit":
             check_strategy(trainer.strategy)
-            check_batches(trainer, pl_module)
+            check_batches(pl_module)
             check_fraction(self.fraction, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_optimizers(trainer, self.fraction)
         self._end()
         self._undo = ExitStack()
+        micro = self._micro_batches = MicroBatches(trainer, self._micro_gradient)
+        self._undo.enter_context(micro.in_the_loop())
         # Every step passes here, of automatic and of manual optimization.
         plain = trainer.strategy.optimizer_step
 
@@ -208,17 +235,19 @@ class SharpnessAwareCallback(Callback):
                 raise RuntimeError(
                     "The weights are at w + delta: call opt.step() after the ascended() block, not in it."
                 )
+            if micro.climbing:  # by themselves, whoever calls their closures
+                return plain(optimizer.base, closure, *args, **kwargs)
             if closure is do_nothing_closure:
                 self._need_sharp_pass(optimizer)
                 return plain(optimizer.base, closure, *args, **kwargs)
             return plain(optimizer.base, partial(self._gradient, trainer, optimizer, closure), *args, **kwargs)
 
-        self._undo.enter_context(_replaced(trainer.strategy, "optimizer_step", optimizer_step))
-        clip = _clipping_base(trainer.precision_plugin)
-        self._undo.enter_context(_replaced(trainer.precision_plugin, "clip_gradients", clip))
+        self._undo.enter_context(replaced(trainer.strategy, "optimizer_step", optimizer_step))
+        clip = clipping_base(trainer.precision_plugin)
+        self._undo.enter_context(replaced(trainer.precision_plugin, "clip_gradients", clip))
         if isinstance(trainer.strategy, ModelParallelStrategy):
             for name in ("optimizer_state", "load_checkpoint"):
-                self._undo.enter_context(_replaced(trainer.strategy, name, refuse_states))
+                self._undo.enter_context(replaced(trainer.strategy, name, refuse_states))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._undo is not None
@@ -227,7 +256,7 @@ class SharpnessAwareCallback(Callback):
                 alone = not opt.ascent.needs_gradient
                 around = partial(self._only_pass, opt) if alone else partial(self._sharp_pass, trainer, pl_module, opt)
                 self._undo.callback(opt.around_sharp_pass(around, only=alone).remove)
-        self._metrics = _metrics(pl_module)
+        self._metrics = metrics_of(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._went_back = True
@@ -241,7 +270,7 @@ class SharpnessAwareCallback(Callback):
     def _end(self) -> None:
         if self._undo is not None:
             self._undo.close()
-        self._undo, self._metrics = None, []
+        self._undo, self._metrics, self._micro_batches = None, [], None
         self._ascended.clear()
 
     def _gradient(self, trainer: Trainer, opt: SharpnessAware, closure: Callable[[], Any]) -> Any:
@@ -249,18 +278,17 @@ class SharpnessAwareCallback(Callback):
         automatic = trainer.lightning_module.automatic_optimization
         if not opt.ascent.needs_gradient:
             return self._only_gradient(opt, closure, automatic)
-        same = same_random_state() if self.same_random_state else nullcontext()
+        same = self._draws()
         self._went_back = False
         parts = self.fraction is not None and opt.will_climb()
         with same, self._part_pass(trainer) if parts else nullcontext():
             loss = closure()
         if automatic and not self._went_back:
             return loss  # training_step or a callback wants no gradient
-        check_accumulation([trainer.accumulate_grad_batches])  # callbacks may change it at any time
-        with _kept_outputs(closure) if automatic and not parts else nullcontext():
+        with kept_outputs(closure) if automatic and not parts else nullcontext():
             self._in_step = True
             try:
-                with opt.ascended(_scale(trainer, opt)) as climbs:
+                with opt.ascended(scale_of(trainer, opt)) as climbs:
                     if climbs:
                         with same:
                             closure()
@@ -283,6 +311,46 @@ class SharpnessAwareCallback(Callback):
             self._ascended.discard(opt)
         return loss
 
+    def _micro_gradient(
+        self, micro: MicroBatches, opt: SharpnessAware, closure: Callable[[], ClosureResult], first: bool
+    ) -> ClosureResult:
+        """Add up the gradient of one micro-batch, and return the result of its clean pass, or of the whole one."""
+        climbs, alone, same = opt.will_climb(), not opt.ascent.needs_gradient, self._draws()
+        # Without a climb gradients add up by themselves, unless a blend changes each of them.
+        each = climbs or bool(opt.blend is not None and opt.blend.memories)
+        results: list[ClosureResult] = []
+
+        def run() -> Any:
+            clean = climbs and not alone and not results
+            part = self._part_pass(micro.trainer) if clean and self.fraction is not None else nullcontext()
+            with micro.exchanged(opt, clean, each and not alone), same, part:
+                self._went_back = False
+                results.append(closure())
+            if not self._went_back and len(results) == 1:
+                raise _NoGradientError
+            return results[0].loss
+
+        self._in_step = True
+        try:
+            if not each:
+                run()
+            elif first and not alone:
+                run()  # which zeroes gradients, where hooks expect it
+                with opt.ascended(scale_of(micro.trainer, opt)) as ascends:
+                    if ascends:
+                        run()
+            else:
+                opt.backward(run, scale_of(micro.trainer, opt))
+        except _NoGradientError:
+            pass
+        finally:
+            self._in_step = False
+            self._ascended.discard(opt)
+        return results[0 if self.fraction is None else -1]
+
+    def _draws(self) -> Any:
+        return same_random_state() if self.same_random_state else nullcontext()
+
     @contextmanager
     def _only_pass(self, opt: SharpnessAware) -> Iterator[None]:
         """Note that there was the one pass of a method without a clean one; all that it leaves behind counts."""
@@ -296,7 +364,7 @@ class SharpnessAwareCallback(Callback):
     @contextmanager
     def _sharp_pass(self, trainer: Trainer, pl_module: LightningModule, opt: SharpnessAware) -> Iterator[None]:
         if self.same_random_state and not self._in_step:
-            _warn_random_state()
+            warn_random_state()
         self._ascended.add(opt)
         with nullcontext() if self.fraction is not None else self._without_traces(trainer, pl_module):
             self._in_sharp_pass = True
@@ -315,7 +383,7 @@ class SharpnessAwareCallback(Callback):
             return plain(fraction_of(batch, self.fraction), *args, **kwargs)
 
         with (
-            _replaced(trainer.strategy, "training_step", training_step),
+            replaced(trainer.strategy, "training_step", training_step),
             self._without_traces(trainer, trainer.lightning_module),
         ):
             yield
@@ -326,11 +394,13 @@ class SharpnessAwareCallback(Callback):
         with ExitStack() as stack:
             for owner in (pl_module, *callbacks_of(trainer)):
                 for name in ("log", "on_before_zero_grad"):
-                    stack.enter_context(_replaced(owner, name, _nothing))
+                    stack.enter_context(replaced(owner, name, nothing))
             for parent, name, metric, spare in self._metrics:
                 stack.callback(spare.reset)
                 stack.callback(setattr, parent, name, metric)
                 setattr(parent, name, spare)
+            if self.freeze_buffers:  # norm statistics too, for DDP hands out those of the first process before a pass
+                stack.enter_context(frozen_buffers(pl_module, norm_stats=self.freeze_norm_stats))
             if self.freeze_norm_stats:
                 stack.enter_context(frozen_norm_stats(pl_module))
             yield
@@ -344,92 +414,3 @@ class SharpnessAwareCallback(Callback):
                 "it a closure that zeroes the gradients, computes the loss, calls self.manual_backward(loss) and "
                 'returns the loss, or run a second backward pass in "with opt.optimizer.ascended():" before it.'
             )
-
-
-@contextmanager
-def _kept_outputs(closure: Any) -> Iterator[None]:
-    """Let hooks get the outputs that ``closure`` has now."""
-    if not isinstance(closure, AbstractClosure):
-        warnings.warn(
-            "LightningModule.optimizer_step passes a closure of its own to the optimizer, so that on_train_batch_end "
-            "gets the outputs of the sharp pass. Pass the closure it was given.",
-            stacklevel=2,
-        )
-        yield
-        return
-    clean = closure._result
-    yield
-    closure._result = clean
-
-
-def _warn_random_state() -> None:
-    warnings.warn(
-        "same_random_state=True does nothing for sharp passes that training_step runs by itself: only a closure tells "
-        "where the clean pass began. Put both passes into one steppe.passes.same_random_state(), and construct "
-        "SharpnessAwareCallback(same_random_state=False).",
-        stacklevel=2,
-    )
-
-
-def _scale(trainer: Trainer, opt: SharpnessAware) -> Any:
-    """Return what the loss is multiplied by."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not opt.needs_scale:
-        return 1.0
-    return scaler.scale(torch.ones((), device=trainer.strategy.root_device))
-
-
-def _clipping_base(precision: Any) -> Callable[..., None]:
-    """Return ``precision.clip_gradients`` for both kinds of optimizers.
-
-    With mixed precision it refuses optimizers that claim to handle scaled gradients, of which `SharpnessAware` is one.
-    """
-    plain = precision.clip_gradients
-
-    def clip_gradients(optimizer: Any, clip_val: float = 0.0, *args: Any, **kwargs: Any) -> None:
-        if isinstance(optimizer, SharpnessAware):
-            if clip_val > 0 and getattr(precision, "scaler", None) is not None:
-                raise RuntimeError(
-                    "The gradients are multiplied by a GradScaler before opt.step(). Clip them in "
-                    "on_before_optimizer_step(self, optimizer) of the LightningModule, with "
-                    "self.clip_gradients(optimizer, ...)."
-                )
-            optimizer = optimizer.base
-        plain(optimizer, clip_val, *args, **kwargs)
-
-    return clip_gradients
-
-
-def _metrics(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, Any]]:
-    """Return where the metrics of ``module`` are, and an empty copy of each to be used instead in sharp passes."""
-    found: list[tuple[nn.Module, str, nn.Module, Any]] = []
-    spares: dict[int, Any] = {}  # metrics have an == of their own
-    inside: tuple[str, ...] = ()
-    for name, metric in module.named_modules(remove_duplicate=False):
-        if not isinstance(metric, (Metric, MetricCollection)) or name.startswith(inside):
-            continue
-        inside += (f"{name}.",)
-        if id(metric) not in spares:
-            spares[id(metric)] = metric.clone()
-            spares[id(metric)].reset()
-        parent, _, attribute = name.rpartition(".")
-        found.append((module.get_submodule(parent), attribute, metric, spares[id(metric)]))
-    return found
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give one object another attribute for a while."""
-    before = [vars(owner)[name]] if name in vars(owner) else []
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before:
-            setattr(owner, name, before[0])
-        else:
-            delattr(owner, name)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass

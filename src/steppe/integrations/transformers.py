@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._parts import examples_in, need_fraction
+from .._parts import first_of, need_fraction
 from .._tensors import Scalar
 from ..accumulation import accumulated_step, check_parts
-from ..batches import fraction_of
 from ..optimizer import SharpnessAware
-from ..passes import frozen_norm_stats, same_random_state
+from ..passes import frozen_buffers, frozen_norm_stats, same_random_state
 
 
 class SharpnessAwareTrainerMixin:
@@ -46,9 +45,11 @@ class SharpnessAwareTrainerMixin:
             own, which saves the traffic of clean passes: m-SAM again. On one process they are the same.
         fraction: None, or which part of every micro-batch clean passes see, in (0, 1]: then a climb follows the
             gradient of a part, and costs as little. The number of examples is rounded up; losses that are divided by
-            what the whole update holds are divided by as much less. Sharp passes, which see everything, then make the
-            running statistics of batch norm.
+            what the whole update holds are divided by as much less. Sharp passes, which see everything, are then those
+            that count for running statistics and other buffers.
         freeze_norm_stats: whether one pass per micro-batch, the clean one, makes the running statistics of batch norm.
+        freeze_buffers: whether it alone writes to all other buffers too, such as codebooks, ranges of fake quantization
+            and the vectors of spectral norm; the other passes bring them back from a copy.
         same_random_state: whether sharp passes draw the dropout masks of their clean passes. By default they do: then
             both see one loss function, and later random numbers are those of the plain Trainer.
         **kwargs: what the Trainer takes.
@@ -58,16 +59,17 @@ class SharpnessAwareTrainerMixin:
             FSDP of version 1, SageMaker's model parallelism, Apex, context parallelism, LOMO and layer-wise optimizers;
             for a ``fraction`` out of range; in ``train()`` if there is no method, or two, and for what
             `steppe.accumulated_step` refuses.
-        TypeError: if ``sharpness`` is no function, or returns no `SharpnessAware`; with a ``fraction`` if the method
-            has no clean pass.
+        TypeError: for a class that names a Trainer before this one; if ``sharpness`` is no function, or returns no
+            `SharpnessAware`; with a ``fraction`` if the method has no clean pass.
         RuntimeError: in ``train()`` if the Trainer is about to step something else than the method's base.
 
     Attributes:
         sharpness_aware: the method, from the start of ``train()`` on, None before.
 
     Cost:
-        Two ``training_step`` per micro-batch where the step climbs, the first on ``fraction`` of it, and a copy of the
-        weights. ``"micro"`` holds one more gradient during its clean passes.
+        Two ``training_step`` per micro-batch where the step climbs, the first on ``fraction`` of it, a copy of the
+        weights, and one of the buffers during passes that leave nothing behind. ``"micro"`` holds one more gradient
+        during its clean passes.
 
     Note:
         Name this class before the Trainer. All passes of an update run in the ``training_step`` of its last
@@ -91,6 +93,10 @@ class SharpnessAwareTrainerMixin:
 
     sharpness_aware: SharpnessAware | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _refuse_order(cls)
+
     def __init__(
         self,
         *args: Any,
@@ -99,6 +105,7 @@ class SharpnessAwareTrainerMixin:
         replicas: Literal["global", "own"] = "global",
         fraction: float | None = None,
         freeze_norm_stats: bool = True,
+        freeze_buffers: bool = True,
         same_random_state: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -113,7 +120,8 @@ class SharpnessAwareTrainerMixin:
         if fraction is not None:
             need_fraction(fraction)
         self._sharpness, self._climb, self._replicas, self._fraction = sharpness, climb, replicas, fraction
-        self._freeze_norm_stats, self._same_random_state = freeze_norm_stats, same_random_state
+        self._freeze_norm_stats, self._freeze_buffers = freeze_norm_stats, freeze_buffers
+        self._same_random_state = same_random_state
         self._micro_batches: list[Callable[[float | None], Tensor]] = []
         super().__init__(*args, **kwargs)
         _refuse_host(self)
@@ -168,16 +176,13 @@ class SharpnessAwareTrainerMixin:
         draws = same_random_state() if self._same_random_state else nullcontext()
         passes = 0
 
-        def frozen() -> AbstractContextManager[None]:
-            return frozen_norm_stats(model) if self._freeze_norm_stats else nullcontext()
-
         def run(fraction: float | None) -> Tensor:
             nonlocal passes
             seen, more = (inputs, args) if fraction is None else _part(inputs, args, fraction)
             passes += fraction is None
             if passes != 1 or fraction is not None:  # the Trainer itself counts one pass over everything
                 self.current_flos += float(self.floating_point_ops(seen))  # type: ignore[attr-defined]
-            with draws, frozen() if fraction is not None else nullcontext():
+            with draws, nullcontext() if fraction is None else self._without_traces(model):
                 loss: Tensor = step(model, seen, *more, **kwargs)
             return loss
 
@@ -187,8 +192,8 @@ class SharpnessAwareTrainerMixin:
         runs, self._micro_batches = self._micro_batches, []
         with ExitStack() as stack:
             if self._fraction is None:
-                stack.callback(opt.around_sharp_pass(frozen).remove)
-            return accumulated_step(
+                stack.callback(opt.around_sharp_pass(lambda: self._without_traces(model)).remove)
+            loss = accumulated_step(
                 opt,
                 runs,
                 lambda run: run(None),
@@ -199,6 +204,18 @@ class SharpnessAwareTrainerMixin:
                 scale=self._scale(),
                 step=lambda: None,  # the Trainer clips first
             )
+            assert loss is not None
+            return loss
+
+    @contextmanager
+    def _without_traces(self, model: nn.Module) -> Iterator[None]:
+        """Surround passes that leave nothing behind but gradients."""
+        with ExitStack() as stack:
+            if self._freeze_buffers:  # norm statistics too, for DDP hands out those of the first process before a pass
+                stack.enter_context(frozen_buffers(model, norm_stats=self._freeze_norm_stats))
+            if self._freeze_norm_stats:
+                stack.enter_context(frozen_norm_stats(model))
+            yield
 
     def _method(self) -> SharpnessAware:
         stepped = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -257,10 +274,24 @@ class SharpnessAwareTrainerMixin:
 
 def _part(inputs: Any, args: tuple[Any, ...], fraction: float) -> tuple[Any, tuple[Any, ...]]:
     """Return a part of a micro-batch, and what else `training_step` takes: first of all what losses are divided by."""
-    part = fraction_of(inputs, fraction)
+    part, count, n = first_of(inputs, fraction)
     if not args or args[0] is None:
         return part, args
-    return part, (args[0] * examples_in(part) / examples_in(inputs), *args[1:])
+    return part, (args[0] * count / n, *args[1:])
+
+
+def _refuse_order(cls: type) -> None:
+    """Refuse a class whose Trainer hides what the mixin does."""
+    ahead = cls.__mro__[: cls.__mro__.index(SharpnessAwareTrainerMixin)]
+    # It is known by its name, so that nothing has to import it.
+    if not any((kind.__module__, kind.__name__) == ("transformers.trainer", "Trainer") for kind in ahead):
+        return
+    mixin = SharpnessAwareTrainerMixin
+    bases = sorted(cls.__bases__, key=lambda base: not issubclass(base, mixin))
+    raise TypeError(
+        f"{cls.__name__} names a Trainer before {mixin.__name__}, whose methods it hides, so that training would be "
+        f"plain. Write class {cls.__name__}({', '.join(base.__name__ for base in bases)})."
+    )
 
 
 def _refuse_host(trainer: Any) -> None:

@@ -1,0 +1,195 @@
+"""Whatever breaks a step off, and wherever: the weights are w, autograd is as it was, and the next step is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from cases import CLIMBING
+from problems import Problem, same_bits, weights
+from steppe import GSAM, SAM
+from steppe._signals import BeforeRaising
+from steppe.passes import frozen_norm_stats
+
+STORM = Path(__file__).with_name("storm.py")
+
+# Two doors, and both paths; methods with a memory, with a blend, and without a clean pass.
+STORMS = [
+    ("sam", "step", True, 900),
+    ("sam", "step", False, 900),
+    ("sam", "ascended", True, 900),
+    ("sam", "ascended", False, 900),
+    ("gsam", "step", False, 400),
+    ("looksam", "ascended", True, 400),
+    ("friendlysam", "backward", False, 400),
+    ("msam", "ascended", True, 400),
+]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer that sends signals")
+@pytest.mark.parametrize(("name", "door", "foreach", "signals"), STORMS)
+def test_a_storm_of_signals_leaves_nothing_wrong(name, door, foreach, signals):
+    paths = os.pathsep.join([str(STORM.parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, str(STORM), name, door, str(foreach), str(signals), "0"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["signals"] == signals
+    assert found["broken off"] > signals / 10  # the storm hits steps, and not what lies between them
+    assert found["wrong"] == 0, done.stderr
+
+
+def fail_at(monkeypatch, owner, name, n, error=KeyboardInterrupt):
+    """Let call number ``n`` of a function raise, before it does anything."""
+    plain, calls = getattr(owner, name), []
+
+    def fails(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == n + 1:
+            raise error("no more")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, fails)
+    return calls
+
+
+@pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("name", ["clear_autocast_cache", "_foreach_copy_", "_foreach_add_", "empty_like"])
+@pytest.mark.parametrize("n", range(4))
+def test_an_operation_that_fails_leaves_the_weights_and_a_usable_optimizer(case, foreach, name, n, monkeypatch):
+    problem = Problem()
+    opt = case.build(problem.model.parameters(), foreach=foreach)
+    batches = problem.batches(case.first + 2)
+    for batch in batches[: case.first]:
+        opt.step(problem.closure(opt, batch))
+    before = weights(problem.model)
+    for group in opt.param_groups:
+        group["lr"] = group["weight_decay"] = 0.0
+    with monkeypatch.context() as patched:
+        fail_at(patched, torch, name, n, MemoryError)
+        with suppress(MemoryError):
+            opt.step(problem.closure(opt, batches[-2]))
+    assert same_bits(problem.model.parameters(), before)
+    assert torch.is_grad_enabled()
+    opt.step(problem.closure(opt, batches[-1]))
+    assert same_bits(problem.model.parameters(), before)
+
+
+def test_a_copy_for_which_there_is_no_memory_is_made_at_the_next_step(monkeypatch):
+    problem, straight = Problem(), Problem()
+    opt, other = (SAM(SGD(p.model.parameters(), lr=0.1), rho=0.1) for p in (problem, straight))
+    first, second = problem.batches(2)
+    opt.keep_copy = other.keep_copy = False
+    for o, p in ((opt, problem), (other, straight)):
+        o.step(p.closure(o, first))
+    with monkeypatch.context() as patched:
+        fail_at(patched, torch, "empty_like", 2, torch.OutOfMemoryError)
+        with pytest.raises(torch.OutOfMemoryError, match="no more"):
+            opt.step(problem.closure(opt, second))
+    for o, p in ((opt, problem), (other, straight)):
+        o.step(p.closure(o, second))
+    assert same_bits(problem.model.parameters(), straight.model.parameters())
+
+
+def test_the_handler_of_a_signal_that_does_not_raise_lets_the_sharp_pass_go_on():
+    problem, calls = Problem(), []
+    opt = SAM(SGD(problem.model.parameters(), lr=0.0), rho=0.1)
+    (batch,) = problem.batches(1)
+    before = weights(problem.model)
+    plain = signal.signal(signal.SIGUSR1, lambda *_: calls.append("noted"))
+    try:
+        problem.loss(batch).backward()
+        with opt.ascended():
+            away = weights(problem.model)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert same_bits(weights(problem.model), away)
+            problem.loss(batch).backward()
+    finally:
+        signal.signal(signal.SIGUSR1, plain)
+    assert calls == ["noted"]
+    assert same_bits(weights(problem.model), before)
+
+
+def test_a_body_that_swallows_the_exception_of_a_signal_is_told():
+    problem = Problem()
+    opt = SAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1)
+    (batch,) = problem.batches(1)
+    before = weights(problem.model)
+    problem.loss(batch).backward()
+
+    def sharp_pass():
+        with opt.ascended():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                assert same_bits(weights(problem.model), before)
+            problem.loss(batch).backward()
+
+    with pytest.raises(RuntimeError, match=r"caught the exception of a signal.* take the next step"):
+        sharp_pass()
+    assert same_bits(weights(problem.model), before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    opt.step(problem.closure(opt, batch))
+
+
+def test_what_surrounds_the_sharp_pass_is_left_when_a_signal_breaks_it_off():
+    problem = Problem()
+    opt = GSAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1)
+    (batch,) = problem.batches(1)
+    model = torch.nn.BatchNorm1d(3)
+    opt.around_sharp_pass(lambda: frozen_norm_stats(model))
+    problem.loss(batch).backward()
+
+    def sharp_pass():
+        with opt.ascended():
+            assert not model.track_running_stats
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        sharp_pass()
+    assert model.track_running_stats
+
+
+def test_signals_are_left_alone_in_other_threads_and_handlers_of_the_body_stay():
+    problem, found = Problem(), []
+    opt = SAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1)
+    (batch,) = problem.batches(1)
+
+    def train():
+        problem.loss(batch).backward()
+        with opt.ascended():
+            found.append(signal.getsignal(signal.SIGINT))
+            problem.loss(batch).backward()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
+
+    watch = BeforeRaising(lambda: found.append("undone"))
+    plain = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        watch.begin()
+        own = lambda *_: None  # noqa: E731
+        signal.signal(signal.SIGUSR1, own)
+        watch.end()
+        assert signal.getsignal(signal.SIGUSR1) is own
+    finally:
+        signal.signal(signal.SIGUSR1, plain)
+    assert "undone" not in found

@@ -35,7 +35,17 @@ from ._checks import (
     stepped_by,
 )
 from ._climbers import climbers, vector_of
-from ._closures import AFTER_CLEAN, AFTER_SHARP, adding_up, evaluate, need_gradient, new_gradients, put, zeroing
+from ._closures import (
+    AFTER_CLEAN,
+    AFTER_SHARP,
+    adding_up,
+    evaluate,
+    need_gradient,
+    new_gradients,
+    put,
+    writing,
+    zeroing,
+)
 from ._memory import separate
 from ._radii import Radii, climbs
 from ._recording import is_recording, record
@@ -322,8 +332,8 @@ class SharpnessAware(Optimizer):
         """
         self._visits.refuse_another()
         params = self._params()
-        if not self.ascent.needs_gradient:
-            loss = self._visits.run(self._decide("") or Stay([]), partial(adding_up, params, closure))
+        if not self.ascent.needs_gradient:  # the first micro-batch may zero what is left of the last step
+            loss = self._visits.run(self._decide("") or Stay([]), partial(writing, params, closure))
             self._await_step()
             return loss
         # Where there are processes, gradients may lie in memory that the next backward pass uses.

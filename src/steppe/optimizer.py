@@ -334,8 +334,7 @@ class SharpnessAware(Optimizer):
         params = self._params()
         if not self.ascent.needs_gradient:
             # The first micro-batch may zero what is left of the last step.
-            check = writing if self._due.weight is None else adding_up
-            loss = self._visits.run(self._decide("") or Stay([]), partial(check, params, closure))
+            loss = self._visits.run(self._decide("") or Stay([]), partial(writing, params, closure))
             self._await_step()
             return loss
         # Where there are processes, gradients may lie in memory that the next backward pass uses.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar, final
 from weakref import ref
 
@@ -87,13 +86,8 @@ def keeping(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
 
 def adding_up(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
     """Evaluate a closure that has to add to the gradients there are; refuse it if it does not."""
-    return writing(params, partial(keeping, params, closure))
-
-
-def writing(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
-    """Evaluate a closure that has to write to gradients, or to replace them."""
     before = _versions(params)
-    loss = evaluate(closure)
+    loss = keeping(params, closure)
     if all(g is h and v == u for (g, v), (h, u) in zip(before, _versions(params), strict=True)):
         raise RuntimeError(f"No parameter has a gradient {AFTER_SHARP}")
     return loss

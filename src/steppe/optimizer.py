@@ -43,7 +43,6 @@ from ._closures import (
     need_gradient,
     new_gradients,
     put,
-    writing,
     zeroing,
 )
 from ._memory import separate
@@ -333,8 +332,7 @@ class SharpnessAware(Optimizer):
         self._visits.refuse_another()
         params = self._params()
         if not self.ascent.needs_gradient:
-            # The first micro-batch may zero what is left of the last step.
-            loss = self._visits.run(self._decide("") or Stay([]), partial(writing, params, closure))
+            loss = self._visits.run(self._decide("") or Stay([]), partial(adding_up, params, closure))
             self._await_step()
             return loss
         # Where there are processes, gradients may lie in memory that the next backward pass uses.

@@ -334,10 +334,11 @@ class SharpnessAwareCallback(Callback):
         try:
             if not each:
                 run()
-            elif first and not alone:
-                run()  # which zeroes gradients, where hooks expect it
+            elif first:  # its passes zero gradients, where hooks expect it
+                if not alone:
+                    run()
                 with opt.ascended(scale_of(micro.trainer, opt)) as ascends:
-                    if ascends:
+                    if ascends or alone:
                         run()
             else:
                 opt.backward(run, scale_of(micro.trainer, opt))

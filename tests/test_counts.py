@@ -196,6 +196,18 @@ def test_shallow_copies_count_together(case):
         assert count(opt) == count(other) == i
 
 
+def test_a_shallow_copy_knows_where_the_weights_are():
+    problem = Problem()
+    opt = SAM(sgd(problem.model.parameters()), rho=0.05)
+    other, before = copy.copy(opt), problem.flat()
+    problem.loss(problem.batches(1)[0]).backward()
+    with opt.ascended():
+        problem.loss(problem.batches(1)[0]).backward()
+        with pytest.raises(RuntimeError, match="The weights are at w \\+ delta already"):
+            other.ascended().__enter__()
+    assert torch.equal(problem.flat(), before)
+
+
 @pytest.mark.parametrize("case", WRAPPING, ids=lambda case: case.name)
 def test_a_deep_copy_counts_alone(case):
     problem = Problem()
@@ -217,6 +229,35 @@ def test_who_makes_the_state_of_a_fresh_base_takes_no_step(make, of):
     take("step", opt, problem, problem.batches(1)[0])
     get_optimizer_state_dict(problem.model, opt.base)
     assert count(opt) == 1
+
+
+def test_who_makes_the_state_of_a_base_whose_first_step_was_skipped_takes_none():
+    """A checkpoint right after the first step, which found infinities, as it often does."""
+    problem = Problem()
+    opt = SAM(sgd(problem.model.parameters()), rho=0.05)
+    first, second = problem.batches(2)
+    through_ascended(opt, lambda: (problem.loss(first) * math.inf).backward())
+    opt.zero_grad()
+    get_optimizer_state_dict(problem.model, opt.base)
+    assert count(opt) == 0
+    take("ascended", opt, problem, second)
+    assert count(opt) == 1
+
+
+def test_weights_that_are_clipped_after_a_skipped_step_are_no_step():
+    problem = Problem()
+    opt = SAM(sgd(problem.model.parameters()), rho=0.05)
+    first, second, third = problem.batches(3)
+    take("ascended", opt, problem, first)
+    opt.zero_grad()
+    through_ascended(opt, lambda: (problem.loss(second) * math.inf).backward())
+    with torch.no_grad():
+        for p in problem.model.parameters():
+            p.clamp_(-1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take("ascended", opt, problem, third)
+    assert count(opt) == 2
 
 
 def test_a_step_with_a_learning_rate_of_zero_that_was_prepared_is_one():

@@ -265,3 +265,12 @@ def test_a_plain_state_of_the_base_in_the_middle_of_accumulation(climb):
 
     accumulated_step(opt, problem.batches(2), backward, climb=climb)
     assert len(calls) == 4
+
+
+def test_a_group_without_parameters_keeps_its_radius_when_its_dict_is_replaced():
+    p = double(1.0, 2.0)
+    base = SGD([{"params": [p]}, {"params": [], "rho": 0.3}], lr=0.1)
+    opt = SAM(base, rho=0.1)
+    base.load_state_dict(SGD([{"params": [p]}, {"params": []}], lr=0.2).state_dict())
+    opt.climbing_groups()
+    assert [group["rho"] for group in opt.param_groups] == [0.1, 0.3]

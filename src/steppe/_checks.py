@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-_INSIDE = ("optimizer", "base_optimizer", "optim", "original_optimizer")
+_INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim", "original_optimizer")
 
 
 def inner(base: Any) -> Optimizer | None:
@@ -115,17 +115,26 @@ def _check_kind(one: Any, base: Any, called: str) -> None:
         )
 
 
+def called_by_checkpoint(frames: int = 12) -> bool:
+    """Say whether torch.distributed.checkpoint is among those that call, not more than some frames away."""
+    frame: Any = sys._getframe(1)
+    for _ in range(frames):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def refuse_foreign_calls(opt: object, method: str) -> None:
     """Refuse torch.distributed.checkpoint, which would save a part, or step to see what state there is."""
-    frame: Any = sys._getframe(2)
-    for _ in range(2):  # torch's own step around ours is in between
-        if frame is not None and frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
-            raise TypeError(
-                "torch.distributed.checkpoint.state_dict knows no optimizer state but that of parameters, and asks "
-                f"{type(opt).__name__}.{method}(). Give it steppe.integrations.distributed.SharpnessAwareState(model, "
-                "opt) in place of the optimizer's state."
-            )
-        frame = None if frame is None else frame.f_back
+    if called_by_checkpoint(frames=4):  # torch's own step around ours is in between
+        raise TypeError(
+            "torch.distributed.checkpoint.state_dict knows no optimizer state but that of parameters, and asks "
+            f"{type(opt).__name__}.{method}(). Give it steppe.integrations.distributed.SharpnessAwareState(model, "
+            "opt) in place of the optimizer's state."
+        )
 
 
 def refuse_others(state_dict: Mapping[str, Any]) -> None:

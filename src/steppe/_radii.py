@@ -86,7 +86,8 @@ class Radii:
         """Return what is known of each group, in their order."""
         known = self._entries
         if len(known) != len(groups) or any(e.group is not g for e, g in zip(known, groups, strict=True)):
-            places = {id(now): e for e in known if (now := found_again(groups, e.group, e.params)) is not None}
+            found = [(found_again(groups, e.group, e.params, place), e) for place, e in enumerate(known)]
+            places = {id(now): entry for now, entry in found if now is not None}
             self._entries = [self._entry(group, places.get(id(group))) for group in groups]
         return self._entries
 

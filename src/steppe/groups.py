@@ -52,16 +52,20 @@ def norm_layers(model: nn.Module, rho: float) -> list[dict[str, Any]]:
     return [{"params": list(norms), "rho": rho}, {"params": others, "rho": 0.0}]
 
 
-def found_again(groups: list[dict[str, Any]], group: dict[str, Any], params: list[Tensor]) -> dict[str, Any] | None:
+def found_again(
+    groups: list[dict[str, Any]], group: dict[str, Any], params: list[Tensor], place: int
+) -> dict[str, Any] | None:
     """Return what describes a group now: loading a state replaces dicts, and groups come and go.
 
     Args:
         groups: those that there are now.
         group: the dict that described it.
         params: its parameters then.
+        place: where it stood then.
 
     Returns:
-        The same dict, or the one that has its first parameter, or None if the group has gone.
+        The same dict, or the one that has its first parameter, or, if neither has any, the one in its place, or None
+        if the group has gone.
     """
     for now in groups:
         if now is group:
@@ -69,4 +73,6 @@ def found_again(groups: list[dict[str, Any]], group: dict[str, Any], params: lis
     for now in groups:
         if now["params"] is params or (params and now["params"] and now["params"][0] is params[0]):
             return now
+    if not params and place < len(groups) and not groups[place]["params"]:
+        return groups[place]
     return None

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ._checks import (
+    called_by_checkpoint,
     check_base,
     put_back_if_it_fails,
     refuse_classes,
@@ -73,6 +74,8 @@ class _Due:
     """One that it has not changed yet, and how often that has been written to."""
 
     begun: bool = False
+    seen: bool = False
+    """Whether steps of the base are seen: then what else changes the weights is none."""
 
 
 class SharpnessAware(Optimizer):
@@ -533,12 +536,17 @@ class SharpnessAware(Optimizer):
     def _before_base_step(self) -> None:
         self._visits.refuse_a_step()
         # What is broken off now was no step that nobody saw.
-        self._due.weight, self._due.begun = None, self._due.begun or self._due.weight is not None
+        if not self._makes_state():
+            self._due.weight, self._due.begun = None, self._due.begun or self._due.weight is not None
 
     def _after_base_step(self, *, surely: bool) -> None:
+        if self._makes_state():
+            if self._due.weight is not None:
+                self._await_step()  # it has written to the weights what they are
+            return
         if not self._due.begun and self._due.weight is None and (not surely or self._stands()):
             return
-        self._due.weight, self._due.begun = None, False
+        self._due.weight, self._due.begun, self._due.seen = None, False, self._due.seen or surely
         step = self.state["engine"].get("step", 0) + 1
         # A GradScaler skips the step of most bases, but a fused one it tells what it found, and that leaves all as it
         # is by itself. Then, on an accelerator, the count is a tensor, for which only a trigger that asks has to wait.
@@ -551,20 +559,25 @@ class SharpnessAware(Optimizer):
         """Say whether every learning rate is 0: then a step nobody prepared is how others make a base's state."""
         return all("lr" in group and group["lr"] == 0 for group in self.base.param_groups)
 
+    def _makes_state(self) -> bool:
+        """Say whether a checkpoint steps the base to see what state there is, whatever has been prepared."""
+        return self._stands() and called_by_checkpoint()
+
     def _await_step(self) -> None:
         p = next((p for p in self._params() if p.grad is not None), None)
         self._due.weight = None if p is None else (p, local(p)._version)
 
     def _look_for_a_step(self) -> None:
         """Count a step that was taken where it could not be seen."""
-        if self._due.weight is not None and local(self._due.weight[0])._version != self._due.weight[1]:
+        weight = None if self._due.seen else self._due.weight
+        if weight is not None and local(weight[0])._version != weight[1]:
             name = type(self).__name__
             warnings.warn(
                 f"The weights have changed after {name} had prepared a gradient, but no step of its base was seen; it "
                 "is counted as one. Step opt.base itself, so that steps are counted for sure.",
                 stacklevel=4,
             )
-            self._after_base_step(surely=True)
+            self._after_base_step(surely=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that resuming bit for bit needs: our state, and the base's under ``"base"``.
@@ -660,6 +673,12 @@ class SharpnessAware(Optimizer):
         parts = ("base", "ascent", "blend", "trigger")
         names = ("defaults", "state", *parts, "foreach", "keep_copy", "_radii", "_zeroes", "_warned")
         return {name: getattr(self, name) for name in names}
+
+    def __copy__(self) -> SharpnessAware:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))  # all that is known of the weights, too, which are the same
+        watch(stepped_by(self.base), other)
+        return other
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.

@@ -223,7 +223,8 @@ class ParamGroupSchedule:
 
     def _find_groups(self) -> list[dict[str, Any] | None]:
         """Return the groups that there were at construction, wherever they stand now, and None for those that went."""
-        found = [found_again(self.optimizer.param_groups, group, params) for group, params in self._groups]
+        groups = enumerate(self._groups)
+        found = [found_again(self.optimizer.param_groups, group, params, i) for i, (group, params) in groups]
         known = zip(found, self._groups, strict=True)
         self._groups = [was if now is None else (now, now["params"]) for now, was in known]
         return found

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import steppe._tensors
 import steppe.climb
 from cases import CASES, CLIMBING
-from problems import Problem, same_bits, through_ascended, weights
+from problems import Problem, everywhere, same_bits, through_ascended, weights
 from steppe import SAM, USAM, AdaSAM, AMSGrad, LightSAM
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
@@ -24,13 +24,13 @@ over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "
 @pytest.fixture
 def device_decides(monkeypatch):
     """Take the path that accelerators take, on the CPU."""
-    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: False)
+    everywhere(monkeypatch, "free_to_read", lambda x: False)
 
 
 @pytest.fixture(params=[True, False], ids=["host", "device"])
 def on_host(request, monkeypatch):
     """Run a test on the path of the CPU and on that of accelerators."""
-    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: request.param)
+    everywhere(monkeypatch, "free_to_read", lambda x: request.param)
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -395,7 +395,7 @@ def test_a_climb_needs_no_data_at_all(case, foreach):
 def test_host_and_device_decide_alike(case, foreach, monkeypatch):
     runs = []
     for on_host in (True, False):
-        monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x, on_host=on_host: on_host)
+        everywhere(monkeypatch, "free_to_read", lambda x, on_host=on_host: on_host)
         problem = Problem()
         opt = case.build(problem.model.parameters(), foreach=foreach)
         for batch in problem.batches(20):
@@ -489,8 +489,7 @@ def test_weights_that_are_cut_climb_like_whole_ones(case, groups, monkeypatch):
     """Large weights are saved and moved in parts that fit into a cache, and go back bit for bit."""
     runs = []
     for piece in (2**30, 5):
-        monkeypatch.setattr(steppe._tensors, "PIECE", piece)
-        monkeypatch.setattr(steppe.climb, "PIECE", piece)
+        everywhere(monkeypatch, "PIECE", piece)
         problem = Problem()
         params = list(problem.model.parameters())
         cut = len(params) // groups
@@ -510,8 +509,7 @@ def test_weights_that_are_cut_climb_like_whole_ones(case, groups, monkeypatch):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("when", ["copy_", "move_"])
 def test_a_climb_that_is_broken_off_goes_back(keep, when, monkeypatch):
-    monkeypatch.setattr(steppe._tensors, "PIECE", 5)
-    monkeypatch.setattr(steppe.climb, "PIECE", 5)
+    everywhere(monkeypatch, "PIECE", 5)
     problem = Problem()
     opt = SAM(torch.optim.SGD(problem.model.parameters(), lr=0.1), rho=0.5)
     opt.keep_copy = keep

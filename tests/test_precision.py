@@ -14,9 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 import reference
-import steppe._tensors
 from cases import BASES, CLIMBING, COMBINATIONS, combination_id
-from problems import Problem, same_bits, through_ascended, weights
+from problems import Problem, everywhere, same_bits, through_ascended, weights
 from steppe import SAM, SharpnessAware
 from steppe.ascents import L2, Filtered, Unnormalized
 from steppe.blends import Reuse, SurrogateGap, Weighted
@@ -97,7 +96,7 @@ PARTS = {
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 @pytest.mark.parametrize("on_host", [True, False], ids=["host", "device"])
 def test_a_scale_changes_no_bit_of_combinations(name, as_tensor, on_host, monkeypatch):
-    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: on_host)
+    everywhere(monkeypatch, "free_to_read", lambda x: on_host)
     scaled, unscaled = Problem(torch.float32), Problem(torch.float32)
     opt, other = (
         SharpnessAware(torch.optim.SGD(p.model.parameters(), lr=0.1, momentum=0.9), rho=0.1, **PARTS[name])
@@ -188,7 +187,7 @@ def test_a_hook_of_the_base_clips_what_is_handed_on(case):
 @pytest.mark.parametrize("on_host", [True, False], ids=["host", "device"])
 @pytest.mark.parametrize("clips", [True, False], ids=["clip", ""])
 def test_a_gradient_that_is_not_finite_skips_the_step(case, base, bad, on_host, clips, monkeypatch):
-    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: on_host)
+    everywhere(monkeypatch, "free_to_read", lambda x: on_host)
     spoilt, straight = Problem(torch.float32), Problem(torch.float32)
     opt, other = (case.build(p.model.parameters(), base) for p in (spoilt, straight))
     scaler, same = (GradScaler("cpu", init_scale=2.0**10) for _ in range(2))
@@ -220,7 +219,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(case, base, bad, on_host, 
 
 def test_a_fused_base_on_an_accelerator_is_counted_by_the_device(monkeypatch):
     """GradScaler steps it always, and it stays where it is by itself: only the device knows."""
-    monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: False)
+    everywhere(monkeypatch, "free_to_read", lambda x: False)
     problem = Problem(torch.float32)
     opt = SAM(FUSED.make(problem.model.parameters()), rho=0.1)
     scaler = GradScaler("cpu", init_scale=2.0**10)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 
 import pytest
 import torch
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
-import steppe
 from cases import CLIMBING
-from problems import Problem, same_bits, weights
+from problems import Problem, everywhere, same_bits, weights
 from steppe import SAM, ProportionalToLR, accumulated_step
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
@@ -24,9 +22,7 @@ over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "
 def free(request, monkeypatch):
     """Run a test where looking is free, and where nobody looks."""
     if not request.param:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("steppe") and hasattr(module, "free_to_read"):
-                monkeypatch.setattr(module, "free_to_read", lambda x: False)
+        everywhere(monkeypatch, "free_to_read", lambda x: False)
     return request.param
 
 
@@ -105,8 +101,7 @@ def test_bad_tensors_are_refused_where_looking_is_free(bad):
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan])
 def test_bad_tensors_never_descend_where_nobody_looks(bad, monkeypatch):
-    for module in (steppe._radii, steppe._tensors, steppe.climb, steppe.schedules):
-        monkeypatch.setattr(module, "free_to_read", lambda x: False)
+    everywhere(monkeypatch, "free_to_read", lambda x: False)
     x, y = double(3.0, 4.0), double(6.0, 8.0)
     opt = SAM(SGD([{"params": [x], "rho": torch.tensor(bad)}, {"params": [y]}], lr=0.1), rho=0.5)
     (x.square().sum() + y.square().sum()).backward()

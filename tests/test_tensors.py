@@ -10,8 +10,10 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steppe._tensors
+from problems import everywhere
 from steppe import ASAM, GSAM, SAM, LookSAM
-from steppe._tensors import Ops, pieces
+from steppe._pieces import pieces
+from steppe._tensors import Ops
 
 over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
 over_sizes = pytest.mark.parametrize("shapes", [[(3,)] * 50, [(2, 3), (), (4000,)]], ids=["tiny", "mixed"])
@@ -39,9 +41,9 @@ class NobodyLooks(TorchDispatchMode):
 def place(request, monkeypatch):
     """Take the paths of the CPU, of accelerators, and of those that know no float64."""
     if request.param != "host":
-        monkeypatch.setattr(steppe._tensors, "free_to_read", lambda x: False)
+        everywhere(monkeypatch, "free_to_read", lambda x: False)
     if request.param == "no float64":
-        monkeypatch.setattr(steppe._tensors, "_WITH_FLOAT64", ())
+        monkeypatch.setattr(steppe._sums, "_WITH_FLOAT64", ())
     return request.param
 
 
@@ -216,7 +218,7 @@ def test_what_has_the_weight_zero_counts_in_nothing(foreach, bad, place):
 @pytest.mark.parametrize(("a", "b"), [(0.7, 0.3), (-1.5, 1.0), (1.2, -0.4), (0.5, 0.0), (1.0, -0.4), (0.0, 2.0)])
 @pytest.mark.parametrize("piece", [2**17, 1000])
 def test_mixing_is_that_of_the_formula(foreach, shapes, dtype, a, b, piece, place, monkeypatch):
-    monkeypatch.setattr(steppe._tensors, "PIECE", piece)
+    everywhere(monkeypatch, "PIECE", piece)
     xs, ys = random(shapes, dtype), random(shapes, dtype, seed=1)
     expected = a * flat(xs) + b * flat(ys)
     near = {"rtol": 0.0, "atol": 1e-14 if dtype == torch.float64 else 1e-6 if dtype == torch.float32 else 0.1}

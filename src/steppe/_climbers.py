@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ._checks import chain, descends
 from ._memory import has_one_owner
 from ._radii import Radii, climbs
-from ._tensors import Scalar
+from ._scalars import Scalar
 from .ascents import Ascent
 
 _NOTHING: Mapping[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ._tensors import Scalar, free_to_read
+from ._scalars import Scalar, free_to_read
 from .groups import found_again
 from .schedules import ProportionalToLR, Radius, check_radius
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+from ._scalars import PLAIN
 
 
 def sharded(xs: Sequence[Tensor]) -> bool:
     """Say whether one of ``xs`` is a DTensor."""
-    return not _PLAIN.issuperset(map(type, xs)) and any(hasattr(x, "placements") for x in xs)
+    return not PLAIN.issuperset(map(type, xs)) and any(hasattr(x, "placements") for x in xs)
 
 
 def refuse_flat(xs: Sequence[Tensor]) -> None:

@@ -7,82 +7,23 @@ the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from random import Random
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from ._memory import dense
+from ._pieces import HANDFUL, are_few, are_tiny, flattened, lines, packed, pieces
+from ._scalars import FULL, PLAIN, Scalar, Tensors, free_to_read, on, wide
 from ._shards import added_up, local, sharded
-
-Tensors = list[Tensor] | tuple[Tensor, ...]
-Scalar = Tensor | float
-Weights = Sequence[Tensor | None]
-
-HALF = (torch.float16, torch.bfloat16)
-_FULL = (torch.float32, torch.float64)
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-
-PIECE = 2**17
-"""Elements, per thread, of which three copies fit into a cache of a core."""
-
-_LINE = 2**20
-"""Elements whose products are added up in their own precision: float32 loses a digit for ten times as many."""
+from ._sums import Weights, by_weight, fits, inner, inner_there, norm_of_one, together, weighed
 
 # A product that is too small is off by less than the smallest normal number. In all that is less than rounding where
 # the sum of as many products as a large model has parameters, 2^40, is at least this.
-_SMALLEST = {dtype: 2.0**40 * torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in _FULL}
-
-_TINY, _HANDFUL = 2**12, 8
+_SMALLEST = {dtype: 2.0**40 * torch.finfo(dtype).tiny / torch.finfo(dtype).eps for dtype in FULL}
 
 _LARGE_DECAY = 2.0**20
-
-_WITH_FLOAT64 = ("cpu", "cuda", "meta")
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 if it is half precision, where squares and small scalars do not fit, else ``x``."""
-    return x.float() if x.dtype in HALF else x
-
-
-def filled(like: Tensor, value: float) -> Tensor:
-    """Return ``value`` in the shape and strides of ``like``, in float32 if ``like`` is half precision."""
-    return torch.full_like(like, value, dtype=torch.float32 if like.dtype in HALF else like.dtype)
-
-
-def on(x: Tensor, device: torch.device) -> Tensor:
-    """Return a 0-dim tensor on ``device``; only a way back to the CPU waits for it."""
-    return x.to(device, non_blocking=device.type != "cpu")
-
-
-def free_to_read(x: Tensor) -> bool:
-    """Say whether looking at a number on this device stops nobody."""
-    return x.is_cpu
-
-
-def on_host(x: Scalar) -> Scalar:
-    """Return a 0-dim tensor as a Python number where that stops nobody: it saves many small operations."""
-    return x.item() if isinstance(x, Tensor) and free_to_read(x) else x
-
-
-def ratio(x: Scalar, y: Scalar) -> Scalar:
-    """Return ``x / y``, and 0 where ``y`` is 0."""
-    if isinstance(y, Tensor):
-        return torch.where(y == 0, 0.0, x / y)
-    return x / y if y != 0 else 0.0
-
-
-def above(x: Scalar, floor: Scalar) -> Scalar:
-    """Return ``x``, and 0 where it is not above ``floor``."""
-    if isinstance(x, Tensor) or isinstance(floor, Tensor):
-        return torch.where(x > floor, x, 0.0)  # type: ignore[arg-type]
-    return x if x > floor else 0.0
-
-
-def draw(seed: int, step: Scalar) -> Random:
-    """Return a source of random numbers for one step: the same on every process, and after every checkpoint."""
-    return Random((seed << 64) + int(step))
 
 
 @final
@@ -116,9 +57,9 @@ class Ops:
         plain = alike = True
         for xs in lists:
             for x in xs:
-                plain = plain and type(x) in _PLAIN
+                plain = plain and type(x) in PLAIN
                 alike = alike and x.dtype is dtype and x.get_device() == device
-        alike = alike and plain and dtype in _FULL
+        alike = alike and plain and dtype in FULL
         return cls(plain if foreach is None else foreach, (first.device, dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
@@ -135,7 +76,7 @@ class Ops:
         if not self._free(xs):
             return self._norm_there(xs, weights)
         if weights is not None:
-            return math.hypot(*[math.sqrt(w) * float(self.norm(*some)) for w, some in _by_weight(weights, xs)])
+            return math.hypot(*[math.sqrt(w) * float(self.norm(*some)) for w, some in by_weight(weights, xs)])
         square = self._square(xs)
         return math.sqrt(square) if self._exact(square) else float(self._norm_there(xs))
 
@@ -143,10 +84,10 @@ class Ops:
         """Return the norm of ``f(xs, ys)``, which is element-wise."""
         if not self._cuts(xs):
             return self.norm(f(xs, ys))
-        square = sum([self._square(f(*_packed(some))) for some in pieces(xs, ys)])
+        square = sum([self._square(f(*packed(some))) for some in pieces(xs, ys)])
         if self._exact(square):
             return math.sqrt(square)
-        return math.hypot(*[float(self._norm_there(f(*_packed(some)))) for some in pieces(xs, ys)])
+        return math.hypot(*[float(self._norm_there(f(*packed(some)))) for some in pieces(xs, ys)])
 
     def dots(self, xs: Tensors, ys: Tensors, weights: Weights | None = None) -> tuple[Scalar, Scalar]:
         """Return the inner products ``<x, y>`` and ``<y, y>`` over all elements of all tensors, likewise."""
@@ -163,12 +104,12 @@ class Ops:
         if not self._free(lists[0]):
             return [self._product_there(lists[i], lists[j], weights) for i, j in pairs]
         if weights is not None:
-            parts = [(w, self.products(some, pairs)) for w, some in _by_weight(weights, *lists)]
+            parts = [(w, self.products(some, pairs)) for w, some in by_weight(weights, *lists)]
             return [sum(w * found[i] for w, found in parts) for i in range(len(pairs))]
-        found = self._sums(lambda *some: [_inner(some[i], some[j]) for i, j in pairs], *lists)
+        found = self._sums(lambda *some: [inner(some[i], some[j]) for i, j in pairs], *lists)
         if all(map(self._exact, found)):
             return [*found]
-        wider = self._sums(lambda *some: [_inner(some[i].double(), some[j].double()) for i, j in pairs], *lists)
+        wider = self._sums(lambda *some: [inner(some[i].double(), some[j].double()) for i, j in pairs], *lists)
         return [*wider]
 
     def parts(self, *lists: Tensors) -> Iterable[tuple[Tensors, ...]]:
@@ -184,7 +125,7 @@ class Ops:
     def _sums(self, measure: Callable[..., list[float]], *lists: Tensors) -> list[float]:
         """Return the sums, over all tensors, of numbers that are found in tensors or in pieces of them, on the CPU."""
         if self._cuts(lists[0]):
-            found = [measure(*line) for line in _lines(*lists)]
+            found = [measure(*line) for line in lines(*lists)]
         else:
             found = [measure(*map(local, some)) for some in zip(*lists, strict=True)]
         columns = list(zip(*found, strict=True))
@@ -200,34 +141,34 @@ class Ops:
 
     def _square(self, xs: Tensors) -> float:
         """Return the square of the norm of ``xs``, on the CPU and in their own range."""
-        if self._cuts(xs) and _few(xs) and all(x.dtype is xs[0].dtype for x in xs):
+        if self._cuts(xs) and are_few(xs) and all(x.dtype is xs[0].dtype for x in xs):
             return sum([norm * norm for norm in [x.item() for x in torch._foreach_norm(xs)]])
-        return self._sums(lambda x: [_inner(x, x)], xs)[0]
+        return self._sums(lambda x: [inner(x, x)], xs)[0]
 
     def _norms_there(self, xs: Tensors, weights: Weights | None) -> list[Tensor]:
         """Return the norms of ``xs`` as 0-dim tensors, of which nobody knows the values."""
         parts = [local(x) for x in xs]
-        plain = self.foreach or (sharded(xs) and _PLAIN.issuperset(map(type, parts)))
-        if plain and all(map(_fits, parts)):
+        plain = self.foreach or (sharded(xs) and PLAIN.issuperset(map(type, parts)))
+        if plain and all(map(fits, parts)):
             norms = list(torch._foreach_norm(parts, dtype=torch.float64))
         else:
-            norms = [_norm(part) for part in parts]
-        norms = _together(norms)
-        return norms if weights is None else [_weighed(x, w, 0.5) for x, w in zip(norms, weights, strict=True)]
+            norms = [norm_of_one(part) for part in parts]
+        norms = together(norms)
+        return norms if weights is None else [weighed(x, w, 0.5) for x, w in zip(norms, weights, strict=True)]
 
     def _norm_there(self, xs: Tensors, weights: Weights | None = None) -> Tensor:
         norms = self._norms_there(xs, weights)
         if sharded(xs):
             norms = [square.sqrt() for square in added_up([norm.double().square() for norm in norms], xs)]
-        return _norm(torch.stack(norms))
+        return norm_of_one(torch.stack(norms))
 
     def _product_there(self, xs: Tensors, ys: Tensors, weights: Weights | None) -> Tensor:
         if xs is ys:
             products = [norm.square() for norm in self._norms_there(xs, weights)]
         else:
-            products = _together([_inner_there(local(x), local(y)) for x, y in zip(xs, ys, strict=True)])
+            products = together([inner_there(local(x), local(y)) for x, y in zip(xs, ys, strict=True)])
             if weights is not None:
-                products = [_weighed(x, w, 1.0) for x, w in zip(products, weights, strict=True)]
+                products = [weighed(x, w, 1.0) for x, w in zip(products, weights, strict=True)]
         return torch.stack(added_up(products, xs) if sharded(xs) else products).sum()
 
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
@@ -243,8 +184,8 @@ class Ops:
     def by_size(self, xs: Tensors, ys: Tensors, c: float, *, twice: bool = False) -> Tensors:
         """Return ``(|x| + c) y``, or ``twice`` so."""
         found: Tensors
-        if self._cuts(xs) and _tiny(xs):
-            flat = self.by_size([_flat(xs)], [_flat(ys)], c, twice=twice)[0]
+        if self._cuts(xs) and are_tiny(xs):
+            flat = self.by_size([flattened(xs)], [flattened(ys)], c, twice=twice)[0]
             found = torch._C._nn.unflatten_dense_tensors(flat, list(xs))
             return found
         if not self.foreach:
@@ -290,7 +231,7 @@ class Ops:
         if isinstance(c, Tensor):
             return on(c.to(dtype), device)
         # The CPU's make a tensor of it again for each of xs.
-        return torch.tensor(c, dtype=dtype) if len(xs) > _HANDFUL and free_to_read(xs[0]) else c
+        return torch.tensor(c, dtype=dtype) if len(xs) > HANDFUL and free_to_read(xs[0]) else c
 
     def mix_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> None:
         """Set ``x <- a x + b y``."""
@@ -354,7 +295,7 @@ class Ops:
         if self.kind[0].type not in ("cuda", "cpu"):
             return False
         return all(
-            type(x) in _PLAIN and d.dtype == x.dtype and d.stride() == x.stride() and _dense(x)
+            type(x) in PLAIN and d.dtype == x.dtype and d.stride() == x.stride() and dense(x)
             for x, d in zip(xs, ds, strict=True)
         )
 
@@ -381,124 +322,7 @@ def _fused_sgd_(xs: Tensors, ys: Tensors, lr: Scalar, decay: float = 0.0, **opti
     torch._fused_sgd_(xs, ys, [], lr=lr, weight_decay=decay, **{**plain, **options})
 
 
-def pieces(*lists: Tensors, size: int | None = None) -> Iterator[tuple[Tensors, ...]]:
-    """Cut lists of tensors of the same shapes into parts that fit into a cache, large tensors too."""
-    size = PIECE * torch.get_num_threads() if size is None else size
-    if sum(map(Tensor.numel, lists[0])) <= size:
-        yield lists
-        return
-    held: list[int] = []  # not tuples of tensors, which the collector of garbage would look through
-    room = size
-    for i, x in enumerate(lists[0]):
-        numel = x.numel()
-        if numel > size and all(xs[i].is_contiguous() for xs in lists):
-            for parts in zip(*(torch.split(xs[i].view(-1), size) for xs in lists), strict=True):
-                yield tuple([part] for part in parts)
-        else:
-            held.append(i)
-            room -= numel
-            if room <= 0:
-                yield tuple([xs[j] for j in held] for xs in lists)
-                held, room = [], size
-    if held:
-        yield tuple([xs[j] for j in held] for xs in lists)
-
-
-def _lines(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
-    """Return all elements in tensors that fit into a cache: many tiny ones as one flat copy, which one call reads."""
-    for some in pieces(*lists, size=_LINE if len(lists) == 1 else None):
-        yield from zip(*_packed(some), strict=True)
-
-
-def _packed(lists: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
-    """Return flat copies of ``lists`` if their tensors are tiny, else ``lists``."""
-    return tuple([_flat(xs)] for xs in lists) if _tiny(lists[0]) else lists
-
-
-def _few(xs: Tensors) -> bool:
-    """Say whether ``xs`` are those of a small model, where every call counts."""
-    return sum(map(Tensor.numel, xs)) <= _LINE and not _tiny(xs) and xs[0].dtype in _FULL
-
-
-def _tiny(xs: Tensors) -> bool:
-    """Say whether ``xs`` are copied sooner than a call for each of them is made."""
-    return len(xs) > _HANDFUL and sum(map(Tensor.numel, xs)) < _TINY * len(xs)
-
-
-def _flat(xs: Tensors) -> Tensor:
-    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(xs))  # a quarter of the time of reshape and cat
-    return flat
-
-
 def _lie_alike(xs: Tensors, ys: Tensors) -> bool:
     """Say whether all are contiguous and in float32, as the fused SGD of the CPU takes them for granted."""
     whole = all(map(Tensor.is_contiguous, xs)) and all(map(Tensor.is_contiguous, ys))
     return whole and {x.dtype for x in xs} == {y.dtype for y in ys} == {torch.float32}
-
-
-def _dense(x: Tensor) -> bool:
-    """Say whether the elements of ``x`` lie in one piece of memory, in whatever order."""
-    return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense.default(x))
-
-
-def _inner(x: Tensor, y: Tensor) -> float:
-    """Return ``<x, y>`` of two tensors on the CPU, whose products are at least in float32."""
-    x, y = wide(x), wide(y)
-    if type(x) not in _PLAIN or not (x.is_contiguous() and y.is_contiguous()) or x.dtype != y.dtype:
-        return float((x * y).sum())
-    x, y = x.view(-1), y.view(-1)
-    if len(x) <= _LINE:
-        return torch.dot(x, y).item()
-    lines = zip(torch.split(x, _LINE), torch.split(y, _LINE), strict=True)
-    return sum(torch.dot(some, others).item() for some, others in lines)
-
-
-def _inner_there(x: Tensor, y: Tensor) -> Tensor:
-    """Return ``<x, y>`` of two tensors of which nobody knows the values."""
-    if not _fits(x):
-        return (wide(x) * wide(y)).sum()
-    if x.is_contiguous() and y.is_contiguous():  # in parts, whose copies in float64 need little memory
-        lines = zip(torch.split(x.view(-1), _LINE), torch.split(y.view(-1), _LINE), strict=True)
-        return torch.stack([some.double().mul_(others).sum() for some, others in lines]).sum()
-    return x.double().mul_(y).sum()
-
-
-def _fits(x: Tensor) -> bool:
-    """Say whether squares of all that ``x`` can hold fit into float64, and its device knows that: Apple's does not."""
-    return x.dtype != torch.float64 and x.device.type in _WITH_FLOAT64
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Return the norm of one tensor, wherever its squares may lie, without a look at it."""
-    if _fits(x):
-        norm: Tensor = torch.linalg.vector_norm(x, dtype=torch.float64)
-        return norm
-    x = wide(x)
-    largest = x.abs().max() if x.numel() else x.new_zeros(())
-    scaled: Tensor = torch.linalg.vector_norm(x / torch.where(largest > 0, largest, 1.0))
-    return largest * scaled
-
-
-def _weighed(x: Tensor, weight: Tensor | None, power: float) -> Tensor:
-    """Return ``weight^power x``, and 0 where the weight is 0, also if ``x`` is not finite."""
-    if weight is None:
-        return x
-    weight = on(weight, x.device)
-    return torch.where(weight > 0, weight.to(x.dtype) ** power * x, 0.0)
-
-
-def _by_weight(weights: Weights, *lists: Tensors) -> list[tuple[float, tuple[Tensors, ...]]]:
-    """Return each weight above 0 with those tensors of ``lists`` that have it."""
-    values = [1.0 if weight is None else float(weight) for weight in weights]
-    return [
-        (value, tuple([x for x, own in zip(xs, values, strict=True) if own == value] for xs in lists))
-        for value in sorted(set(values))
-        if value > 0
-    ]
-
-
-def _together(xs: list[Tensor]) -> list[Tensor]:
-    """Return 0-dim tensors on one device and in one dtype: an accelerator, and float64, if any is there."""
-    device = next((x.device for x in xs if x.device.type != "cpu"), xs[0].device)
-    dtype = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
-    return [on(x.to(dtype), device) for x in xs]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ._closures import keeping
+from ._scalars import Scalar
 from ._shards import resharded
-from ._tensors import Scalar
 from .climb import marked
 from .optimizer import SharpnessAware
 

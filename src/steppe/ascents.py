@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._scalars import HALF, Scalar, Tensors, draw, filled, on, ratio, wide
 from ._shards import like, sharded
-from ._tensors import HALF, Ops, Scalar, Tensors, draw, filled, on, ratio, wide
+from ._tensors import Ops
 
 State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]

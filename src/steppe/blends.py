@@ -14,7 +14,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from ._tensors import Scalar, Tensors, above, ratio, wide
+from ._scalars import Scalar, Tensors, above, ratio, wide
 from .ascents import Slope
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ._memory import addresses, overlapping, separate
+from ._pieces import PIECE, pieces
 from ._recording import is_recording, record
+from ._scalars import Scalar, Tensors, free_to_read, on, on_host
 from ._shards import like
-from ._tensors import PIECE, Ops, Scalar, Tensors, free_to_read, on, on_host, pieces
+from ._tensors import Ops
 from .ascents import Ascent, Slope
 from .blends import Blend
 

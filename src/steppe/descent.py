@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._tensors import Ops, on_host
+from ._scalars import on_host
+from ._tensors import Ops
 from .ascents import Ascent, Slope
 
 

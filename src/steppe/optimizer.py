@@ -49,9 +49,10 @@ from ._closures import (
 from ._memory import separate
 from ._radii import Radii, climbs
 from ._recording import is_recording, record
+from ._scalars import HALF, Scalar, on_host
 from ._shards import like, local, refuse_flat
 from ._steps import watch
-from ._tensors import HALF, Ops, Scalar, on_host
+from ._tensors import Ops
 from ._visits import Visit, Visits
 from .ascents import Ascent, Slope
 from .blends import Blend

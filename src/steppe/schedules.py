@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._tensors import free_to_read
+from ._scalars import free_to_read
 from .groups import found_again
 
 

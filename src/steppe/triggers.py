@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from ._tensors import Scalar, draw
+from ._scalars import Scalar, draw
 from .ascents import Slope
 
 

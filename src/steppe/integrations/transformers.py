@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._parts import first_of, need_fraction
-from .._tensors import Scalar
+from .._scalars import Scalar
 from ..accumulation import accumulated_step, check_parts
 from ..optimizer import SharpnessAware
 from ..passes import frozen_buffers, frozen_norm_stats, same_random_state

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from ..._tensors import ratio
+from ..._scalars import ratio
 from ...ascents import AdaGrad, AdaGradNorm, Adam, Ascent, Directions, Slope
 from ...descent import Descent
 from ...optimizer import SharpnessAware

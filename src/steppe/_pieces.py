@@ -1,0 +1,67 @@
+"""Lists of tensors in pieces that fit into a cache: large tensors are cut, and many tiny ones copied into one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ._scalars import FULL, Tensors
+
+PIECE = 2**17
+"""Elements, per thread, of which three copies fit into a cache of a core."""
+
+LINE = 2**20
+"""Elements whose products are added up in their own precision: float32 loses a digit for ten times as many."""
+
+_TINY, HANDFUL = 2**12, 8
+
+
+def pieces(*lists: Tensors, size: int | None = None) -> Iterator[tuple[Tensors, ...]]:
+    """Cut lists of tensors of the same shapes into parts that fit into a cache, large tensors too."""
+    size = PIECE * torch.get_num_threads() if size is None else size
+    if sum(map(Tensor.numel, lists[0])) <= size:
+        yield lists
+        return
+    held: list[int] = []  # not tuples of tensors, which the collector of garbage would look through
+    room = size
+    for i, x in enumerate(lists[0]):
+        numel = x.numel()
+        if numel > size and all(xs[i].is_contiguous() for xs in lists):
+            for parts in zip(*(torch.split(xs[i].view(-1), size) for xs in lists), strict=True):
+                yield tuple([part] for part in parts)
+        else:
+            held.append(i)
+            room -= numel
+            if room <= 0:
+                yield tuple([xs[j] for j in held] for xs in lists)
+                held, room = [], size
+    if held:
+        yield tuple([xs[j] for j in held] for xs in lists)
+
+
+def lines(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
+    """Return all elements in tensors that fit into a cache: many tiny ones as one flat copy, which one call reads."""
+    for some in pieces(*lists, size=LINE if len(lists) == 1 else None):
+        yield from zip(*packed(some), strict=True)
+
+
+def packed(lists: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    """Return flat copies of ``lists`` if their tensors are tiny, else ``lists``."""
+    return tuple([flattened(xs)] for xs in lists) if are_tiny(lists[0]) else lists
+
+
+def are_few(xs: Tensors) -> bool:
+    """Say whether ``xs`` are those of a small model, where every call counts."""
+    return sum(map(Tensor.numel, xs)) <= LINE and not are_tiny(xs) and xs[0].dtype in FULL
+
+
+def are_tiny(xs: Tensors) -> bool:
+    """Say whether ``xs`` are copied sooner than a call for each of them is made."""
+    return len(xs) > HANDFUL and sum(map(Tensor.numel, xs)) < _TINY * len(xs)
+
+
+def flattened(xs: Tensors) -> Tensor:
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(xs))  # a quarter of the time of reshape and cat
+    return flat

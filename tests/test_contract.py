@@ -323,7 +323,7 @@ def test_methods_choose_parts_and_see_no_model(method):
     """One engine takes all steps, and nothing but parameters, or a base with them, goes into it."""
     for name in ("step", "state_dict", "load_state_dict", "add_param_group"):
         owner = inspect.unwrap(getattr(method, name)).__qualname__.partition(".")[0]  # torch wraps them
-        assert owner in ("SharpnessAware", "Descent", "Optimizer")
+        assert owner in ("SharpnessAware", "Wrapping", "Descent", "Optimizer")
     asked = inspect.signature(method).parameters
     assert next(iter(asked)) in ("base", "params")
     assert not asked.keys() & {"model", "module", "closure", "loss_fn", "scaler", "process_group"}

@@ -83,10 +83,10 @@ class _Steps:
         for watcher in self.watchers:
             alike.setdefault(id(watcher.state), []).append(watcher)
         for watchers in alike.values():
-            first, *others = sorted(watchers, key=lambda one: one._due.weight is None and not one._due.begun)
+            first, *others = sorted(watchers, key=lambda one: not one._due.waiting)
             first._after_base_step(surely=surely)
             for other in others:
-                other._due.weight, other._due.begun = None, False
+                other._due.forget()
 
 
 _STEPS: WeakKeyDictionary[Optimizer, _Steps] = WeakKeyDictionary()

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -22,150 +21,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._scalars import HALF, Scalar, Tensors, draw, filled, on, ratio, wide
-from ._shards import like, sharded
+from ._scalars import Scalar, Tensors, draw, ratio, wide
+from ._shards import sharded
+from ._slope import Slope as Slope
 from ._tensors import Ops
 
-State = MutableMapping[Any, dict[str, Any]]
 Directions = tuple[Tensors, Scalar]
-
-
-@final
-class Slope:
-    """The parameters that move together, what they move along, the one norm over it all, and their memory.
-
-    Args:
-        owners: the parameters as the optimizer knows them.
-        vectors: what they move along, as a rule their gradients.
-        state: the optimizer's state.
-        ops: arithmetic for them.
-        guarded: whether accumulators must stay as they are when a vector is not finite.
-        scale: what the vectors are multiplied by already; they are divided by it, but kept as they came as ``scaled``.
-        step: how many steps have been taken before.
-        climbing: how many of the first parameters climb, if not all; the others count in no norm.
-        weights: 0-dim tensors, 1 where a parameter climbs and 0 where not, on an accelerator that nobody waits for;
-            None where it surely does.
-
-    Raises:
-        TypeError: if a vector is sparse.
-    """
-
-    def __init__(
-        self,
-        owners: list[Tensor],
-        vectors: list[Tensor],
-        state: State,
-        ops: Ops,
-        *,
-        guarded: bool,
-        scale: Scalar = 1.0,
-        step: Scalar = 0,
-        climbing: int | None = None,
-        weights: Sequence[Tensor | None] | None = None,
-    ) -> None:
-        self.owners, self.state, self.ops, self.guarded, self.step = owners, state, ops, guarded, step
-        self.climbing, self.weights = climbing, weights
-        self.params = ops.real(owners)
-        _need_dense(vectors)
-        if not ops.foreach:
-            vectors = [like(g, p) for g, p in zip(vectors, owners, strict=True)]
-        self.scaled: Tensors = ops.real(vectors)
-        if isinstance(scale, Tensor) or scale != 1.0:
-            vectors = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in vectors]
-        self.grads: Tensors = ops.real(
-            vectors if ops.kind else [_fitting(g, p) for g, p in zip(vectors, owners, strict=True)]
-        )
-        self._norm: Scalar | None = None
-
-    @property
-    def norm(self) -> Scalar:
-        """The l2 norm over all vectors of what climbs: a number on the CPU, a 0-dim tensor on an accelerator."""
-        if self._norm is None:
-            self._norm = self.norm_of(None)
-        return self._norm
-
-    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors] | None) -> Scalar:
-        """Return the norm of ``f(params, vectors)``, element-wise, of what climbs; None is the vectors themselves."""
-        params, grads = self.params[: self.climbing], self.grads[: self.climbing]
-        if f is None or self.weights is not None:
-            return self.ops.norm(grads if f is None else f(params, grads), self.weights)
-        return self.ops.norm_of(f, params, grads)
-
-    def dots(self, xs: Tensors) -> tuple[Scalar, Scalar]:
-        """Return the inner products ``<x, g>`` and ``<g, g>`` with the vectors ``g`` over what climbs, likewise."""
-        return self.ops.dots(xs[: self.climbing], self.grads[: self.climbing], self.weights)
-
-    def along(self, vectors: Tensors) -> Slope:
-        """Return the same slope with other vectors to move along."""
-        other = copy(self)
-        other.grads, other._norm = vectors, None
-        return other
-
-    def mix_(self, others: Tensors, a: Scalar, b: float) -> None:
-        """Make the vectors ``a g + b x``; if all climb their norm is found on the way."""
-        norm = self.ops.mixed_norm_(self.grads, others, a, b)
-        self._norm = norm if self.climbing is None and self.weights is None else None
-
-    def scale_(self, c: Scalar) -> None:
-        """Make the vectors ``c g``."""
-        self.ops.scale_(self.grads, c)
-        self._norm = None if self._norm is None else self._norm * c
-
-    def write_back(self) -> None:
-        """Give vectors that were changed in another dtype than their own what they are now."""
-        for g, changed in zip(self.scaled, self.grads, strict=True):
-            if g.dtype is not changed.dtype:
-                g.copy_(changed)
-
-    def or_else(self, new: Tensors, old: Tensors) -> Tensors:
-        """Return ``new`` if the vectors are finite and ``old`` if they are not."""
-        finite = not self.guarded or self.norm < math.inf
-        if isinstance(finite, Tensor):
-            return [torch.where(on(finite, n.device), n, o) for n, o in zip(new, old, strict=True)]
-        return new if finite else old
-
-    def number_or_else(self, new: Scalar, old: Scalar) -> Scalar:
-        """Return ``new`` if the vectors are finite and ``old`` if they are not."""
-        finite = not self.guarded or self.norm < math.inf
-        return torch.where(finite, new, old) if isinstance(finite, Tensor) else new if finite else old
-
-    def remember(self, name: str, start: float) -> list[Tensor]:
-        """Return the accumulator ``name`` of every parameter, filled with ``start`` where it is new.
-
-        Accumulators of half-precision parameters are float32.
-        """
-        found = []
-        for owner, p in zip(self.owners, self.params, strict=True):
-            memory = self.state[owner]
-            if name not in memory:
-                memory[name] = filled(p, start)
-            found.append(memory[name])
-        return found
-
-    def keep(self, name: str, values: Tensors) -> None:
-        """Make tensors, one for every parameter, what the next steps `remember`."""
-        for owner, value in zip(self.owners, values, strict=True):
-            self.state[owner][name] = value
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """What is remembered for all parameters together."""
-        return self.state["shared"]
-
-
-def _fitting(g: Tensor, p: Tensor) -> Tensor:
-    """Return a gradient in the dtype of its parameter, or float32 if that is half: a host may let them differ."""
-    dtype = torch.promote_types(p.dtype, torch.float32) if p.dtype in HALF else p.dtype
-    return g if g.dtype in (dtype, p.dtype) else g.to(dtype)
-
-
-def _need_dense(vectors: list[Tensor]) -> None:
-    if {g.layout for g in vectors} != {torch.strided}:
-        shape = next(tuple(g.shape) for g in vectors if g.layout is not torch.strided)
-        raise TypeError(
-            f"A parameter of shape {shape} has a sparse gradient, which cannot be climbed. Use sparse=False in its "
-            "embedding, or give its group rho=0 and a base that takes sparse gradients."
-        )
 
 
 class Ascent(ABC):

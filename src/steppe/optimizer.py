@@ -12,29 +12,17 @@ One step::
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ._checks import (
-    called_by_checkpoint,
-    check_base,
-    put_back_if_it_fails,
-    refuse_classes,
-    refuse_foreign_calls,
-    refuse_others,
-    stepped_by,
-)
+from ._checks import check_base, refuse_foreign_calls
 from ._climbers import climbers, vector_of
 from ._closures import (
     AFTER_CLEAN,
@@ -47,17 +35,16 @@ from ._closures import (
     zeroing,
 )
 from ._memory import separate
-from ._radii import Radii, climbs
+from ._radii import climbs
 from ._recording import is_recording, record
-from ._scalars import HALF, Scalar, on_host
-from ._shards import like, local, refuse_flat
-from ._steps import watch
+from ._scalars import HALF, Scalar
+from ._shards import like, refuse_flat
 from ._tensors import Ops
 from ._visits import Visit, Visits
+from ._wrapping import Wrapping
 from .ascents import Ascent, Slope
 from .blends import Blend
 from .climb import Anchor, Climb, Stay, alone
-from .descent import load_uncast
 from .schedules import Radius, check_radius
 from .together import Bases, joined
 from .triggers import Always, Trigger
@@ -67,19 +54,7 @@ _NOTHING: Mapping[str, Any] = {}
 Result = TypeVar("Result")
 
 
-@dataclass
-class _Due:
-    """A step that the base is to take: an object, for hosts make copies of optimizers that share all they hold."""
-
-    weight: tuple[Tensor, int] | None = None
-    """One that it has not changed yet, and how often that has been written to."""
-
-    begun: bool = False
-    seen: bool = False
-    """Whether steps of the base are seen: then what else changes the weights is none."""
-
-
-class SharpnessAware(Optimizer):
+class SharpnessAware(Wrapping):
     """A torch optimizer that gives its base the gradient a sharpness-aware method asks for.
 
     Every method of this library is a `SharpnessAware` with its parts chosen; use it directly to combine parts that
@@ -147,12 +122,6 @@ class SharpnessAware(Optimizer):
     climb on large models is slower then. It is a setting of this object and of its copies, and not in the `state_dict`.
     """
 
-    state: defaultdict[Any, dict[str, Any]]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> SharpnessAware:
-        refuse_classes(cls.__name__, [*args, *kwargs.values()])
-        return super().__new__(cls)
-
     def __init__(
         self,
         base: Bases,
@@ -171,61 +140,15 @@ class SharpnessAware(Optimizer):
         for i, group in enumerate(base.param_groups):
             check_radius(group.get("rho", rho), i)
             refuse_flat(group["params"])
-        super().__init__([{}], {})  # what it makes of groups is not needed: ours are the base's
-        self.base = base
         self.ascent = ascent
         self.blend = blend
         self.trigger = Always() if trigger is None else trigger
         self.foreach = foreach
-        self._radii = Radii(rho)
         self._visits = Visits()
-        self._zeroes = False  # whether the closure has been seen to zero gradients
-        self._due = _Due()
-        self._warned = False
         self._anchor = Anchor()
-        without = [group for group in base.param_groups if "rho" not in group]
-        try:
-            with put_back_if_it_fails(base):
-                self._radii.of(base.param_groups)
-                # Groups that are added to the base behind our back get a rho as well.
-                base.defaults = self.defaults = {**getattr(base, "defaults", {}), "rho": rho}
-                watch(stepped_by(base), self)
-        except BaseException:
-            for group in without:
-                group.pop("rho", None)
-            raise
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base's own group dicts, whoever replaced them last."""
-        asking = sys._getframe(1)
-        if asking.f_code.co_name == "_unscale_grads_" and asking.f_back.f_code.co_name == "unscale_":  # type: ignore[union-attr]
-            self._refuse_unscaling()
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if "base" in vars(self):
-            self.base.param_groups = groups
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base; without its own ``"rho"`` it gets the one given at construction."""
-        if "base" not in vars(self):
-            return
-        groups = self.base.param_groups
-        check_radius(param_group.get("rho", self._radii.given), len(groups))
-        self.base.add_param_group(param_group)
-        self._radii.of(self.base.param_groups)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Let the base forget gradients, as it does."""
-        self.base.zero_grad(**({} if set_to_none else {"set_to_none": False}))
-
-    def __getattr__(self, name: str) -> Any:
-        # Bases without a schedule have two kinds of weights; hosts ask whether there is a switch.
-        if name in ("train", "eval") and "base" in vars(self):
-            return getattr(self.base, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._zeroes = False  # whether the closure has been seen to zero gradients
+        self._warned = False
+        super().__init__(base, rho)
 
     def step(
         self, closure: Callable[[], Result] | None = None, *, ascent: Callable[[], Result] | None = None
@@ -278,7 +201,7 @@ class SharpnessAware(Optimizer):
             params = self._params()
             alone = self._decide("") or Stay(params, only=True)
             loss = self._visits.run(alone, partial(new_gradients, params, closure, AFTER_SHARP), params)
-            self._await_step()
+            self._due.prepared(self._params())
             return loss
         part = ascent is not None and self._asks_first()
         first = ascent if ascent is not None and part else closure
@@ -291,7 +214,7 @@ class SharpnessAware(Optimizer):
             if part:
                 loss = self._visits.at_rest(partial(new_gradients, self._params(), closure, AFTER_CLEAN))
             self._reuse()
-        self._await_step()
+        self._due.prepared(self._params())
         return loss
 
     def _sharp_pass(self, closure: Callable[[], Any]) -> None:
@@ -337,7 +260,7 @@ class SharpnessAware(Optimizer):
         params = self._params()
         if not self.ascent.needs_gradient:
             loss = self._visits.run(self._decide("") or Stay([]), partial(adding_up, params, closure))
-            self._await_step()
+            self._due.prepared(self._params())
             return loss
         # Where there are processes, gradients may lie in memory that the next backward pass uses.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -366,7 +289,7 @@ class SharpnessAware(Optimizer):
         for p, g in zip(params, held, strict=True):
             if g is not None:
                 p.grad = g if p.grad is None else g.add_(p.grad)
-        self._await_step()
+        self._due.prepared(self._params())
         return loss
 
     def ascended(self, scale: Scalar = 1.0) -> AbstractContextManager[bool]:
@@ -405,7 +328,7 @@ class SharpnessAware(Optimizer):
             need_gradient(self._params(), AFTER_SHARP)
             if isinstance(climb, Stay):
                 self._reuse()
-            self._await_step()
+            self._due.prepared(self._params())
 
         return Visit(self._visits, self._params, decide, finish)
 
@@ -449,9 +372,6 @@ class SharpnessAware(Optimizer):
             return due and any(vector is not None for vector in vectors)
         return due and bool(climbing)
 
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.base.param_groups for p in group["params"]]
-
     def climbing_groups(self) -> list[tuple[list[Tensor], Scalar]]:
         """Return the parameters of groups that climb, with their radii: numbers, or tensors where nobody may look."""
         return [(params, rho) for params, rho in self._radii.of(self.base.param_groups) if climbs(rho)]
@@ -459,7 +379,6 @@ class SharpnessAware(Optimizer):
     def _decide(self, when: str, scale: Scalar = 1.0, *, lets_go: bool = True) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         self._look_for_a_step()
-        self._due.weight, self._due.begun = None, False
         blends = self.blend is not None and self.blend.needs_clean
         found = climbers(self.base, self._radii, self.ascent, self.trigger.stretch, blends=blends)
         if not found.owners:
@@ -536,121 +455,7 @@ class SharpnessAware(Optimizer):
 
     def _before_base_step(self) -> None:
         self._visits.refuse_a_step()
-        # What is broken off now was no step that nobody saw.
-        if not self._makes_state():
-            self._due.weight, self._due.begun = None, self._due.begun or self._due.weight is not None
-
-    def _after_base_step(self, *, surely: bool) -> None:
-        if self._makes_state():
-            if self._due.weight is not None:
-                self._await_step()  # it has written to the weights what they are
-            return
-        if not self._due.begun and self._due.weight is None and (not surely or self._stands()):
-            return
-        self._due.weight, self._due.begun, self._due.seen = None, False, self._due.seen or surely
-        step = self.state["engine"].get("step", 0) + 1
-        # A GradScaler skips the step of most bases, but a fused one it tells what it found, and that leaves all as it
-        # is by itself. Then, on an accelerator, the count is a tensor, for which only a trigger that asks has to wait.
-        found_inf: Tensor | None = getattr(stepped_by(self.base), "found_inf", None)
-        self.state["engine"]["step"] = step if found_inf is None else on_host(step - (found_inf != 0).long())
-        # A scheduler that is attached here, not to the base, asks whether a step came before its own.
-        self._opt_called = True
-
-    def _stands(self) -> bool:
-        """Say whether every learning rate is 0: then a step nobody prepared is how others make a base's state."""
-        return all("lr" in group and group["lr"] == 0 for group in self.base.param_groups)
-
-    def _makes_state(self) -> bool:
-        """Say whether a checkpoint steps the base to see what state there is, whatever has been prepared."""
-        return self._stands() and called_by_checkpoint()
-
-    def _await_step(self) -> None:
-        p = next((p for p in self._params() if p.grad is not None), None)
-        self._due.weight = None if p is None else (p, local(p)._version)
-
-    def _look_for_a_step(self) -> None:
-        """Count a step that was taken where it could not be seen."""
-        weight = None if self._due.seen else self._due.weight
-        if weight is not None and local(weight[0])._version != weight[1]:
-            name = type(self).__name__
-            warnings.warn(
-                f"The weights have changed after {name} had prepared a gradient, but no step of its base was seen; it "
-                "is counted as one. Step opt.base itself, so that steps are counted for sure.",
-                stacklevel=4,
-            )
-            self._after_base_step(surely=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that resuming bit for bit needs: our state, and the base's under ``"base"``.
-
-        It holds tensors and plain Python values only, so ``torch.load(..., weights_only=True)`` reads it.
-
-        Raises:
-            TypeError: if ``torch.distributed.checkpoint`` asks, which has no place for it; see
-                `steppe.integrations.distributed.SharpnessAwareState`.
-        """
-        refuse_foreign_calls(self, "state_dict")
-        by_hand = self._radii.by_hand(self.base.param_groups)
-        if by_hand or "by_hand" in self.state.get("engine", _NOTHING):
-            self.state["engine"]["by_hand"] = by_hand
-        with_base = self.register_state_dict_post_hook(
-            lambda _, found: {**found, "base": self.base.state_dict()},
-            prepend=True,  # those of users see all of it
-        )
-        try:
-            return super().state_dict()
-        finally:
-            with_base.remove()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, or, with a warning, the state of a plain base optimizer.
-
-        Raises:
-            ValueError: if the parameter groups do not match, or if it is the state of another package's SAM.
-
-        If it raises, nothing is changed.
-        """
-        if "base" not in state_dict:
-            refuse_others(state_dict)
-            self._load_plain(state_dict)
-            return
-        mine = self.state
-        found: dict[str, Any] = {}
-
-        def base_first(_: Optimizer, state: dict[str, Any]) -> None:
-            found.update(state)
-            self.base.load_state_dict(state["base"])
-
-        hooks = [
-            self.register_load_state_dict_pre_hook(base_first),  # after those of users
-            self.register_load_state_dict_post_hook(lambda _: load_uncast(self, found), prepend=True),
-        ]
-        try:
-            with put_back_if_it_fails(self.base):
-                super().load_state_dict(dict(state_dict))
-                by_hand = tuple(self.state["engine"].get("by_hand", ()))
-        except BaseException:
-            self.state = mine
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._radii.loaded(self.base.param_groups, by_hand)
-        self._due.weight = None
-
-    def _load_plain(self, state_dict: Mapping[str, Any]) -> None:
-        radii = [group["rho"] for group in self.base.param_groups]
-        with put_back_if_it_fails(self.base):
-            self.base.load_state_dict(dict(state_dict))
-        for group, rho in zip(self.base.param_groups, radii, strict=True):
-            group["rho"] = rho
-        self.state.clear()
-        self._due.weight = None
-        warnings.warn(
-            f"This is the state of a plain optimizer, not of {type(self).__name__}: the base is loaded, every rho "
-            "stays as it is, and counters and accumulators start anew.",
-            stacklevel=3,
-        )
+        super()._before_base_step()
 
     def __repr__(self) -> str:
         following = self._radii.following(self.base.param_groups)
@@ -671,23 +476,14 @@ class SharpnessAware(Optimizer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        parts = ("base", "ascent", "blend", "trigger")
-        names = ("defaults", "state", *parts, "foreach", "keep_copy", "_radii", "_zeroes", "_warned")
-        return {name: getattr(self, name) for name in names}
-
-    def __copy__(self) -> SharpnessAware:
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))  # all that is known of the weights, too, which are the same
-        watch(stepped_by(self.base), other)
-        return other
+        names = ("ascent", "blend", "trigger", "foreach", "keep_copy", "_zeroes", "_warned")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.
         self._anchor = Anchor()
-        super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
         if "base" in state:  # a copy, whose weights are its own: wherever they are, nobody will move them
-            self._visits, self._due = Visits(), _Due()
-            watch(stepped_by(self.base), self)
+            self._visits = Visits()
+        super().__setstate__(state)
 
     def _refuse_grad_scaler(self) -> None:
         # GradScaler takes its marks back only after a step that returns.
@@ -696,12 +492,6 @@ class SharpnessAware(Optimizer):
         raise RuntimeError(
             "The gradients are multiplied by a GradScaler, which torch does not combine with closures. Use "
             '"with opt.ascended():" around a second scaler.scale(loss).backward(), then scaler.step(opt.base).'
-        )
-
-    def _refuse_unscaling(self) -> None:
-        raise RuntimeError(
-            f"scaler.unscale_() got the {type(self).__name__}, but scaler.step() must get its base, and would divide "
-            "the gradients once more: it tells optimizers apart. Call scaler.unscale_(opt.base)."
         )
 
 

@@ -250,15 +250,27 @@ def in_a_process(what: str, *arguments: object) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+class _Gradients(torch.autograd.Function):
+    """Gives parameters copies of tensors for gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, found: list[Tensor], *params: Tensor) -> Tensor:
+        ctx.found = found
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *[g.clone() for g in ctx.found]
+
+
 def passes(params: list[Parameter]) -> Closure:
-    """Return a closure that gives ``params`` gradients of which nobody else has the memory, as a backward pass does."""
+    """Return a closure whose backward pass gives ``params`` gradients of which nobody else has the memory."""
     found = cycle([[0.01 * torch.randn_like(p) for p in params] for _ in range(2)])
 
     def closure() -> float:
         for p in params:
             p.grad = None
-        for p, g in zip(params, next(found), strict=True):
-            p.grad = g.clone()
+        _Gradients.apply(next(found), *params).backward()
         return 0.0
 
     return closure

@@ -15,8 +15,11 @@ _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim", "original_
 
 def inner(base: Any) -> Optimizer | None:
     """Return the optimizer that a wrapper has inside, or None if this is no wrapper."""
-    found = (vars(base).get(name) for name in _INSIDE)
-    return next((one for one in found if isinstance(one, Optimizer)), None)
+    attributes = vars(base)
+    for name in _INSIDE:
+        if isinstance(found := attributes.get(name), Optimizer):
+            return found
+    return None
 
 
 def chain(base: Any) -> Iterator[Any]:
@@ -50,9 +53,12 @@ def descends(base: Any, group: Mapping[str, Any]) -> bool:
     for one in getattr(base, "bases", ()):  # several together
         if any(group is other for other in one.param_groups):
             return descends(one, group)
+    up = bool(group.get("maximize", False))
     # Some packages' optimizers negate gradients by an attribute, their wrappers once more.
-    ups = [bool(getattr(one, "maximize", False)) for one in chain(base)]
-    return sum(ups, start=bool(group.get("maximize", False))) % 2 == 0
+    while base is not None:
+        up ^= bool(getattr(base, "maximize", False))
+        base = inner(base)
+    return not up
 
 
 def refuse_classes(name: str, given: Iterable[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -14,6 +14,9 @@ from ._memory import has_one_owner
 from ._radii import Radii, climbs
 from ._scalars import Scalar
 from .ascents import Ascent
+
+_SMALL = 2**12
+"""Elements that are copied sooner than it is found out who has them."""
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -40,42 +43,60 @@ class Climbers:
     held: list[bool] = field(default_factory=list)
 
 
-def vector_of(p: Tensor, base: Optimizer, ascent: Ascent) -> Tensor | None:
-    """Return what a parameter climbs along."""
+def vectors_of(base: Optimizer, ascent: Ascent) -> Callable[[Tensor], Tensor | None]:
+    """Return what tells along what a parameter climbs."""
     if ascent.needs_gradient:
-        return p.grad
-    memory: dict[str, Any] = {}
-    for one in getattr(base, "bases", (base,)):
-        *around, inmost = [inside.state.get(p, _NOTHING) for inside in chain(one)]
-        if inmost:  # wrappers may remember something from the beginning
-            memory |= {name: value for each in (*around, inmost) for name, value in each.items()}
-    return ascent.vector(p, memory)
+        return lambda p: p.grad
+    memory = memory_of(base)
+    return lambda p: ascent.vector(p, memory(p))
+
+
+def memory_of(base: Optimizer) -> Callable[[Tensor], Mapping[str, Any]]:
+    """Return what tells what a base, or those together or inside, remember of a parameter."""
+    chains = [[inside.state for inside in chain(one)] for one in getattr(base, "bases", (base,))]
+    if len(chains) == len(chains[0]) == 1:
+        state = chains[0][0]
+        return lambda p: state.get(p, _NOTHING)
+
+    def together(p: Tensor) -> dict[str, Any]:
+        memory: dict[str, Any] = {}
+        for *around, inmost in chains:
+            if own := inmost.get(p):  # wrappers may remember something from the beginning
+                for state in around:
+                    memory |= state.get(p, _NOTHING)
+                memory |= own
+        return memory
+
+    return together
 
 
 def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, blends: bool) -> Climbers:
     """Return who climbs; only if gradients are to be blended also who stays, and whose gradients have one owner."""
     found = Climbers()
+    owners, vectors, by_gradient = found.owners, found.vectors, ascent.needs_gradient
+    vector_of = vectors_of(base, ascent)
     groups = base.param_groups
     for group, (params, rho) in zip(groups, radii.of(groups), strict=True):
         if not climbs(rho):
             if blends:
                 found.still += [p for p in params if p.grad is not None]
             continue
-        start = len(found.owners)
+        start = len(owners)
         for p in params:
-            alone = blends and has_one_owner(p)  # before it has another one here
-            vector = vector_of(p, base, ascent)
+            alone = blends and p.numel() > _SMALL and has_one_owner(p)  # before it has another one here
+            vector = p.grad if by_gradient else vector_of(p)
             if vector is not None:
-                found.owners.append(p)
-                found.vectors.append(vector)
+                owners.append(p)
+                vectors.append(vector)
                 if blends:
                     found.held.append(alone)
-        stop = len(found.owners)
+        stop = len(owners)
         weight = (rho > 0).float() if isinstance(rho, Tensor) else None
         if weight is not None or found.weights:
             found.weights += [None] * (start - len(found.weights)) + [weight] * (stop - start)
         # A maximizer's adversary lowers what it wants high. The base's momentum knows of that already.
-        sign = 1.0 if not ascent.needs_gradient or descends(base, group) else -1.0
+        sign = 1.0 if not by_gradient or descends(base, group) else -1.0
         found.spans.append((start, stop, rho * (sign * stretch)))
-    found.held += map(has_one_owner, found.still)
+    if blends:
+        found.held += map(has_one_owner, found.still)
     return found

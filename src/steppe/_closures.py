@@ -42,8 +42,9 @@ def new_gradients(params: Sequence[Tensor], closure: Callable[[], Result], when:
     loss = evaluate(closure)
     need_gradient(params, when)
     if old is not None:
-        p, g, version = old
-        if p.grad is not None and p.grad is g() and local(p.grad)._version == version:
+        p, same, version = old
+        g = p.grad
+        if g is not None and g is same() and _version(g) == version:
             raise RuntimeError(
                 f"A parameter of shape {tuple(p.shape)} has its old gradient {when} And does it begin with "
                 "opt.zero_grad()?"
@@ -54,10 +55,15 @@ def new_gradients(params: Sequence[Tensor], closure: Callable[[], Result], when:
 def _old_gradient(params: Sequence[Tensor]) -> tuple[Tensor, ref[Tensor], int] | None:
     """Return a parameter with a gradient, and what to know that by without holding it."""
     for p in params:
-        if p.grad is not None and p.requires_grad:
+        g = p.grad
+        if g is not None and p.requires_grad:
             # On accelerators graphs that were captured write to gradients, and nothing counts that.
-            return (p, ref(p.grad), local(p.grad)._version) if p.is_cpu else None
+            return (p, ref(g), _version(g)) if g.is_cpu else None
     return None
+
+
+def _version(g: Tensor) -> int:
+    return (g if type(g) is Tensor else local(g))._version
 
 
 def zeroing(params: Sequence[Tensor], closure: Callable[[], Any]) -> bool:
@@ -95,7 +101,7 @@ def adding_up(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result
 
 def _versions(params: Sequence[Tensor]) -> list[tuple[Tensor | None, int]]:
     """Return the gradients with how often each has been written to."""
-    return [(g, 0 if g is None else local(g)._version) for g in (p.grad for p in params)]
+    return [(g, 0 if g is None else _version(g)) for g in (p.grad for p in params)]
 
 
 def _first_arrival(params: Sequence[Tensor], *, expects_leftover: bool) -> _FirstArrival:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ._checks import called_by_checkpoint
+from ._scalars import PLAIN, free_to_read
 from ._shards import local
 
 
@@ -28,8 +29,11 @@ class Due:
 
     def prepared(self, params: Sequence[Tensor]) -> None:
         """Note that the gradients of ``params`` are those for the next step."""
-        p = next((p for p in params if p.grad is not None), None)
-        self._weight = None if p is None else (p, local(p)._version)
+        self._weight = None
+        for p in params:
+            if p.grad is not None:
+                self._weight = p, (p if type(p) in PLAIN else local(p))._version
+                return
 
     def forget(self) -> None:
         """Note that no step is waited for."""
@@ -42,16 +46,18 @@ class Due:
 
     def begin(self, base: Optimizer) -> None:
         """Note that the base begins to step: if that is broken off, it is no step that nobody saw."""
-        if not _makes_state(base):
-            self._weight, self._begun = None, self.waiting
+        if not (_stands(base) and called_by_checkpoint()):
+            self._begun = self._begun or self._weight is not None
+            self._weight = None
 
-    def end(self, base: Optimizer, params: Sequence[Tensor], *, surely: bool) -> bool:
+    def end(self, base: Optimizer, params: Callable[[], Sequence[Tensor]], *, surely: bool) -> bool:
         """Note that the base has stepped, and say whether that counts; if not ``surely``, only what was prepared."""
-        if _makes_state(base):
+        stands = _stands(base)
+        if stands and called_by_checkpoint():  # which steps to see what state there is, whatever was prepared
             if self._weight is not None:
-                self.prepared(params)  # it has written to the weights what they are
+                self.prepared(params())  # it has written to the weights what they are
             return False
-        if not self.waiting and (not surely or _stands(base)):
+        if not (self._begun or self._weight is not None) and (stands or not surely):
             return False
         self.forget()
         self._seen = self._seen or surely
@@ -60,9 +66,8 @@ class Due:
 
 def _stands(base: Any) -> bool:
     """Say whether every learning rate is 0: then a step nobody prepared is how others make a base's state."""
-    return all("lr" in group and group["lr"] == 0 for group in base.param_groups)
-
-
-def _makes_state(base: Optimizer) -> bool:
-    """Say whether a checkpoint steps the base to see what state there is, whatever has been prepared."""
-    return _stands(base) and called_by_checkpoint()
+    for group in base.param_groups:
+        lr = group.get("lr", 1.0)
+        if (isinstance(lr, Tensor) and not free_to_read(lr)) or lr != 0:
+            return False
+    return True

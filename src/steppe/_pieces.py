@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ._scalars import FULL, Tensors
+from ._scalars import Tensors
 
 PIECE = 2**17
 """Elements, per thread, of which three copies fit into a cache of a core."""
@@ -41,27 +41,51 @@ def pieces(*lists: Tensors, size: int | None = None) -> Iterator[tuple[Tensors, 
         yield tuple([xs[j] for j in held] for xs in lists)
 
 
-def lines(*lists: Tensors) -> Iterator[tuple[Tensor, ...]]:
-    """Return all elements in tensors that fit into a cache: many tiny ones as one flat copy, which one call reads."""
-    for some in pieces(*lists, size=LINE if len(lists) == 1 else None):
+def lines(*lists: Tensors, often: bool) -> Iterator[tuple[Tensor, ...]]:
+    """Return all elements in not too large tensors, which fit into a cache if they are read ``often``.
+
+    Many tiny ones become one flat copy, which one call reads.
+    """
+    for some in pieces(*lists, size=None if often else LINE):
         yield from zip(*packed(some), strict=True)
 
 
 def packed(lists: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
     """Return flat copies of ``lists`` if their tensors are tiny, else ``lists``."""
-    return tuple([flattened(xs)] for xs in lists) if are_tiny(lists[0]) else lists
+    return tuple([flattened(xs)] for xs in lists) if are_tiny(lists[0], 2) else lists
 
 
 def are_few(xs: Tensors) -> bool:
     """Say whether ``xs`` are those of a small model, where every call counts."""
-    return sum(map(Tensor.numel, xs)) <= LINE and not are_tiny(xs) and xs[0].dtype in FULL
+    numel = sum([x.numel() for x in xs])
+    return numel <= LINE and (len(xs) <= HANDFUL or numel >= _TINY * len(xs))
 
 
-def are_tiny(xs: Tensors) -> bool:
-    """Say whether ``xs`` are copied sooner than a call for each of them is made."""
-    return len(xs) > HANDFUL and sum(map(Tensor.numel, xs)) < _TINY * len(xs)
+def are_tiny(xs: Tensors, handful: int = HANDFUL) -> bool:
+    """Say whether ``xs`` are copied sooner than a call for each of them is made, if they are more than a handful."""
+    return len(xs) > handful and sum([x.numel() for x in xs]) < _TINY * len(xs)
 
 
 def flattened(xs: Tensors) -> Tensor:
     flat: Tensor = torch._C._nn.flatten_dense_tensors(list(xs))  # a quarter of the time of reshape and cat
     return flat
+
+
+def unflattened(flat: Tensor, xs: Tensors) -> Tensors:
+    """Return views of ``flat`` in the shapes of ``xs``."""
+    found: Tensors = torch._C._nn.unflatten_dense_tensors(flat, list(xs))
+    return found
+
+
+def runs(xs: Tensors) -> Iterator[Tensors]:
+    """Return ``xs``, in their order, in runs of one dtype and device that are as large as a piece, if not larger."""
+    held: list[Tensor] = []
+    room = PIECE
+    for x in xs:
+        if held and (room <= 0 or x.dtype is not held[0].dtype or x.device != held[0].device):
+            yield held
+            held, room = [], PIECE
+        held.append(x)
+        room -= x.numel()
+    if held:
+        yield held

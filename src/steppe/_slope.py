@@ -57,30 +57,40 @@ class Slope:
         if not ops.foreach:
             vectors = [like(g, p) for g, p in zip(vectors, owners, strict=True)]
         self.scaled: Tensors = ops.real(vectors)
+        self.scale = scale
         if isinstance(scale, Tensor) or scale != 1.0:
             vectors = [wide(g) / (on(scale, g.device) if isinstance(scale, Tensor) else scale) for g in vectors]
         self.grads: Tensors = ops.real(
             vectors if ops.kind else [_fitting(g, p) for g, p in zip(vectors, owners, strict=True)]
         )
         self._norm: Scalar | None = None
+        self.clean_square: Scalar | None = None
+        """In the hands of a blend, the square of the norm of the clean gradients that climbed, where it is known."""
 
     @property
     def norm(self) -> Scalar:
         """The l2 norm over all vectors of what climbs: a number on the CPU, a 0-dim tensor on an accelerator."""
         if self._norm is None:
-            self._norm = self.norm_of(None)
+            grads = self.grads if self.climbing is None else self.grads[: self.climbing]
+            self._norm = self.ops.norm(grads, self.weights)
         return self._norm
 
-    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors] | None) -> Scalar:
-        """Return the norm of ``f(params, vectors)``, element-wise, of what climbs; None is the vectors themselves."""
+    def norm_of(self, f: Callable[[Tensors, Tensors], Tensors]) -> Scalar:
+        """Return the norm of ``f(params, vectors)``, element-wise, of what climbs."""
         params, grads = self.params[: self.climbing], self.grads[: self.climbing]
-        if f is None or self.weights is not None:
-            return self.ops.norm(grads if f is None else f(params, grads), self.weights)
+        if self.weights is not None:
+            return self.ops.norm(f(params, grads), self.weights)
         return self.ops.norm_of(f, params, grads)
 
-    def dots(self, xs: Tensors) -> tuple[Scalar, Scalar]:
-        """Return the inner products ``<x, g>`` and ``<g, g>`` with the vectors ``g`` over what climbs, likewise."""
-        return self.ops.dots(xs[: self.climbing], self.grads[: self.climbing], self.weights)
+    def dots(self, xs: Tensors, square: Scalar | None = None) -> tuple[Scalar, Scalar]:
+        """Return the inner products ``<x, g>`` and ``<g, g>`` with the vectors ``g`` over what climbs, likewise.
+
+        The latter need not be found if it is known: ``square``.
+        """
+        some, grads = xs[: self.climbing], self.grads[: self.climbing]
+        if square is None:
+            return self.ops.dots(some, grads, self.weights)
+        return self.ops.products((some, grads), ((0, 1),), self.weights)[0], square
 
     def along(self, vectors: Tensors) -> Slope:
         """Return the same slope with other vectors to move along."""
@@ -88,15 +98,10 @@ class Slope:
         other.grads, other._norm = vectors, None
         return other
 
-    def mix_(self, others: Tensors, a: Scalar, b: float) -> None:
-        """Make the vectors ``a g + b x``; if all climb their norm is found on the way."""
-        norm = self.ops.mixed_norm_(self.grads, others, a, b)
+    def add_to_(self, others: Tensors, c: Scalar) -> None:
+        """Make the vectors ``x + c g``; if all climb their norm is found on the way."""
+        norm = self.ops.sum_norm_(self.grads, others, c)
         self._norm = norm if self.climbing is None and self.weights is None else None
-
-    def scale_(self, c: Scalar) -> None:
-        """Make the vectors ``c g``."""
-        self.ops.scale_(self.grads, c)
-        self._norm = None if self._norm is None else self._norm * c
 
     def write_back(self) -> None:
         """Give vectors that were changed in another dtype than their own what they are now."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from inspect import signature
 from typing import Any, Protocol, final
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 from torch.optim import Optimizer
 
@@ -32,7 +32,7 @@ class _Steps:
     """
 
     def __init__(self, base: Optimizer) -> None:
-        self.watchers: WeakSet[Any] = WeakSet()  # a cycle of references would keep their memory alive
+        self._watchers: list[ref[Any]] = []  # a cycle of references would keep their memory alive
         self._stepping = False
         if hasattr(base, "_optimizer_step_pre_hooks"):
             base.register_step_pre_hook(lambda *_: None if self._stepping else self._before())
@@ -47,11 +47,9 @@ class _Steps:
         alive = ref(base)
 
         def step(this: Any, *args: Any, **kwargs: Any) -> Any:
-            watched = this is alive()  # not so in a copy
-            if watched:
-                self._before()
-            if self._stepping or not watched:
+            if self._stepping or this is not alive():  # it is a copy whose step this is
                 return function(this, *args, **kwargs) if bound else function(*args, **kwargs)
+            self._before()
             recorded = is_recording()
             self._stepping = True
             try:
@@ -73,20 +71,30 @@ class _Steps:
         del step_of_base.__wrapped__
         return step_of_base
 
+    def add(self, watcher: Watcher) -> None:
+        known = [one for one in self._watchers if one() is not None and one() is not watcher]
+        self._watchers = [*known, ref(watcher)]
+
     def _before(self) -> None:
-        for watcher in list(self.watchers):
-            watcher._before_base_step()
+        for one in self._watchers:
+            if (watcher := one()) is not None:
+                watcher._before_base_step()
 
     def _after(self, *, surely: bool) -> None:
-        # Optimizers that were made by copy.copy share their state: one of them counts, and none waits any longer.
-        alike: dict[int, list[Any]] = {}
-        for watcher in self.watchers:
-            alike.setdefault(id(watcher.state), []).append(watcher)
-        for watchers in alike.values():
-            first, *others = sorted(watchers, key=lambda one: not one._due.waiting)
-            first._after_base_step(surely=surely)
-            for other in others:
-                other._due.forget()
+        watchers = [watcher for one in self._watchers if (watcher := one()) is not None]
+        if len(watchers) > 1:
+            watchers = self._that_count(watchers)
+        for watcher in watchers:
+            watcher._after_base_step(surely=surely)
+
+    def _that_count(self, watchers: list[Any]) -> list[Any]:
+        """Return one of each that share their state, as copies by hosts do; the others wait no longer."""
+        found: dict[int, Any] = {}
+        for watcher in sorted(watchers, key=lambda one: not one._due.waiting):
+            first = found.setdefault(id(watcher.state), watcher)
+            if first is not watcher and first._due is not watcher._due:
+                watcher._due.forget()
+        return list(found.values())
 
 
 _STEPS: WeakKeyDictionary[Optimizer, _Steps] = WeakKeyDictionary()
@@ -96,4 +104,4 @@ def watch(base: Optimizer, watcher: Watcher) -> None:
     """Let ``watcher`` know of the steps of ``base`` for as long as both live."""
     if base not in _STEPS:
         _STEPS[base] = _Steps(base)
-    _STEPS[base].watchers.add(watcher)
+    _STEPS[base].add(watcher)

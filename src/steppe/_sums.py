@@ -17,11 +17,10 @@ _WITH_FLOAT64 = ("cpu", "cuda", "meta")
 
 def inner(x: Tensor, y: Tensor) -> float:
     """Return ``<x, y>`` of two tensors on the CPU, whose products are at least in float32."""
-    x, y = wide(x), wide(y)
-    if type(x) not in PLAIN or not (x.is_contiguous() and y.is_contiguous()) or x.dtype != y.dtype:
-        return float((x * y).sum())
-    x, y = x.view(-1), y.view(-1)
-    if len(x) <= LINE:
+    if type(x) not in PLAIN or x.dtype is not y.dtype or not (x.is_contiguous() and y.is_contiguous()):
+        return float((wide(x) * wide(y)).sum())
+    x, y = wide(x).view(-1), wide(y).view(-1)
+    if x.numel() <= LINE:
         return torch.dot(x, y).item()
     lines = zip(torch.split(x, LINE), torch.split(y, LINE), strict=True)
     return sum(torch.dot(some, others).item() for some, others in lines)

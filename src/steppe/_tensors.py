@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._memory import dense
-from ._pieces import HANDFUL, are_few, are_tiny, flattened, lines, packed, pieces
+from ._pieces import HANDFUL, are_few, are_tiny, flattened, lines, packed, pieces, unflattened
 from ._scalars import FULL, PLAIN, Scalar, Tensors, free_to_read, on, wide
 from ._shards import added_up, local, sharded
 from ._sums import Weights, by_weight, fits, inner, inner_there, norm_of_one, together, weighed
@@ -106,7 +106,8 @@ class Ops:
         if weights is not None:
             parts = [(w, self.products(some, pairs)) for w, some in by_weight(weights, *lists)]
             return [sum(w * found[i] for w, found in parts) for i in range(len(pairs))]
-        found = self._sums(lambda *some: [inner(some[i], some[j]) for i, j in pairs], *lists)
+        often = len(pairs) > 1
+        found = self._sums(lambda *some: [inner(some[i], some[j]) for i, j in pairs], *lists, often=often)
         if all(map(self._exact, found)):
             return [*found]
         wider = self._sums(lambda *some: [inner(some[i].double(), some[j].double()) for i, j in pairs], *lists)
@@ -122,10 +123,13 @@ class Ops:
     def _free(self, xs: Tensors) -> bool:
         return free_to_read(xs[0]) if self.kind else all(free_to_read(local(x)) for x in xs)
 
-    def _sums(self, measure: Callable[..., list[float]], *lists: Tensors) -> list[float]:
-        """Return the sums, over all tensors, of numbers that are found in tensors or in pieces of them, on the CPU."""
+    def _sums(self, measure: Callable[..., list[float]], *lists: Tensors, often: bool = False) -> list[float]:
+        """Return the sums, over all tensors, of numbers that are found in tensors or in pieces of them, on the CPU.
+
+        ``often`` says whether that reads a tensor more than once.
+        """
         if self._cuts(lists[0]):
-            found = [measure(*line) for line in lines(*lists)]
+            found = [measure(*line) for line in lines(*lists, often=often)]
         else:
             found = [measure(*map(local, some)) for some in zip(*lists, strict=True)]
         columns = list(zip(*found, strict=True))
@@ -143,7 +147,7 @@ class Ops:
         """Return the square of the norm of ``xs``, on the CPU and in their own range."""
         if self._cuts(xs) and are_few(xs) and all(x.dtype is xs[0].dtype for x in xs):
             return sum([norm * norm for norm in [x.item() for x in torch._foreach_norm(xs)]])
-        return self._sums(lambda x: [inner(x, x)], xs)[0]
+        return self._sums(_squares, xs)[0]
 
     def _norms_there(self, xs: Tensors, weights: Weights | None) -> list[Tensor]:
         """Return the norms of ``xs`` as 0-dim tensors, of which nobody knows the values."""
@@ -173,6 +177,8 @@ class Ops:
 
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""
+        if self._cuts(xs) and are_tiny(xs):
+            return unflattened(flattened(xs).mul_(flattened(ys)), xs)
         return torch._foreach_mul(xs, ys) if self.foreach else [x * y for x, y in zip(xs, ys, strict=True)]
 
     def plus(self, xs: Tensors, ys: Tensors, c: float) -> Tensors:
@@ -183,15 +189,12 @@ class Ops:
 
     def by_size(self, xs: Tensors, ys: Tensors, c: float, *, twice: bool = False) -> Tensors:
         """Return ``(|x| + c) y``, or ``twice`` so."""
-        found: Tensors
         if self._cuts(xs) and are_tiny(xs):
-            flat = self.by_size([flattened(xs)], [flattened(ys)], c, twice=twice)[0]
-            found = torch._C._nn.unflatten_dense_tensors(flat, list(xs))
-            return found
+            return unflattened(self.by_size([flattened(xs)], [flattened(ys)], c, twice=twice)[0], xs)
         if not self.foreach:
             sizes = [x.abs() + c for x in xs]
             return [t * (t * y) if twice else t * y for t, y in zip(sizes, ys, strict=True)]
-        found = torch._foreach_abs(xs)
+        found: Tensors = torch._foreach_abs(xs)
         torch._foreach_add_(found, self._quickly(c, xs))
         if not self.kind:  # the dtypes of x and y may differ
             once = torch._foreach_mul(found, ys)
@@ -238,20 +241,24 @@ class Ops:
         for some, others in self.parts(xs, ys):
             self._mix_(some, others, a, b)
 
-    def mixed_norm_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> Scalar:
-        """Set ``x <- a x + b y`` and return the norm of the new ``x``, which is taken while it is in a cache.
+    def sum_norm_(self, xs: Tensors, ys: Tensors, c: Scalar) -> Scalar:
+        """Set ``x <- c x + y`` and return the norm of the new ``x``, which is taken while it is in a cache.
 
-        Of small ``a`` and ``b`` no digit is lost, and powers of two in them change no other bit.
+        Of a sum that is small no digit is lost.
         """
         if not self._cuts(xs):
-            self.scale_(xs, a)
-            self.add_(xs, ys, b)
+            self.scale_(xs, c)
+            self.add_(xs, ys)
             return self.norm(xs)
         total = 0.0
         for some, others in pieces(xs, ys):
-            self.scale_(some, a)
-            self.add_(some, others, b)
-            total += self._square(some)
+            if are_tiny(some):
+                self.scale_(some, c)
+                self.add_(some, others)
+            else:
+                for x, y in zip(some, others, strict=True):
+                    torch.add(y, x, alpha=c, out=x)  # type: ignore[arg-type]
+            total += self._sums(_squares, some)[0]
         return math.sqrt(total) if self._exact(total) else self.norm(xs)
 
     def _mix_(self, xs: Tensors, ys: Tensors, a: Scalar, b: float) -> None:
@@ -314,6 +321,10 @@ class Ops:
             delta = wide(d) * (on(step, x.device) if isinstance(step, Tensor) else step)
             # Not "times zero", which keeps the NaN of an infinite direction.
             x.add_(delta if go is None else torch.where(on(go, x.device), delta, 0.0))
+
+
+def _squares(x: Tensor) -> list[float]:
+    return [inner(x, x)]
 
 
 def _fused_sgd_(xs: Tensors, ys: Tensors, lr: Scalar, decay: float = 0.0, **options: Any) -> None:

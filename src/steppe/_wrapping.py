@@ -41,13 +41,14 @@ class Wrapping(Optimizer):
         self.base = base
         self._radii = Radii(rho)
         self._due = Due()
+        self._stepped = stepped_by(base)
         without = [group for group in base.param_groups if "rho" not in group]
         try:
             with put_back_if_it_fails(base):
                 self._radii.of(base.param_groups)
                 # Groups that are added to the base behind our back get a rho as well.
                 base.defaults = self.defaults = {**getattr(base, "defaults", {}), "rho": rho}
-                watch(stepped_by(base), self)
+                watch(self._stepped, self)
         except BaseException:
             for group in without:
                 group.pop("rho", None)
@@ -88,18 +89,15 @@ class Wrapping(Optimizer):
     def _params(self) -> list[Tensor]:
         return [p for group in self.base.param_groups for p in group["params"]]
 
-    def _before_base_step(self) -> None:
-        self._due.begin(self.base)
-
     def _after_base_step(self, *, surely: bool) -> None:
-        if self._due.end(self.base, self._params(), surely=surely):
+        if self._due.end(self.base, self._params, surely=surely):
             self._count()
 
     def _count(self) -> None:
         step = self.state["engine"].get("step", 0) + 1
         # A GradScaler skips the step of most bases, but a fused one it tells what it found, and that leaves all as it
         # is by itself. Then, on an accelerator, the count is a tensor, for which only a trigger that asks has to wait.
-        found_inf: Tensor | None = getattr(stepped_by(self.base), "found_inf", None)
+        found_inf: Tensor | None = getattr(self._stepped, "found_inf", None)
         self.state["engine"]["step"] = step if found_inf is None else on_host(step - (found_inf != 0).long())
         # A scheduler that is attached here, not to the base, asks whether a step came before its own.
         self._opt_called = True
@@ -195,13 +193,13 @@ class Wrapping(Optimizer):
         # Optimizer.load_state_dict ends here with groups of its own making; ours are the base's.
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
         if "base" in state:
-            self._due = Due()
-            watch(stepped_by(self.base), self)
+            self._due, self._stepped = Due(), stepped_by(self.base)
+            watch(self._stepped, self)
 
     def __copy__(self) -> Wrapping:
         other = object.__new__(type(self))
         vars(other).update(vars(self))  # all that is known of the weights, too, which are the same
-        watch(stepped_by(self.base), other)
+        watch(self._stepped, other)
         return other
 
     def _refuse_unscaling(self) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._pieces import runs, unflattened
 from ._scalars import Scalar, Tensors, draw, ratio, wide
 from ._shards import sharded
 from ._slope import Slope as Slope
@@ -231,8 +232,10 @@ class Masked(Ascent):
         seed = draw(self.seed, slope.step).getrandbits(62)
         sources = {d.device: torch.Generator(d.device).manual_seed(seed) for d in directions}
         # Into contiguous memory, which is filled in the order of the elements, whatever the strides of the weights.
-        empty = [torch.empty(d.shape, dtype=d.dtype, device=d.device) for d in directions]
-        masks = [mask.bernoulli_(self.keep, generator=sources[mask.device]) for mask in empty]
+        masks: list[Tensor] = []
+        for some in runs(directions):
+            flat = torch.empty(sum(map(Tensor.numel, some)), dtype=some[0].dtype, device=some[0].device)
+            masks += unflattened(flat.bernoulli_(self.keep, generator=sources[flat.device]), some)
         return slope.ops.mul(directions, masks), factor / self.keep
 
     def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:

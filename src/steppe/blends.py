@@ -79,8 +79,8 @@ class Weighted(Blend):
 class Reuse(Blend):
     """Hand on ``s``, and remember which way its part orthogonal to clean points, ``v = s - (<g, s> / ||g||^2) g``.
 
-    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. What is kept is ``v / ||g||`` with its length,
-    which do not depend on the scale of the loss. Of several climbs in one step the last is remembered.
+    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. Of several climbs in one step the last is
+    remembered.
     """
 
     alpha: float = 0.2
@@ -93,18 +93,12 @@ class Reuse(Blend):
 
     def blend_(self, sharp: Slope, clean: Tensors) -> None:
         rest = sharp.along([wide(g) for g in clean])  # the memory of the clean gradients, which nobody needs any more
-        product, square = rest.dots(sharp.grads)
+        product, square = rest.dots(sharp.grads, sharp.clean_square)
         parallel: Scalar = ratio(product, square)
-        # In units of ||g||, so that what is kept does not depend on the scale of the loss.
-        unit = ratio(1.0, square**0.5)
-        if isinstance(unit, Tensor):
-            rest.mix_(sharp.grads, -parallel, 1.0)
-            rest.scale_(unit)
-        else:
-            rest.mix_(sharp.grads, -parallel * unit, unit)
+        rest.add_to_(sharp.grads, -parallel)
         # Where s is parallel to g, what is left is how the two were rounded, and no direction.
         size: Scalar = parallel.abs() if isinstance(parallel, Tensor) else abs(parallel)
-        rounded = size * _rounding(sharp)
+        rounded = size * square**0.5 * _rounding(sharp)
         length = rest.number_or_else(above(rest.norm, rounded), self._length(sharp))
         rest.keep("orthogonal", rest.or_else(rest.grads, sharp.remember("orthogonal", 0.0)))
         sharp.shared["length"] = length

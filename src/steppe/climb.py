@@ -101,13 +101,16 @@ class Climb:
         self.spans, self.still, self.ascent, self.blend = spans, still, ascent, blend
         self.anchor, self.keep, self.held = anchor, keep, held
         self.norm: Scalar = 0.0
+        self._clean_norm: Scalar = 0.0
         self.clean: list[Tensor] = []
         self._saved: list[tuple[Tensors, Tensors]] = []
 
     @property
-    def releases(self) -> list[Tensor]:
+    def releases(self) -> Sequence[Tensor]:
         """The parameters whose gradients must be let go of before the sharp pass."""
-        owners = (*self.owners, *self.still) if self.held else ()
+        if not any(self.held):
+            return ()
+        owners = (*self.owners, *self.still)
         return [p for p, held in zip(owners, self.held, strict=True) if held]
 
     def up(self) -> None:
@@ -154,7 +157,7 @@ class Climb:
         slope, self.slope = self.slope, None
         assert slope is not None
         copies, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
-        self.norm = slope.norm
+        self.norm, self._clean_norm = slope.norm, slope.norm * on_host(slope.scale)
         if self.blend and self.blend.needs_clean:
             # As much scaled as the sharp ones will be.
             still = [g if ops.foreach else like(g, p) for p in self.still if (g := p.grad) is not None]
@@ -203,6 +206,8 @@ class Climb:
                 climbing=None if climbing == len(sharp) else climbing,
                 weights=_unless_all_stay([self.weights[i] for i, _ in sharp[:climbing]]) if self.weights else None,
             )
+            if climbing == len(self.owners) and not self.weights:
+                slope.clean_square = self._clean_norm * self._clean_norm
             self.blend.blend_(slope, [self.clean[i] for i, _ in sharp] if self.clean else [])
             slope.write_back()
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly

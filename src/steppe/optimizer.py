@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ._checks import check_base, refuse_foreign_calls
-from ._climbers import climbers, vector_of
+from ._climbers import climbers, vectors_of
 from ._closures import (
     AFTER_CLEAN,
     AFTER_SHARP,
@@ -195,30 +195,29 @@ class SharpnessAware(Wrapping):
 
     def _gradient(self, closure: Callable[[], Result], ascent: Callable[[], Result] | None) -> Result:
         """Run the passes of one step, and leave in ``.grad`` what the base should see."""
+        params = self._params()
         if not self.ascent.needs_gradient:
             if ascent is not None:
                 raise TypeError(f"{type(self).__name__} climbs without a gradient: leave ascent= out.")
-            params = self._params()
             alone = self._decide("") or Stay(params, only=True)
             loss = self._visits.run(alone, partial(new_gradients, params, closure, AFTER_SHARP), params)
-            self._due.prepared(self._params())
+            self._due.prepared(params)
             return loss
         part = ascent is not None and self._asks_first()
         first = ascent if ascent is not None and part else closure
-        loss = self._visits.at_rest(partial(new_gradients, self._params(), first, AFTER_CLEAN))
+        loss = self._visits.at_rest(partial(new_gradients, params, first, AFTER_CLEAN))
         # Gradients that are let go of do not show whether the closure zeroes them.
         climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes)
         if climb is not None:
-            self._visits.run(climb, partial(self._sharp_pass, closure), climb.releases)
+            self._visits.run(climb, partial(self._sharp_pass, params, closure), climb.releases)
         else:
             if part:
-                loss = self._visits.at_rest(partial(new_gradients, self._params(), closure, AFTER_CLEAN))
+                loss = self._visits.at_rest(partial(new_gradients, params, closure, AFTER_CLEAN))
             self._reuse()
-        self._due.prepared(self._params())
+        self._due.prepared(params)
         return loss
 
-    def _sharp_pass(self, closure: Callable[[], Any]) -> None:
-        params = self._params()
+    def _sharp_pass(self, params: list[Tensor], closure: Callable[[], Any]) -> None:
         if self._zeroes:  # once is enough: it is the same code in every step
             new_gradients(params, closure, AFTER_SHARP)
         else:
@@ -368,8 +367,8 @@ class SharpnessAware(Wrapping):
         climbing = self.climbing_groups()
         due = self.trigger.due(self.state["engine"].get("step", 0))
         if not self.ascent.needs_gradient:  # then all is known
-            vectors = (vector_of(p, self.base, self.ascent) for params, _ in climbing for p in params)
-            return due and any(vector is not None for vector in vectors)
+            vector_of = vectors_of(self.base, self.ascent)
+            return due and any(vector_of(p) is not None for params, _ in climbing for p in params)
         return due and bool(climbing)
 
     def climbing_groups(self) -> list[tuple[list[Tensor], Scalar]]:
@@ -455,7 +454,7 @@ class SharpnessAware(Wrapping):
 
     def _before_base_step(self) -> None:
         self._visits.refuse_a_step()
-        super()._before_base_step()
+        self._due.begin(self.base)
 
     def __repr__(self) -> str:
         following = self._radii.following(self.base.param_groups)

@@ -71,9 +71,9 @@ def dense(x: Tensor) -> bool:
 
 def separate(xs: Sequence[Tensor]) -> bool:
     """Say whether every element of every tensor has a place of its own, so that it can be written to."""
-    if all(type(x) is Tensor and x.is_contiguous() and x.is_cpu for x in xs):
+    if set(map(type, xs)) == {Tensor} and all(map(Tensor.is_contiguous, xs)) and all(x.is_cpu for x in xs):
         end = 0
-        for begin, size in sorted([(x.data_ptr(), x.nbytes) for x in xs]):
+        for begin, size in sorted(zip(map(Tensor.data_ptr, xs), [x.nbytes for x in xs], strict=True)):
             if begin < end:
                 return False
             end = begin + size

@@ -230,7 +230,8 @@ class Masked(Ascent):
             raise TypeError("Random masks of DTensors are not drawn: every process would draw its own. Use SAM.")
         directions, factor = self.shape.directions(slope)
         seed = draw(self.seed, slope.step).getrandbits(62)
-        sources = {d.device: torch.Generator(d.device).manual_seed(seed) for d in directions}
+        devices = {d.device for d in directions}
+        sources = {device: torch.Generator(device).manual_seed(seed) for device in devices}
         # Into contiguous memory, which is filled in the order of the elements, whatever the strides of the weights.
         masks: list[Tensor] = []
         for some in runs(directions):

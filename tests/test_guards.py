@@ -597,7 +597,7 @@ def test_gradients_in_one_memory_add_up_as_those_in_their_own(case, rho):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n", [2, 1000, 100000])
+@pytest.mark.parametrize("n", [2, 1000, 100000, 3000000])
 @over_paths
 def test_rounding_is_no_direction(dtype, n, foreach):
     """f = |w|^2 / 2: s is parallel to g, and steps between climbs are the base's own."""

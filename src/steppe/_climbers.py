@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, final
 
 from torch import Tensor
@@ -82,14 +83,13 @@ def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, b
                 found.still += [p for p in params if p.grad is not None]
             continue
         start = len(owners)
-        for p in params:
-            alone = blends and p.numel() > _SMALL and has_one_owner(p)  # before it has another one here
-            vector = p.grad if by_gradient else vector_of(p)
-            if vector is not None:
-                owners.append(p)
-                vectors.append(vector)
-                if blends:
-                    found.held.append(alone)
+        # Before they have another owner here.
+        held = [p.numel() > _SMALL and has_one_owner(p) for p in params] if blends else []
+        along = [p.grad for p in params] if by_gradient else [vector_of(p) for p in params]
+        climb = [vector is not None for vector in along]
+        owners += compress(params, climb)
+        vectors += [vector for vector in along if vector is not None]
+        found.held += compress(held, climb)
         stop = len(owners)
         weight = (rho > 0).float() if isinstance(rho, Tensor) else None
         if weight is not None or found.weights:

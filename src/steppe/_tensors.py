@@ -53,14 +53,13 @@ class Ops:
             )
         # Between two passes of a model nothing is in the caches: here it pays to do little, and that in one place.
         first = params[0]
-        dtype, device = first.dtype, first.get_device()
-        plain = alike = True
+        dtypes, devices, plain = set(), set(), True
         for xs in lists:
-            for x in xs:
-                plain = plain and type(x) in PLAIN
-                alike = alike and x.dtype is dtype and x.get_device() == device
-        alike = alike and plain and dtype in FULL
-        return cls(plain if foreach is None else foreach, (first.device, dtype) if alike else None)
+            plain = plain and PLAIN.issuperset(map(type, xs))
+            dtypes |= {x.dtype for x in xs}
+            devices |= {x.get_device() for x in xs}
+        alike = plain and len(dtypes) == len(devices) == 1 and first.dtype in FULL
+        return cls(plain if foreach is None else foreach, (first.device, first.dtype) if alike else None)
 
     def real(self, xs: list[Tensor]) -> list[Tensor]:
         """Return complex tensors as views of pairs of reals, which is how torch.optim sees complex parameters."""

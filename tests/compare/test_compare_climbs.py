@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,31 @@ class Normed(nn.Sequential):
     def note(self, layer, inputs, output):
         if self.training:
             self.seen.append((len(output), layer.track_running_stats))
+
+
+class Counting(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("passes", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.passes += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("hyperparameters", [{}, {"fraction": 0.25}, {"every": 2.0}])
+def test_buffers_are_those_of_one_pass(hyperparameters):
+    models = []
+    task = Task(model=lambda: models.append(Counting()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    run_trial(
+        records.TrialConfig(
+            task="t", method="sam", base="sgd", seed=0, epochs=2, batch_size=8, versions={},
+            hyperparameters={"lr": 0.1, "rho": 0.1, **hyperparameters},
+        ),
+        task,
+    )  # fmt: skip
+    assert [model.passes.item() for model in models] == [2 * math.ceil(len(X) / 8)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..batches import fraction_of, microbatches
-from ..passes import frozen_norm_stats
+from ..passes import frozen_buffers, frozen_norm_stats
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
@@ -164,17 +164,22 @@ class Training:
                 break
         return total / max(examples, 1)
 
+    @contextmanager
+    def _without_traces(self) -> Iterator[None]:
+        with frozen_norm_stats(self.model), frozen_buffers(self.model, norm_stats=False):
+            yield
+
     def _update(self, x: Tensor, y: Tensor) -> float:
         passes = count()
 
         def closure() -> Tensor:
-            # The running statistics are those at w; where the pass at w sees a part, those of the whole batch.
+            # Buffers are those at w; where the pass at w sees a part, those of the whole batch.
             again = next(passes) > 0 and self.fraction is None
-            with frozen_norm_stats(self.model) if again else nullcontext():
+            with self._without_traces() if again else nullcontext():
                 return one_pass((x, y))
 
         def ascent() -> Tensor:
-            with frozen_norm_stats(self.model):
+            with self._without_traces():
                 return one_pass(fraction_of((x, y), self.fraction))
 
         def one_pass(batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from contextlib import nullcontext
 
@@ -79,3 +80,13 @@ def everywhere(monkeypatch, name, value):
     for where, module in list(sys.modules.items()):
         if where.startswith("steppe") and hasattr(module, name):
             monkeypatch.setattr(module, name, value)
+
+
+def state_of(opt):
+    """Return the state, and in it what LookSAM remembers in units of its length, whatever the scale of the loss was."""
+    found = copy.deepcopy(opt.state_dict())
+    length = found["state"].get("shared", {}).pop("length", None)
+    for memory in found["state"].values():
+        if "orthogonal" in memory:
+            memory["orthogonal"] /= length
+    return found

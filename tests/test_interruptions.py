@@ -21,6 +21,15 @@ from steppe import GSAM, SAM
 from steppe._signals import BeforeRaising
 from steppe.passes import frozen_norm_stats
 
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """What runs in the background may have been told to ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 STORM = Path(__file__).with_name("storm.py")
 
 # Two doors, and both paths; methods with a memory, with a blend, and without a clean pass.

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import reference
 from cases import BASES, CLIMBING, COMBINATIONS, combination_id
-from problems import Problem, everywhere, same_bits, through_ascended, weights
+from problems import Problem, everywhere, same_bits, state_of, through_ascended, weights
 from steppe import SAM, SharpnessAware
 from steppe.ascents import L2, Filtered, Unnormalized
 from steppe.blends import Reuse, SurrogateGap, Weighted
@@ -43,16 +43,6 @@ def name_of(value):
 
 def spoil(model):
     model[2].bias.grad[0] = math.inf
-
-
-def state_of(opt):
-    """Return the state, and in it what LookSAM remembers in units of its length, whatever the scale of the loss was."""
-    found = copy.deepcopy(opt.state_dict())
-    length = found["state"].get("shared", {}).pop("length", None)
-    for memory in found["state"].values():
-        if "orthogonal" in memory:
-            memory["orthogonal"] /= length
-    return found
 
 
 def scaled_step(opt, scaler, problem, batch, *, bad=(), as_tensor=False, max_norm=None):

@@ -844,3 +844,33 @@ def test_weights_in_half_precision_that_do_not_climb_are_nobodys_business(case):
     opt = case.build([w], rho=0.0)
     for _ in range(case.first + 1):
         take("step", opt, lambda: w.float().square().sum().backward())
+
+
+@over_blends
+@pytest.mark.parametrize("hold", [torch.utils.dlpack.to_dlpack, lambda g: (g, g.requires_grad), lambda g: g.view(-1)])
+def test_clean_gradients_that_others_hold_stay_as_they_are(case, hold):
+    torch.manual_seed(0)
+    w = Parameter(torch.randn(5000))
+    opt, held, copies = case.build([w]), [], []
+
+    def closure():
+        opt.zero_grad()
+        loss = (w**4).sum()
+        loss.backward()
+        held.append(hold(w.grad))
+        copies.append(w.grad.clone())
+        return loss
+
+    opt.step(closure)  # only then it is known that the closure zeroes
+    for _ in range(6):
+        held.clear()
+        copies.clear()
+        opt.step(closure)
+        if len(held) == 2:  # the first is clean, and the last is that which is handed on
+            clean = held[0]
+            clean = clean[0] if isinstance(clean, tuple) else clean
+            clean = clean if isinstance(clean, torch.Tensor) else torch.utils.dlpack.from_dlpack(clean)
+            assert torch.equal(clean.view(-1), copies[0])
+            break
+    else:
+        pytest.fail("it never climbed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
@@ -269,3 +270,17 @@ def test_a_group_without_parameters_keeps_its_radius_when_its_dict_is_replaced()
     base.load_state_dict(SGD([{"params": [p]}, {"params": []}], lr=0.2).state_dict())
     opt.climbing_groups()
     assert [group["rho"] for group in opt.param_groups] == [0.1, 0.3]
+
+
+@pytest.mark.parametrize("case", [case for case in CLIMBING if case.wraps], ids=lambda case: case.name)
+def test_radii_of_numpy_are_numbers(case):
+    runs = []
+    for number in (float, np.float64):
+        problem = Problem()
+        opt = case.build(problem.model.parameters())
+        for batch in problem.batches(6):
+            for group in opt.param_groups:
+                group["rho"] = number(0.05)
+            opt.step(problem.closure(opt, batch))
+        runs.append(problem.flat())
+    assert torch.equal(*runs)

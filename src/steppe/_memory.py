@@ -91,14 +91,17 @@ def has_one_owner(p: Tensor) -> bool:
     return plain and g is not None and _holders(p) == _ONE_OWNER and dense(g)
 
 
-def _holders(p: Tensor) -> tuple[int, int]:
-    """Return how many hold the gradient of ``p``, and its memory, counting those that look."""
+def _holders(p: Tensor) -> tuple[int, int, int]:
+    """Return how many hold the gradient of ``p``, and its memory, counting those that look.
+
+    In Python, as graphs and DLPack do, and in views of it.
+    """
     g = p.grad
     assert g is not None
-    return sys.getrefcount(g), torch._C._storage_Use_Count(g.untyped_storage()._cdata)
+    return sys.getrefcount(g), g._use_count(), torch._C._storage_Use_Count(g.untyped_storage()._cdata)  # type: ignore[attr-defined]
 
 
-def _one_owner() -> tuple[int, int]:
+def _one_owner() -> tuple[int, int, int]:
     p = nn.Parameter(torch.zeros(1))
     p.sum().backward()  # type: ignore[no-untyped-call]
     g = p.grad  # has_one_owner holds it too

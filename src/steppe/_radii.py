@@ -131,4 +131,4 @@ def _number(rho: Scalar) -> Scalar:
 
 def climbs(rho: Scalar) -> bool:
     """Say whether a group with this radius climbs, as far as that can be seen."""
-    return isinstance(rho, Tensor) or rho != 0
+    return isinstance(rho, Tensor) or bool(rho != 0)

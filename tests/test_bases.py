@@ -13,44 +13,19 @@ from torch.optim import SGD, AdamW
 from torch.optim.optimizer import Optimizer
 
 from cases import CLIMBING
-from problems import Problem, same_bits, through_ascended, weights
-from steppe import ASAM, GSAM, MSAM, SAM, ProportionalToLR, SharpnessAware, Together, accumulated_step
+from doors import backward_of, count, over_doors, take
+from problems import Problem, same_bits, weights
+from steppe import ASAM, GSAM, MSAM, SAM, ProportionalToLR, SharpnessAware, Together
 from steppe.triggers import After
 
 WRAPPING = [case for case in CLIMBING if case.wraps]
-DOORS = ["step", "ascended", "backward", "replay", "micro"]
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
 over_wrapping = pytest.mark.parametrize("case", WRAPPING, ids=lambda case: case.name)
-over_doors = pytest.mark.parametrize("door", DOORS)
 
 
 def sgd(params):
     return SGD(params, lr=0.05, momentum=0.9)
-
-
-def count(opt):
-    return int(opt.state["engine"].get("step", 0))
-
-
-def take(door, opt, problem, batch):
-    def backward(batch=batch):
-        loss = problem.loss(batch)
-        loss.backward()
-        return loss
-
-    def closure():
-        opt.zero_grad()
-        return backward()
-
-    opt.zero_grad()
-    if door == "step":
-        opt.step(closure)
-    elif door in ("ascended", "backward"):
-        through_ascended(opt, backward) if door == "ascended" else opt.backward(backward)
-        opt.base.step()
-    else:
-        accumulated_step(opt, [batch], backward, climb=door)
 
 
 # Optimizers that wrap others
@@ -112,7 +87,7 @@ def test_what_wraps_another_optimizer_is_a_base(name, door):
     opt = SAM(WRAPPERS[name](list(problem.model.parameters())), rho=0.1, trigger=After(1))
     other = WRAPPERS[name](list(plain.model.parameters()))
     for i, batch in enumerate(problem.batches(7)):
-        take(door, opt, problem, batch)
+        take(door, opt, backward_of(problem, batch))
         other.zero_grad()
         plain.loss(batch).backward()
         if i >= 1:
@@ -134,7 +109,7 @@ def test_every_method_stands_on_wrappers(name, case):
     batches = problem.batches(5)
     seen = [problem.flat()]
     for batch in batches:
-        take("step", opt, problem, batch)
+        take("step", opt, backward_of(problem, batch))
         seen.append(problem.flat())
     assert count(opt) == 5
     assert seen[-1].isfinite().all()
@@ -147,17 +122,17 @@ def test_wrappers_resume(name):
     opt = SAM(WRAPPERS[name](list(problem.model.parameters())), rho=0.1)
     batches = problem.batches(8)
     for batch in batches[:4]:
-        take("step", opt, problem, batch)
+        take("step", opt, backward_of(problem, batch))
     saved = copy.deepcopy((opt.state_dict(), problem.model.state_dict()))
     for batch in batches[4:]:
-        take("step", opt, problem, batch)
+        take("step", opt, backward_of(problem, batch))
     resumed = Problem()
     other = SAM(WRAPPERS[name](list(resumed.model.parameters())), rho=0.1)
     resumed.model.load_state_dict(saved[1])
     other.load_state_dict(saved[0])
     assert count(other) == 4
     for batch in batches[4:]:
-        take("step", other, resumed, batch)
+        take("step", other, backward_of(resumed, batch))
     torch.testing.assert_close(problem.flat(), resumed.flat(), rtol=1e-12, atol=1e-14)
 
 
@@ -165,7 +140,7 @@ def test_weights_for_training_and_for_evaluation_are_a_matter_of_the_base():
     problem = Problem()
     opt = SAM(schedule_free(list(problem.model.parameters())), rho=0.1)
     for batch in problem.batches(3):
-        take("step", opt, problem, batch)
+        take("step", opt, backward_of(problem, batch))
     training = weights(problem.model)
     opt.eval()
     assert not opt.base.train_mode
@@ -261,7 +236,7 @@ def test_what_accelerate_has_prepared_is_a_base(case, door):
         base = sgd(problem.model.parameters())
         opt = case.make(accelerator().prepare(base) if prepares else base, **case.kwargs)
         for i, batch in enumerate(problem.batches(4), start=1):
-            take(door, opt, problem, batch)
+            take(door, opt, backward_of(problem, batch))
             assert count(opt) == i
         runs.append(problem.flat())
     assert torch.equal(*runs)
@@ -456,7 +431,7 @@ def test_gradients_of_another_precision(case, door, foreach, dtype, grad_dtype):
             if case.wraps:
                 # torch's own steps want gradients of the weights' precision
                 handle = opt.base.register_step_pre_hook(lambda *_, w=w: _cast(w))
-            take(door, opt, problem, None)
+            take(door, opt, backward_of(problem, None))
             w.grad_dtype = None
             w.grad = None
             w.grad_dtype = kind
@@ -526,7 +501,7 @@ def test_a_momentum_in_eight_bits_is_climbed_along(eta, foreach, door):
     problem = Problem(torch.float32)
     opt = MSAM(EightBitSGD(problem.model.parameters(), lr=0.05), rho=0.1, eta=eta, foreach=foreach)
     first, *others = problem.batches(3)
-    take(door, opt, problem, first)
+    take(door, opt, backward_of(problem, first))
     for batch in others:
         w = weights(problem.model)
         m = [opt.base.state[p]["momentum_buffer"].dequantize() for p in problem.model.parameters()]
@@ -540,6 +515,6 @@ def test_a_momentum_in_eight_bits_is_climbed_along(eta, foreach, door):
             return torch.enable_grad()
 
         handle = opt.around_sharp_pass(note, only=True)
-        take(door, opt, problem, batch)
+        take(door, opt, backward_of(problem, batch))
         handle.remove()
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)

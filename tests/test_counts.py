@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from cases import CASES, CLIMBING
+from doors import DOORS, backward_of, count, over_doors, take
 from problems import Problem, through_ascended
 from steppe import SAM, LookSAM, UnifiedSAM, accumulated_step
 from steppe.triggers import After, Every, LargeGradient, Randomly
@@ -64,42 +65,8 @@ BASES = {
     "fused": lambda params: AdamW(params, lr=0.05, fused=True),
     "scheduled": scheduled,
 }
-DOORS = ["step", "ascended", "backward", "replay", "micro"]
 
 over_bases = pytest.mark.parametrize("base", BASES)
-over_doors = pytest.mark.parametrize("door", DOORS)
-
-
-def count(opt):
-    return int(opt.state["engine"].get("step", 0))
-
-
-def take(door, opt, problem, batch):
-    """Take one step through a door, and say in how many passes."""
-    passes = []
-
-    def backward(batch=batch):
-        passes.append(1)
-        loss = problem.loss(batch)
-        loss.backward()
-        return loss
-
-    def closure():
-        opt.zero_grad()
-        return backward()
-
-    opt.zero_grad()
-    if door == "step":
-        opt.step(closure)
-    elif door == "ascended":
-        through_ascended(opt, backward)
-        opt.base.step()
-    elif door == "backward":
-        opt.backward(backward)
-        opt.base.step()
-    else:
-        accumulated_step(opt, [batch], backward, climb=door)
-    return len(passes)
 
 
 @pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
@@ -108,7 +75,7 @@ def test_every_door_counts_one(case, door):
     problem = Problem()
     opt = case.build(problem.model.parameters())
     for i, batch in enumerate(problem.batches(4), start=1):
-        take(door, opt, problem, batch)
+        take(door, opt, backward_of(problem, batch))
         assert count(opt) == i
 
 
@@ -119,7 +86,7 @@ def test_every_base_counts_one(base, door):
     sgd(Problem().model.parameters())  # torch wraps the step of a class when the first of it is made
     opt = SAM(BASES[base](problem.model.parameters()), rho=0.05)
     for i, batch in enumerate(problem.batches(4), start=1):
-        take(door, opt, problem, batch)
+        take(door, opt, backward_of(problem, batch))
         assert count(opt) == i
 
 
@@ -141,7 +108,7 @@ def test_triggers_count_the_steps_of_any_base(name, base, door):
     params = list(problem.model.parameters())
     made = Lookahead(sgd(params)) if base == "lookahead" else BASES[base](params)
     opt = SAM(made, rho=0.05, trigger=trigger)
-    assert [take(door, opt, problem, batch) for batch in problem.batches(6)] == expected
+    assert [take(door, opt, backward_of(problem, batch)) for batch in problem.batches(6)] == expected
 
 
 @over_bases
@@ -149,7 +116,7 @@ def test_triggers_count_the_steps_of_any_base(name, base, door):
 def test_looksam_counts_the_steps_of_any_base(base, door):
     problem = Problem()
     opt = LookSAM(BASES[base](problem.model.parameters()), rho=0.05, k=3)
-    assert [take(door, opt, problem, batch) for batch in problem.batches(7)] == [2, 1, 1, 2, 1, 1, 2]
+    assert [take(door, opt, backward_of(problem, batch)) for batch in problem.batches(7)] == [2, 1, 1, 2, 1, 1, 2]
 
 
 @pytest.mark.parametrize("base", ["plain", "asks its parent", "scheduled"])
@@ -163,7 +130,7 @@ def test_the_mix_of_unifiedsam_follows_the_count(base, door):
         g = problem.gradient(w, batch)
         seen = []
         handle = opt.around_sharp_pass(lambda: seen.append(problem.flat()) or torch.enable_grad())  # noqa: B023
-        take(door, opt, problem, batch)
+        take(door, opt, backward_of(problem, batch))
         handle.remove()
         lam = 1 - 1 / t
         torch.testing.assert_close(seen[0] - w, 0.1 * (1 - lam + lam / g.norm()) * g, rtol=1e-9, atol=1e-12)
@@ -177,8 +144,8 @@ def test_lookahead_that_torch_never_heard_of_is_counted_and_right(door):
     other = SAM(sgd(plain.model.parameters()), rho=0.05, trigger=After(2))
     slow = plain.flat()
     for i, batch in enumerate(problem.batches(7), start=1):
-        take(door, opt, problem, batch)
-        take("step", other, plain, batch)
+        take(door, opt, backward_of(problem, batch))
+        take("step", other, backward_of(plain, batch))
         if i % 3 == 0:
             slow = slow.lerp(plain.flat(), 0.5)
             torch.nn.utils.vector_to_parameters(slow.clone(), plain.model.parameters())
@@ -192,7 +159,7 @@ def test_shallow_copies_count_together(case):
     opt = case.build(problem.model.parameters())
     other = copy.copy(opt)
     for i, batch in enumerate(problem.batches(4), start=1):
-        take("step", opt if i % 2 else other, problem, batch)
+        take("step", opt if i % 2 else other, backward_of(problem, batch))
         assert count(opt) == count(other) == i
 
 
@@ -214,8 +181,8 @@ def test_a_deep_copy_counts_alone(case):
     opt = case.build(problem.model.parameters())
     other, theirs = copy.deepcopy((opt, problem))
     for batch in problem.batches(3):
-        take("step", opt, problem, batch)
-    take("ascended", other, theirs, problem.batches(1)[0])
+        take("step", opt, backward_of(problem, batch))
+    take("ascended", other, backward_of(theirs, problem.batches(1)[0]))
     assert (count(opt), count(other)) == (3, 1)
 
 
@@ -226,7 +193,7 @@ def test_who_makes_the_state_of_a_fresh_base_takes_no_step(make, of):
     opt = of(make(problem.model.parameters()), rho=0.05)
     get_optimizer_state_dict(problem.model, opt.base)
     assert count(opt) == 0
-    take("step", opt, problem, problem.batches(1)[0])
+    take("step", opt, backward_of(problem, problem.batches(1)[0]))
     get_optimizer_state_dict(problem.model, opt.base)
     assert count(opt) == 1
 
@@ -240,7 +207,7 @@ def test_who_makes_the_state_of_a_base_whose_first_step_was_skipped_takes_none()
     opt.zero_grad()
     get_optimizer_state_dict(problem.model, opt.base)
     assert count(opt) == 0
-    take("ascended", opt, problem, second)
+    take("ascended", opt, backward_of(problem, second))
     assert count(opt) == 1
 
 
@@ -248,7 +215,7 @@ def test_weights_that_are_clipped_after_a_skipped_step_are_no_step():
     problem = Problem()
     opt = SAM(sgd(problem.model.parameters()), rho=0.05)
     first, second, third = problem.batches(3)
-    take("ascended", opt, problem, first)
+    take("ascended", opt, backward_of(problem, first))
     opt.zero_grad()
     through_ascended(opt, lambda: (problem.loss(second) * math.inf).backward())
     with torch.no_grad():
@@ -256,7 +223,7 @@ def test_weights_that_are_clipped_after_a_skipped_step_are_no_step():
             p.clamp_(-1, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        take("ascended", opt, problem, third)
+        take("ascended", opt, backward_of(problem, third))
     assert count(opt) == 2
 
 
@@ -264,7 +231,7 @@ def test_a_step_with_a_learning_rate_of_zero_that_was_prepared_is_one():
     problem = Problem()
     opt = SAM(sgd(problem.model.parameters()), rho=0.05)
     opt.param_groups[0]["lr"] = 0.0
-    take("step", opt, problem, problem.batches(1)[0])
+    take("step", opt, backward_of(problem, problem.batches(1)[0]))
     assert count(opt) == 1
 
 
@@ -315,7 +282,7 @@ def test_a_scheduler_changes_no_count(attached):
     if scheduler is None:
         scheduler = lr_scheduler.ExponentialLR({"base": base, "opt": opt}[attached], 0.9)
     for i, batch in enumerate(problem.batches(4), start=1):
-        take(DOORS[i % 3], opt, problem, batch)
+        take(DOORS[i % 3], opt, backward_of(problem, batch))
         scheduler.step()  # which warns if it saw no step before its own
         assert count(opt) == i
     assert opt.param_groups[0]["lr"] == pytest.approx(0.05 * 0.9**4)
@@ -385,7 +352,7 @@ def test_a_step_that_nobody_saw_is_noticed_and_counted(case, door):
     opt.zero_grad()
     assert count(opt) == 0
     with pytest.warns(UserWarning, match="no step of its base was seen; it is counted as one"):
-        take(door, opt, problem, second)
+        take(door, opt, backward_of(problem, second))
     assert count(opt) == 2
 
 
@@ -423,7 +390,7 @@ def test_a_plain_step_of_the_base_is_counted_too():
             problem.loss(batch).backward()
             opt.base.step()
         else:
-            passes.append(take("step", opt, problem, batch))
+            passes.append(take("step", opt, backward_of(problem, batch)))
     assert passes == [2, 2]
 
 
@@ -432,11 +399,11 @@ def test_weights_that_are_loaded_between_steps_are_no_step():
     opt = SAM(sgd(problem.model.parameters()), rho=0.05)
     saved = copy.deepcopy(problem.model.state_dict())
     first, second = problem.batches(2)
-    take("step", opt, problem, first)
+    take("step", opt, backward_of(problem, first))
     problem.model.load_state_dict(saved)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        take("step", opt, problem, second)
+        take("step", opt, backward_of(problem, second))
     assert count(opt) == 2
 
 

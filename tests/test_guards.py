@@ -12,44 +12,18 @@ from torch.optim import SGD
 
 import steppe
 from cases import BASES, CLIMBING, Base
-from problems import Problem, same_bits, through_ascended, weights
+from doors import DOORS, backward_of, over_doors, take
+from problems import Problem, same_bits, weights
 from steppe import GSAM, PGN, SAM, LookSAM, accumulated_step
 from steppe.triggers import Every, LargeGradient
 
 TWO_PASSES = [case for case in CLIMBING if case.clean]
 BLENDS = [case for case in CLIMBING if case.blends]
-DOORS = ["step", "ascended", "backward", "replay", "micro"]
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
 over_two_passes = pytest.mark.parametrize("case", TWO_PASSES, ids=lambda case: case.name)
 over_blends = pytest.mark.parametrize("case", BLENDS, ids=lambda case: case.name)
 over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
-over_doors = pytest.mark.parametrize("door", DOORS)
-
-
-def take(door, opt, backward, zeroes=True):
-    def closure():
-        if zeroes:
-            opt.zero_grad()
-        return backward()
-
-    opt.zero_grad()
-    if door == "step":
-        opt.step(closure)
-    elif door in ("ascended", "backward"):
-        through_ascended(opt, backward) if door == "ascended" else opt.backward(backward)
-        opt.base.step()
-    else:
-        accumulated_step(opt, [None], lambda _: backward(), climb=door)
-
-
-def backward_of(problem, batch):
-    def backward():
-        loss = problem.loss(batch)
-        loss.backward()
-        return loss
-
-    return backward
 
 
 def ready(case, foreach=None, base=None, **override):

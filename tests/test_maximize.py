@@ -7,29 +7,13 @@ import torch
 from torch.nn import Parameter
 
 from cases import CLIMBING, COMBINATIONS, combination_id
-from problems import Problem, through_ascended
-from steppe import MSAM, SAM, Together, accumulated_step
+from doors import over_doors, take
+from problems import Problem
+from steppe import MSAM, SAM, Together
 
 WRAPPING = [case for case in CLIMBING if case.wraps]
-DOORS = ["step", "ascended", "backward", "replay", "micro"]
 
 over_wrapping = pytest.mark.parametrize("case", WRAPPING, ids=lambda case: case.name)
-over_doors = pytest.mark.parametrize("door", DOORS)
-
-
-def take(door, opt, backward):
-    def closure():
-        opt.zero_grad()
-        return backward()
-
-    opt.zero_grad()
-    if door == "step":
-        opt.step(closure)
-    elif door in ("ascended", "backward"):
-        through_ascended(opt, backward) if door == "ascended" else opt.backward(backward)
-        opt.base.step()
-    else:
-        accumulated_step(opt, [None], lambda _: backward(), climb=door)
 
 
 @over_doors

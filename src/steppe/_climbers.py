@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import compress
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from ._checks import chain, descends
 from ._memory import has_one_owner
 from ._radii import Radii, climbs
-from ._scalars import Scalar
+from ._scalars import HALF, Scalar
 from .ascents import Ascent
 
 _SMALL = 2**12
@@ -74,7 +75,6 @@ def memory_of(base: Optimizer) -> Callable[[Tensor], Mapping[str, Any]]:
 def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, blends: bool) -> Climbers:
     """Return who climbs; only if gradients are to be blended also who stays, and whose gradients have one owner."""
     found = Climbers()
-    owners, vectors, by_gradient = found.owners, found.vectors, ascent.needs_gradient
     vector_of = vectors_of(base, ascent)
     groups = base.param_groups
     for group, (params, rho) in zip(groups, radii.of(groups), strict=True):
@@ -82,21 +82,33 @@ def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, b
             if blends:
                 found.still += [p for p in params if p.grad is not None]
             continue
-        start = len(owners)
+        start = len(found.owners)
         # Before they have another owner here.
         held = [p.numel() > _SMALL and has_one_owner(p) for p in params] if blends else []
-        along = [p.grad for p in params] if by_gradient else [vector_of(p) for p in params]
-        climb = [vector is not None for vector in along]
-        owners += compress(params, climb)
-        vectors += [vector for vector in along if vector is not None]
-        found.held += compress(held, climb)
-        stop = len(owners)
+        along = [*map(vector_of, params)]
+        there = [vector is not None for vector in along]
+        found.owners += compress(params, there)
+        found.vectors += [vector for vector in along if vector is not None]
+        found.held += compress(held, there)
+        stop = len(found.owners)
         weight = (rho > 0).float() if isinstance(rho, Tensor) else None
         if weight is not None or found.weights:
             found.weights += [None] * (start - len(found.weights)) + [weight] * (stop - start)
         # A maximizer's adversary lowers what it wants high. The base's momentum knows of that already.
-        sign = 1.0 if not by_gradient or descends(base, group) else -1.0
+        sign = 1.0 if not ascent.needs_gradient or descends(base, group) else -1.0
         found.spans.append((start, stop, rho * (sign * stretch)))
     if blends:
         found.held += map(has_one_owner, found.still)
     return found
+
+
+def warn_of_half(owners: list[Tensor], name: str) -> None:
+    """Say that weights of few digits swallow most of a climb, if some are."""
+    half = next((p for p in owners if p.dtype in HALF), None)
+    if half is not None:
+        warnings.warn(
+            f"{name} climbs with weights in half precision ({half.dtype}), which swallow what is less than half of "
+            "their spacing, and so a part of a climb: see docs/stacks.md. Keep them in float32 and let torch.autocast "
+            "make the half-precision copies.",
+            stacklevel=5,
+        )

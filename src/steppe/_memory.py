@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._shards import local
+from ._shards import local, sharded
 
 
 def addresses(xs: Sequence[Tensor]) -> list[int]:
@@ -28,19 +30,19 @@ def _address(x: Tensor) -> int:
 
 def overlapping(xs: Sequence[Tensor]) -> tuple[int, int] | None:
     """Return the places of two tensors that share memory, or None."""
-    parts = [local(x) for x in xs]
+    parts = [*map(local, xs)] if sharded(xs) else xs
     begins = addresses(parts)
-    reaching: list[tuple[int, int]] = []  # where those end that go on beyond the next beginning, and their places
-    for i in sorted(range(len(parts)), key=begins.__getitem__):
-        begin = begins[i]
-        if not begin:
-            continue
-        if reaching:
-            reaching = [one for one in reaching if one[0] > begin]
-            for _, j in reaching:
-                if _share(parts[j], parts[i]):
-                    return min(i, j), max(i, j)
-        reaching.append((begin + _extent(parts[i]), i))
+    ends = [begin + _extent(x) for begin, x in zip(begins, parts, strict=True)]
+    order = sorted([i for i, begin in enumerate(begins) if begin], key=begins.__getitem__)
+    if all(ends[i] <= begins[j] for i, j in pairwise(order)):
+        return None
+    reaching: list[int] = []  # those that go on beyond the next beginning
+    for i in order:
+        reaching = [j for j in reaching if ends[j] > begins[i]]
+        for j in reaching:
+            if _share(parts[j], parts[i]):
+                return min(i, j), max(i, j)
+        reaching.append(i)
     return None
 
 
@@ -59,7 +61,7 @@ def _share(x: Tensor, y: Tensor) -> bool:
 def _extent(x: Tensor) -> int:
     """Return the bytes from the first element to the end of the last."""
     if x.is_contiguous():
-        return x.numel() * x.element_size()
+        return x.nbytes
     steps = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return (steps + 1) * x.element_size()
 
@@ -71,14 +73,7 @@ def dense(x: Tensor) -> bool:
 
 def separate(xs: Sequence[Tensor]) -> bool:
     """Say whether every element of every tensor has a place of its own, so that it can be written to."""
-    if set(map(type, xs)) == {Tensor} and all(map(Tensor.is_contiguous, xs)) and all(x.is_cpu for x in xs):
-        end = 0
-        for begin, size in sorted(zip(map(Tensor.data_ptr, xs), [x.nbytes for x in xs], strict=True)):
-            if begin < end:
-                return False
-            end = begin + size
-        return True
-    return all(dense(local(x)) for x in xs) and overlapping(xs) is None
+    return all(map(dense, map(local, xs) if sharded(xs) else xs)) and overlapping(xs) is None
 
 
 def has_one_owner(p: Tensor) -> bool:
@@ -87,26 +82,23 @@ def has_one_owner(p: Tensor) -> bool:
     Only on the CPU. Elsewhere graphs that were captured may write to gradients without having them.
     """
     g = p.grad
-    plain = g is not None and type(g) is Tensor and g.is_cpu and g.layout is torch.strided
-    return plain and g is not None and _holders(p) == _ONE_OWNER and dense(g)
+    if g is None or type(g) is not Tensor or not g.is_cpu or g.layout is not torch.strided:
+        return False
+    return _ONE_OWNER is not None and _holders(p) == _ONE_OWNER and dense(g)
 
 
-def _holders(p: Tensor) -> tuple[int, int, int]:
-    """Return how many hold the gradient of ``p``, and its memory, counting those that look.
-
-    In Python, as graphs and DLPack do, and in views of it.
-    """
+def _holders(p: Any) -> tuple[int, int, int]:
+    """Return how many hold the gradient of ``p``, counting those that look: in Python, anywhere, and its memory."""
     g = p.grad
-    assert g is not None
-    return sys.getrefcount(g), g._use_count(), torch._C._storage_Use_Count(g.untyped_storage()._cdata)  # type: ignore[attr-defined]
+    return sys.getrefcount(g), g._use_count(), torch._C._storage_Use_Count(g.untyped_storage()._cdata)
 
 
-def _one_owner() -> tuple[int, int, int]:
+def _one_owner() -> tuple[int, int, int] | None:
+    """Return what `_holders` says where there is one owner, or None if this torch does not count them."""
     p = nn.Parameter(torch.zeros(1))
     p.sum().backward()  # type: ignore[no-untyped-call]
     g = p.grad  # has_one_owner holds it too
-    assert g is not None
-    return _holders(p)
+    return _holders(p) if hasattr(g, "_use_count") and hasattr(torch._C, "_storage_Use_Count") else None
 
 
 _ONE_OWNER = _one_owner()

@@ -32,6 +32,7 @@ class Slope:
         climbing: how many of the first parameters climb, if not all; the others count in no norm.
         weights: 0-dim tensors, 1 where a parameter climbs and 0 where not, on an accelerator that nobody waits for;
             None where it surely does.
+        clean_square: if these are sharp gradients, the square of the norm of the clean ones that climbed, where known.
 
     Raises:
         TypeError: if a vector is sparse.
@@ -49,9 +50,10 @@ class Slope:
         step: Scalar = 0,
         climbing: int | None = None,
         weights: Sequence[Tensor | None] | None = None,
+        clean_square: Scalar | None = None,
     ) -> None:
         self.owners, self.state, self.ops, self.guarded, self.step = owners, state, ops, guarded, step
-        self.climbing, self.weights = climbing, weights
+        self.climbing, self.weights, self.clean_square = climbing, weights, clean_square
         self.params = ops.real(owners)
         _need_dense(vectors)
         if not ops.foreach:
@@ -64,8 +66,6 @@ class Slope:
             vectors if ops.kind else [_fitting(g, p) for g, p in zip(vectors, owners, strict=True)]
         )
         self._norm: Scalar | None = None
-        self.clean_square: Scalar | None = None
-        """In the hands of a blend, the square of the norm of the clean gradients that climbed, where it is known."""
 
     @property
     def norm(self) -> Scalar:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from ._memory import addresses, overlapping, separate
 from ._pieces import LINE, PIECE, pieces
+from ._radii import climbs
 from ._recording import is_recording, record
 from ._scalars import Scalar, Tensors, free_to_read, on, on_host
 from ._shards import like
+from ._slope import Slope, State
 from ._tensors import Ops
-from .ascents import Ascent, Slope
+from .ascents import Ascent
 from .blends import Blend
+
+_NOTHING: Mapping[str, Any] = {}
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -197,6 +201,8 @@ class Climb:
         grads = [g for _, g in sharp]
         climbing = sum(i < len(self.owners) for i, _ in sharp)
         if self.blend is not None and climbing:
+            # Of large models it was found in the way in which inner products are, so that both are rounded alike.
+            known = climbing == len(self.owners) and not self.weights and self.anchor.numel > LINE
             slope = Slope(
                 [owners[i] for i, _ in sharp],
                 grads,
@@ -205,10 +211,8 @@ class Climb:
                 guarded=True,
                 climbing=None if climbing == len(sharp) else climbing,
                 weights=_unless_all_stay([self.weights[i] for i, _ in sharp[:climbing]]) if self.weights else None,
+                clean_square=self._clean_norm * self._clean_norm if known else None,
             )
-            # Of large models it was found in the way in which inner products are, so that both are rounded alike.
-            if climbing == len(self.owners) and not self.weights and self.anchor.numel > LINE:
-                slope.clean_square = self._clean_norm * self._clean_norm
             self.blend.blend_(slope, [self.clean[i] for i, _ in sharp] if self.clean else [])
             slope.write_back()
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
@@ -266,3 +270,36 @@ class Stay:
             return
         for p, g in zip(self.params, self.clean, strict=True):
             p.grad = g
+
+
+def reuse_(
+    blend: Blend, groups: list[tuple[list[Tensor], Scalar]], state: State, slope_of: Callable[..., Slope]
+) -> None:
+    """Let a blend that remembers earlier climbs change the gradients of a step that does not climb."""
+    name = blend.memories[0]
+    climbing, still = (
+        [
+            (p, rho)
+            for params, rho in groups
+            if climbs(rho) is up
+            for p in params
+            if p.grad is not None and name in state.get(p, _NOTHING)
+        ]
+        for up in (True, False)
+    )
+    if not climbing:
+        return
+    owners = [p for p, _ in (*climbing, *still)]
+    weights = [(rho > 0).float() if isinstance(rho, Tensor) else None for _, rho in climbing]
+    with torch.no_grad():
+        for p in owners:
+            p.grad = None if p.grad is None else like(p.grad, p)
+        alone(owners)
+        slope = slope_of(
+            owners,
+            [p.grad for p in owners if p.grad is not None],
+            climbing=len(climbing) if still else None,
+            weights=weights if any(weight is not None for weight in weights) else None,
+        )
+        blend.between_(slope)
+        slope.write_back()

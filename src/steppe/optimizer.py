@@ -12,7 +12,6 @@ One step::
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ._checks import check_base, refuse_foreign_calls
-from ._climbers import climbers, vectors_of
+from ._climbers import climbers, vectors_of, warn_of_half
 from ._closures import (
     AFTER_CLEAN,
     AFTER_SHARP,
@@ -37,14 +36,14 @@ from ._closures import (
 from ._memory import separate
 from ._radii import climbs
 from ._recording import is_recording, record
-from ._scalars import HALF, Scalar
-from ._shards import like, refuse_flat
+from ._scalars import Scalar
+from ._shards import refuse_flat
 from ._tensors import Ops
 from ._visits import Visit, Visits
 from ._wrapping import Wrapping
 from .ascents import Ascent, Slope
 from .blends import Blend
-from .climb import Anchor, Climb, Stay, alone
+from .climb import Anchor, Climb, Stay, reuse_
 from .schedules import Radius, check_radius
 from .together import Bases, joined
 from .triggers import Always, Trigger
@@ -385,7 +384,9 @@ class SharpnessAware(Wrapping):
                 need_gradient(self._params(), when)
             return None
         refuse_flat(found.owners[:1])  # in case they became flat after they came here
-        self._warn_of_half(found.owners)
+        if not self._warned:
+            self._warned = True
+            warn_of_half(found.owners, type(self).__name__)
         slope = self._slope(
             found.owners, found.vectors, scale=scale if self.needs_scale else 1.0, weights=found.weights or None
         )
@@ -402,20 +403,6 @@ class SharpnessAware(Wrapping):
             held=[held and lets_go for held in found.held],
         )
 
-    def _warn_of_half(self, owners: list[Tensor]) -> None:
-        """Say once that weights of few digits swallow most of a climb."""
-        if self._warned:
-            return
-        half = next((p for p in owners if p.dtype in HALF), None)
-        self._warned = True
-        if half is not None:
-            warnings.warn(
-                f"{type(self).__name__} climbs with weights in half precision ({half.dtype}), which swallow what is "
-                "less than half of their spacing, and so a part of a climb: see docs/stacks.md. Keep them in float32 "
-                "and let torch.autocast make the half-precision copies.",
-                stacklevel=5,
-            )
-
     def _slope(self, owners: list[Tensor], vectors: list[Tensor], **options: Any) -> Slope:
         """Return what ``owners`` climb along."""
         step = self.state["engine"].get("step", 0)
@@ -424,33 +411,8 @@ class SharpnessAware(Wrapping):
 
     def _reuse(self) -> None:
         """Let a blend that remembers earlier climbs change the gradient of a step that does not climb."""
-        if self.blend is None or not self.blend.memories or not self.climbing_groups():
-            return
-        name = self.blend.memories[0]
-        groups = self._radii.of(self.base.param_groups)
-        climbing, still = (
-            [(p, rho) for params, rho in groups if climbs(rho) is up for p in params if p.grad is not None]
-            for up in (True, False)
-        )
-        climbing, still = (
-            [(p, rho) for p, rho in some if name in self.state.get(p, _NOTHING)] for some in (climbing, still)
-        )
-        if climbing:
-            owners = [p for p, _ in climbing + still]
-            weights = [(rho > 0).float() if isinstance(rho, Tensor) else None for _, rho in climbing]
-            with torch.no_grad():
-                for p in owners:
-                    p.grad = None if p.grad is None else like(p.grad, p)
-                alone(owners)
-                grads = [p.grad for p in owners if p.grad is not None]
-                slope = self._slope(
-                    owners,
-                    grads,
-                    climbing=len(climbing) if still else None,
-                    weights=weights if any(weight is not None for weight in weights) else None,
-                )
-                self.blend.between_(slope)
-                slope.write_back()
+        if self.blend is not None and self.blend.memories and self.climbing_groups():
+            reuse_(self.blend, self._radii.of(self.base.param_groups), self.state, self._slope)
 
     def _before_base_step(self) -> None:
         self._visits.refuse_a_step()

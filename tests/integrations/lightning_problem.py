@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
@@ -16,6 +17,11 @@ from steppe.passes import frozen_norm_stats, same_random_state
 from steppe.triggers import After, Every, LargeGradient
 from test_buffers import Codebook
 
+QUIET = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    # torch says so of Lightning's own use of its pytrees.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
+]
 METHODS = {
     "sam": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
     "usam": lambda params: USAM(torch.optim.SGD(params, lr=0.1), rho=0.1),

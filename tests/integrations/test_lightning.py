@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Single
 from lightning.pytorch.tuner import Tuner  # noqa: E402
 from lightning_problem import (  # noqa: E402
     METHODS,
+    QUIET,
     STEPS,
     TRIGGERS,
     Branching,
@@ -50,11 +51,7 @@ from steppe.integrations._lightning_passes import metrics_of  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
 from steppe.triggers import LargeGradient  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    # torch says so of Lightning's own use of its pytrees.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
-]
+pytestmark = QUIET
 MANUAL = "Lightning, manual optimization"
 over_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 from lightning_problem import (  # noqa: E402
     METHODS,
+    QUIET,
     STEPS,
     TRIGGERS,
     Module,
@@ -31,11 +32,7 @@ from test_lightning import Busy, Chatty, Recorder  # noqa: E402
 from steppe import MSAM, SAM  # noqa: E402
 from steppe.integrations.lightning import SharpnessAwareCallback  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    # torch says so of Lightning's own use of its pytrees.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
-]
+pytestmark = QUIET
 
 
 MAKES = {**METHODS, **TRIGGERS}

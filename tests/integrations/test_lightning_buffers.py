@@ -7,18 +7,14 @@ import torch
 from torch import nn
 
 pytest.importorskip("lightning.pytorch")
-from lightning_problem import STEPS, Traced, batches, fit
+from lightning_problem import QUIET, STEPS, Traced, batches, fit
 
 from steppe import GSAM, MSAM, SAM
 from steppe.integrations.lightning import SharpnessAwareCallback
 from steppe.passes import frozen_buffers, frozen_norm_stats
 from test_buffers import contents
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    # torch says so of Lightning's own use of its pytrees.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
-]
+pytestmark = QUIET
 NORM = 3
 
 

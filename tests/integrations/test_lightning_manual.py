@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_problem import (
     METHODS,
+    QUIET,
     STEPS,
     Ascended,
     ClippedAscended,
@@ -42,11 +43,7 @@ from steppe import SAM
 from steppe.integrations.lightning import SharpnessAwareCallback
 from steppe.passes import frozen_norm_stats, same_random_state
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    # torch says so of Lightning's own use of its pytrees.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
-]
+pytestmark = QUIET
 over_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import check_base
+from ._checks import check_base, put_back_if_it_fails
 
 Bases: TypeAlias = Optimizer | Sequence[Optimizer]
 """What a method takes as its base: an optimizer instance, or several, which go `Together`."""
@@ -242,15 +242,9 @@ class Together(Optimizer):
             changed = before(self, saved)
             saved = saved if changed is None else changed
         parts = self._parts(saved)
-        kept = [dict(vars(base)) for base in self.bases]
-        try:
+        with put_back_if_it_fails(self):
             for base, part in zip(self.bases, parts, strict=True):
                 base.load_state_dict(part)
-        except BaseException:
-            for base, names in zip(self.bases, kept, strict=True):
-                vars(base).clear()
-                vars(base).update(names)
-            raise
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

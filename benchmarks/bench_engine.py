@@ -251,29 +251,34 @@ def in_a_process(what: str, *arguments: object) -> Any:
 
 
 class _Gradients(torch.autograd.Function):
-    """Gives parameters copies of tensors for gradients."""
+    """Gives parameters gradients that are made in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, found: list[Tensor], *params: Tensor) -> Tensor:
-        ctx.found = found
+    def forward(ctx: Any, make: Callable[[], list[Tensor]], *params: Tensor) -> Tensor:
+        ctx.make = make
         return torch.zeros(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *[g.clone() for g in ctx.found]
+        return None, *ctx.make()
 
 
-def passes(params: list[Parameter]) -> Closure:
+def closure_of(params: list[Parameter], make: Callable[[], list[Tensor]]) -> Closure:
     """Return a closure whose backward pass gives ``params`` gradients of which nobody else has the memory."""
-    found = cycle([[0.01 * torch.randn_like(p) for p in params] for _ in range(2)])
 
     def closure() -> float:
         for p in params:
             p.grad = None
-        _Gradients.apply(next(found), *params).backward()
+        _Gradients.apply(make, *params).backward()
         return 0.0
 
     return closure
+
+
+def passes(params: list[Parameter]) -> Closure:
+    """Return a closure that gives ``params`` two gradients by turns."""
+    found = cycle([[0.01 * torch.randn_like(p) for p in params] for _ in range(2)])
+    return closure_of(params, lambda: [g.clone() for g in next(found)])
 
 
 # Time
@@ -356,13 +361,7 @@ def measure_memory(title: str, shape: str, base_name: str, device: str) -> float
         params = [Parameter(torch.full(shape_, 0.02, device=device)) for shape_ in SHAPES[shape]()]
         size = sum(p.numel() * p.element_size() for p in params)
 
-        def closure() -> float:
-            for p in params:
-                p.grad = None
-            for p in params:
-                p.grad = torch.full_like(p, 0.01)
-            return 0.0
-
+        closure = closure_of(params, lambda: [torch.full_like(p, 0.01) for p in params])
         step = candidates(base_name)[title](params, Clock(device))
         for _ in range(3):
             step(closure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -848,3 +849,24 @@ def test_clean_gradients_that_others_hold_stay_as_they_are(case, hold):
             break
     else:
         pytest.fail("it never climbed")
+
+
+@over_climbing
+@pytest.mark.parametrize("climb", ["step", "replay"])
+def test_a_sharp_pass_begins_without_the_memory_of_gradients_that_nobody_needs(case, climb):
+    problem, opt, batch = ready(case)
+    left = []
+
+    def backward(_=None):
+        if climb == "step":
+            opt.zero_grad()
+        left.append([gradient() is not None for gradient in made])
+        loss = problem.loss(batch)
+        loss.backward()
+        made[:] = [weakref.ref(p.grad) for p in problem.model.parameters()]
+        return loss
+
+    made = []
+    opt.step(backward) if climb == "step" else accumulated_step(opt, [batch], backward)
+    assert len(left) == (2 if case.clean else 1)
+    assert not any(left[-1]) or case.blends

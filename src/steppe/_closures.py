@@ -131,8 +131,9 @@ class _FirstArrival:
     def __enter__(self) -> _FirstArrival:
         p = self._p
         if type(p) is nn.Parameter:
-            self._before = p.grad
-            self._version = self._before._version
+            before: Any = p.grad
+            self._before = ref(before)  # not the gradient itself: the pass needs the memory
+            self._version = before._version
             with torch.enable_grad():
                 # A hook of the tensor itself would have a compiled model compiled again. This node lives with its name.
                 view: Any = p.view_as(p)
@@ -143,11 +144,10 @@ class _FirstArrival:
     def __exit__(self, *error: object) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._before = None
 
     def _look(self, *arriving: object) -> None:
         if self.leftover is None:
             g = self._p.grad
-            same = g is not None and g is self._before and g._version == self._version
+            same = g is not None and g is self._before() and g._version == self._version
             self.leftover = same and (self._expects or bool(g.any()))
             self.zeroed = g is None or (not same and not bool(g.any()))

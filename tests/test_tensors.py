@@ -16,7 +16,9 @@ from steppe._pieces import pieces
 from steppe._tensors import Ops
 
 over_paths = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "loop"])
-over_sizes = pytest.mark.parametrize("shapes", [[(3,)] * 50, [(2, 3), (), (4000,)]], ids=["tiny", "mixed"])
+over_sizes = pytest.mark.parametrize(
+    "shapes", [[(3,)] * 50, [(3,), (2, 2), ()] * 9, [(2, 3), (), (4000,)]], ids=["tiny lines", "tiny", "mixed"]
+)
 over_ranges = pytest.mark.parametrize(
     ("dtype", "value"),
     [
@@ -142,9 +144,10 @@ def test_zeros_and_tensors_without_elements(foreach, shapes, dtype, place):
 
 
 @over_paths
-def test_sums_over_large_tensors_keep_their_digits(foreach):
-    """Ten million equal squares that are added up in float32 are off in the third digit."""
-    x = torch.full((10_000_000,), 0.01)
+@pytest.mark.parametrize("numel", [2**17, 2**20, 10_000_000])
+def test_sums_over_large_tensors_keep_their_digits(foreach, numel):
+    """Ten million equal squares that are added up in float32 are off in the third digit, on any processor."""
+    x = torch.full((numel,), 0.01)
     ops = Ops.choose([x], foreach)
     exact = x[0].item() * math.sqrt(len(x))
     assert float(ops.norm([x])) == pytest.approx(exact, rel=1e-4)
@@ -241,6 +244,45 @@ def test_the_norm_of_a_mixture_is_right_over_the_whole_range(foreach, value, pla
     xs, ys = ([torch.full((5,), value), torch.full((3000,), value)] for _ in range(2))
     ops = Ops.choose(xs, foreach)
     assert looked_at(place, lambda: ops.sum_norm_(xs, ys, -3.0)) == pytest.approx(2 * value * math.sqrt(3005))
+
+
+@over_paths
+@over_sizes
+def test_copies_are_of_each_alone(foreach, shapes, place):
+    """Gradients of groups that stay may be of another dtype than those that climb, which say how all are copied."""
+    climbing, still = random(shapes), random(shapes, torch.float64, seed=1)
+    ops = Ops.choose(climbing, foreach)
+    for xs in (climbing, [*climbing, *still], []):
+        copies = ops.copies(xs)
+        assert all(y.dtype is x.dtype and torch.equal(x, y) for x, y in zip(xs, copies, strict=True))
+        copied = flat(xs) if xs else None
+        for y in copies:
+            y.mul_(2)
+        assert copied is None or (torch.equal(flat(xs), copied) and torch.equal(flat(copies), 2 * copied))
+
+
+@pytest.mark.parametrize("make", [GSAM, LookSAM])
+@pytest.mark.parametrize("shapes", [[(3,)] * 50, [(3,), (2, 2), ()] * 9], ids=["lines", "others"])
+def test_many_tiny_tensors_are_blended_as_each_by_itself(make, shapes):
+    found = []
+    for foreach in (True, False):
+        params = [Parameter(x) for x in random(shapes, torch.float64)]
+        opt = make(torch.optim.SGD([{"params": params[:-5]}, {"params": params[-5:], "rho": 0.0}], lr=0.1), rho=0.1)
+        opt.foreach = foreach
+
+        def closure(opt=opt, params=params):
+            opt.zero_grad()
+            loss = sum((i + 1) * p.square().sum() + p.sum() ** 3 for i, p in enumerate(params)) / len(params)
+            loss.backward()
+            return loss
+
+        for _ in range(12):
+            opt.step(closure)
+        saved = [
+            x for values in opt.state_dict()["state"].values() for x in values.values() if isinstance(x, torch.Tensor)
+        ]
+        found.append(flat([*params, *saved]))
+    assert torch.allclose(*found, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 100])

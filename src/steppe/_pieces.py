@@ -12,8 +12,14 @@ from ._scalars import Tensors
 PIECE = 2**17
 """Elements, per thread, of which three copies fit into a cache of a core."""
 
-LINE = 2**20
-"""Elements whose products are added up in their own precision: float32 loses a digit for ten times as many."""
+LINE = 2**17
+"""Elements whose products are added up in their own precision: of equal ones, float32 keeps four digits at the worst.
+
+How many it keeps is up to the processor: its kernels add up in more or fewer sums.
+"""
+
+FEW = 2**20
+"""Elements that a model has at most if every call counts."""
 
 _TINY, HANDFUL = 2**12, 8
 
@@ -57,8 +63,9 @@ def packed(lists: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
 
 def are_few(xs: Tensors) -> bool:
     """Say whether ``xs`` are those of a small model, where every call counts."""
-    numel = sum([x.numel() for x in xs])
-    return numel <= LINE and (len(xs) <= HANDFUL or numel >= _TINY * len(xs))
+    sizes = [x.numel() for x in xs]
+    numel = sum(sizes)
+    return numel <= FEW and (len(xs) <= HANDFUL or numel >= _TINY * len(xs)) and max(sizes) <= LINE
 
 
 def are_tiny(xs: Tensors, handful: int = HANDFUL) -> bool:
@@ -67,14 +74,24 @@ def are_tiny(xs: Tensors, handful: int = HANDFUL) -> bool:
 
 
 def flattened(xs: Tensors) -> Tensor:
-    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(xs))  # a quarter of the time of reshape and cat
+    """Return a copy of all elements in one line."""
+    if _are_lines(xs):
+        return torch.cat([*xs])
+    flat: Tensor = torch._C._nn.flatten_dense_tensors([*xs])  # a quarter of the time of reshape and cat
     return flat
 
 
 def unflattened(flat: Tensor, xs: Tensors) -> Tensors:
     """Return views of ``flat`` in the shapes of ``xs``."""
-    found: Tensors = torch._C._nn.unflatten_dense_tensors(flat, list(xs))
+    if _are_lines(xs):
+        return torch.split(flat, [x.numel() for x in xs])
+    found: Tensors = torch._C._nn.unflatten_dense_tensors(flat, [*xs])
     return found
+
+
+def _are_lines(xs: Tensors) -> bool:
+    """Say whether no tensor needs a view to be one line, as biases and scales need none: a view is what costs most."""
+    return all(x.dim() == 1 for x in xs)
 
 
 def runs(xs: Tensors) -> Iterator[Tensors]:

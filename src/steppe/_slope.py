@@ -135,7 +135,13 @@ class Slope:
         return found
 
     def keep(self, name: str, values: Tensors) -> None:
-        """Make tensors, one for every parameter, what the next steps `remember`."""
+        """Make tensors, one for every parameter, what the next steps `remember`.
+
+        Tiny ones go into the memory that there is: new ones that stay would set off a collection of all garbage.
+        """
+        if self.ops.tiny(values):
+            self.ops.copy_(self.remember(name, 0.0), values)
+            return
         for owner, value in zip(self.owners, values, strict=True):
             self.state[owner][name] = value
 

@@ -12,6 +12,9 @@ from ._scalars import PLAIN, Tensors, on, wide
 
 Weights = Sequence[Tensor | None]
 
+_PART = 2**20
+"""Elements that are copied to float64 at a time."""
+
 _WITH_FLOAT64 = ("cpu", "cuda", "meta")
 
 
@@ -31,8 +34,8 @@ def inner_there(x: Tensor, y: Tensor) -> Tensor:
     if not fits(x):
         return (wide(x) * wide(y)).sum()
     if x.is_contiguous() and y.is_contiguous():  # in parts, whose copies in float64 need little memory
-        lines = zip(torch.split(x.view(-1), LINE), torch.split(y.view(-1), LINE), strict=True)
-        return torch.stack([some.double().mul_(others).sum() for some, others in lines]).sum()
+        parts = zip(torch.split(x.view(-1), _PART), torch.split(y.view(-1), _PART), strict=True)
+        return torch.stack([some.double().mul_(others).sum() for some, others in parts]).sum()
     return x.double().mul_(y).sum()
 
 

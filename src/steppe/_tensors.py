@@ -174,9 +174,19 @@ class Ops:
                 products = [weighed(x, w, 1.0) for x, w in zip(products, weights, strict=True)]
         return torch.stack(added_up(products, xs) if sharded(xs) else products).sum()
 
+    def copies(self, xs: Tensors) -> Tensors:
+        """Return a copy of every tensor; those of many tiny ones are views of one."""
+        if self.tiny(xs) and len({(x.dtype, x.device) for x in xs}) == 1:
+            return unflattened(flattened(xs), xs)
+        return [x.clone() for x in xs]
+
+    def tiny(self, xs: Tensors) -> bool:
+        """Say whether what is done with all ``xs`` takes longer for every call than for every element."""
+        return are_tiny(xs) and self._cuts(xs)
+
     def mul(self, xs: Tensors, ys: Tensors) -> Tensors:
         """Return ``x * y``."""
-        if self._cuts(xs) and are_tiny(xs):
+        if self.tiny(xs):
             return unflattened(flattened(xs).mul_(flattened(ys)), xs)
         return torch._foreach_mul(xs, ys) if self.foreach else [x * y for x, y in zip(xs, ys, strict=True)]
 
@@ -188,7 +198,7 @@ class Ops:
 
     def by_size(self, xs: Tensors, ys: Tensors, c: float, *, twice: bool = False) -> Tensors:
         """Return ``(|x| + c) y``, or ``twice`` so."""
-        if self._cuts(xs) and are_tiny(xs):
+        if self.tiny(xs):
             return unflattened(self.by_size([flattened(xs)], [flattened(ys)], c, twice=twice)[0], xs)
         if not self.foreach:
             sizes = [x.abs() + c for x in xs]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._memory import addresses, overlapping, separate
-from ._pieces import LINE, PIECE, pieces
+from ._pieces import FEW, PIECE, pieces
 from ._radii import climbs
 from ._recording import is_recording, record
 from ._scalars import Scalar, Tensors, free_to_read, on, on_host
@@ -160,13 +160,14 @@ class Climb:
         # The clean gradients are let go of before the sharp pass needs the memory.
         slope, self.slope = self.slope, None
         assert slope is not None
-        copies, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
+        room, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
         self.norm, self._clean_norm = slope.norm, slope.norm * on_host(slope.scale)
         if self.blend and self.blend.needs_clean:
             # As much scaled as the sharp ones will be.
             still = [g if ops.foreach else like(g, p) for p in self.still if (g := p.grad) is not None]
             clean = (*slope.scaled, *ops.real(still))
-            self.clean = [g if held else g.clone() for g, held in zip(clean, self.held, strict=True)]
+            copies = iter(ops.copies([g for g, held in zip(clean, self.held, strict=True) if not held]))
+            self.clean = [g if held else next(copies) for g, held in zip(clean, self.held, strict=True)]
         directions, factor = self.ascent.directions(slope)
         # Parts are saved and moved while they are in a cache: memory is read once for both.
         cut = self.anchor.numel > PIECE and ops.foreach and ops.kind is not None and free_to_read(params[0])
@@ -178,13 +179,13 @@ class Climb:
             # climb.
             go = (self.norm < math.inf) & (step > -_LARGEST) & (step < _LARGEST)
             guard = go if isinstance(go, Tensor) else None
-            span: tuple[Tensors, ...] = (copies[start:stop], params[start:stop], directions[start:stop])
+            span: tuple[Tensors, ...] = (room[start:stop], params[start:stop], directions[start:stop])
             for copy, w, d in pieces(*span) if cut else [span]:
                 ops.copy_(copy, w)
                 self._saved.append((w, copy))
                 if go is not False:
                     ops.move_(w, self.ascent.stretched(ops, w, d), step, guard)
-        self._saved = [(params, copies)]  # they come back in one go
+        self._saved = [(params, room)]  # they come back in one go
 
     def _hand_on(self) -> None:
         # A climb that is not along the gradient says nothing of it.
@@ -202,7 +203,7 @@ class Climb:
         climbing = sum(i < len(self.owners) for i, _ in sharp)
         if self.blend is not None and climbing:
             # Of large models it was found in the way in which inner products are, so that both are rounded alike.
-            known = climbing == len(self.owners) and not self.weights and self.anchor.numel > LINE
+            known = climbing == len(self.owners) and not self.weights and self.anchor.numel > FEW
             slope = Slope(
                 [owners[i] for i, _ in sharp],
                 grads,

@@ -33,7 +33,7 @@ def train(steps: int, folder: Path, device: str) -> None:
     for layer in (model[0], model[2], model):
         fully_shard(layer, mesh=mesh)
     opt = GSAM(torch.optim.AdamW(model.parameters(), lr=1e-2), rho=0.05)
-    opt.around_sharp_pass(lambda: resharded(model), only=True)
+    opt.around_sharp_pass(lambda: resharded(model), also_single=True)
     state = {"model": get_model_state_dict(model), "optimizer": SharpnessAwareState(model, opt), "step": 0}
     if folder.exists():
         dcp.load(state, checkpoint_id=folder)

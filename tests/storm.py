@@ -4,7 +4,7 @@
 
 A timer of the system sends each signal at a random instant of a step, or of the way in or out of it, and its handler is
 that of Ctrl-C. The base's learning rate is 0: whatever is broken off, the weights must be what they were bit for bit, grad
-mode on, and the next step, without a signal, one step more. Prints how many signals came, how many of them broke off a
+mode on, batch norm, which the sharp pass leaves alone, as it was, and the next step, without a signal, one step more. Prints how many signals came, how many of them broke off a
 step, and how many left something wrong, as JSON.
 """
 
@@ -20,18 +20,21 @@ import torch
 from torch import nn
 
 from cases import CASES
+from steppe.passes import frozen_norm_stats
 
 
 def storm(name: str, door: str, foreach: bool, signals: int, seed: int) -> dict[str, int]:
     torch.manual_seed(seed)
     random.seed(seed)
     torch.set_num_threads(1)
-    model = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(16, 16), nn.Tanh())])
+    norm = nn.BatchNorm1d(16)
+    model = nn.Sequential(norm, *[layer for _ in range(3) for layer in (nn.Linear(16, 16), nn.Tanh())])
     x, y = torch.randn(8, 16), torch.randn(8, 16)
     case = next(case for case in CASES if case.name == name)
     opt = case.build(model.parameters(), foreach=foreach, **({} if case.wraps else {"lr": 0.0}))
     for group in opt.param_groups:
         group["lr"] = group["weight_decay"] = 0.0
+    opt.around_sharp_pass(lambda: frozen_norm_stats(model))
 
     def closure():
         opt.zero_grad()
@@ -84,6 +87,7 @@ def storm(name: str, door: str, foreach: bool, signals: int, seed: int) -> dict[
         found = {
             "weights": all(torch.equal(p, w) for p, w in zip(params, before, strict=True)),
             "grad mode": torch.is_grad_enabled(),
+            "norm": norm.track_running_stats,
             "handler": signal.getsignal(signal.SIGALRM) is handler,
             "count": opt.state["engine"]["step"] in (count, count + 1),
         }
@@ -98,6 +102,7 @@ def storm(name: str, door: str, foreach: bool, signals: int, seed: int) -> dict[
             wrong += 1
             print([what for what, well in found.items() if not well], file=sys.stderr)
             torch.set_grad_enabled(True)
+            norm.track_running_stats = True
             signal.signal(signal.SIGALRM, handler)
             with torch.no_grad():
                 for p, w in zip(params, before, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import typing
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.optim.optimizer import Optimizer
 from cases import CLIMBING
 from doors import backward_of, count, over_doors, take
 from problems import Problem, same_bits, weights
-from steppe import ASAM, GSAM, MSAM, SAM, ProportionalToLR, SharpnessAware, Together
+from steppe import ASAM, GSAM, MSAM, SAM, AdaSAM, AMSGrad, LightSAM, ProportionalToLR, SharpnessAware, Together
 from steppe.triggers import After
 
 WRAPPING = [case for case in CLIMBING if case.wraps]
@@ -259,11 +260,6 @@ def test_steps_that_accelerate_holds_back_are_none():
 # Construction
 
 
-class BadRho(SAM):
-    def __init__(self, base, **options):
-        super().__init__(base, rho=-1.0, **options)
-
-
 FAILURES = {
     "a bad radius": lambda base: SAM(base, rho=-1.0),
     "a bad radius of a group": lambda base: base.param_groups[1].update(rho=-1.0) or SAM(base, rho=0.1),
@@ -324,6 +320,42 @@ def test_a_class_among_several():
         SAM([sgd([Parameter(torch.ones(2))]), AdamW], rho=0.1)
 
 
+@pytest.mark.parametrize(
+    "make", [AMSGrad, partial(AdaSAM, rho=0.1), partial(LightSAM, lr=0.1, rho=0.1, variant="adam")]
+)
+def test_options_may_come_as_lists(make):
+    """As those of YAML and JSON do."""
+    found = []
+    for kind in (tuple, list):
+        w = Parameter(torch.tensor([1.0, -2.0]))
+        opt = make([w], betas=kind((0.5, 0.9)))
+        opt.add_param_group({"params": [Parameter(torch.ones(1))], "betas": kind((0.8, 0.9))})
+        for _ in range(3):
+            take("step", opt, lambda w=w: w.square().sum().backward())
+        found.append(w.detach())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_momenta_of_complex_weights_are_climbed_along(foreach):
+    """Those of a base that keeps pairs of reals, and those of one that keeps complex numbers."""
+    for make in (AMSGrad, partial(torch.optim.SGD, lr=0.1, momentum=0.9), torch.optim.AdamW):
+        w = Parameter(torch.tensor([1.0 + 1.0j, -2.0 + 0.5j]))
+        opt = MSAM(make([w]), rho=0.5, foreach=foreach)
+
+        def backward(w=w):
+            loss = torch.view_as_real(w).square().sum()
+            loss.backward()
+            return loss
+
+        take("step", opt, backward)
+        before = w.detach().clone()
+        with opt.ascended():
+            delta = w.detach() - before
+            backward()
+        assert delta.abs().square().sum().sqrt().item() == pytest.approx(0.5, rel=1e-5)
+
+
 # What is shown and typed
 
 
@@ -341,6 +373,17 @@ def test_repr_shows_base_parts_and_radii(case):
     assert "follows lr" in shown
     assert "base: SGD (" in shown
     assert "momentum: 0.9" in shown
+
+
+def test_repr_shows_a_radius_that_is_none_and_writes_nothing():
+    opt = SAM(SGD([Parameter(torch.ones(2))], lr=0.5), rho=ProportionalToLR(1.0, 0.0, 0.5, 0.0))
+    opt.param_groups[0]["lr"] = 0.25
+    assert "rho: 0.5 (follows lr)" in repr(opt)
+    assert opt.param_groups[0]["rho"] == 1.0
+    opt.param_groups[0]["rho"] = -1.0
+    assert "rho: -1.0\n" in repr(opt)
+    del opt.param_groups[0]["rho"]
+    assert "rho: None\n" in repr(opt)
 
 
 @over_wrappers
@@ -514,7 +557,7 @@ def test_a_momentum_in_eight_bits_is_climbed_along(eta, foreach, door):
             seen.extend(weights(problem.model))
             return torch.enable_grad()
 
-        handle = opt.around_sharp_pass(note, only=True)
+        handle = opt.around_sharp_pass(note, also_single=True)
         take(door, opt, backward_of(problem, batch))
         handle.remove()
         torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)

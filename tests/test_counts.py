@@ -379,6 +379,35 @@ def test_one_who_kept_the_step_before_is_seen():
             assert count(opt) == i
 
 
+class KeepsAll(SGD):
+    def __getstate__(self):
+        return self.__dict__
+
+
+def test_the_step_of_a_copy_is_the_copys():
+    """Also where a base lets all of its attributes be copied, the step that is watched among them."""
+    problem = Problem()
+    opt = SAM(KeepsAll(problem.model.parameters(), lr=0.1), rho=0.1)
+    (batch,) = problem.batches(1)
+    opt.step(problem.closure(opt, batch))
+    before = copy.deepcopy(problem.model)
+    other = copy.deepcopy(opt)
+    for p in other._params():
+        p.grad = torch.ones_like(p)
+    ones = [p.detach().clone() for p in other._params()]
+    other.base.step()
+    assert all(torch.equal(p, q) for p, q in zip(problem.model.parameters(), before.parameters(), strict=True))
+    assert all(torch.equal(p, q - 0.1) for p, q in zip(other._params(), ones, strict=True))
+    assert (count(opt), count(other)) == (1, 2)
+
+
+def test_a_step_whose_optimizer_has_gone_says_so():
+    problem = Problem()
+    step = SAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1).base.step
+    with pytest.raises(RuntimeError, match="The optimizer whose step this is has gone"):
+        step()
+
+
 def test_a_plain_step_of_the_base_is_counted_too():
     """A warm-up may be the base's own steps."""
     problem = Problem()

@@ -30,7 +30,7 @@ from steppe import (
     VaSSO,
     norm_layers,
 )
-from steppe.ascents import L2, Masked
+from steppe.ascents import L2, Filtered, Masked, Momentum
 from steppe.descent import Descent
 from steppe.triggers import After, Every, LargeGradient, Randomly
 
@@ -147,6 +147,16 @@ BAD = {
         ValueError,
         "start must be a number of steps >= 0, got -1.",
     ),
+    "a k that is no number of steps": (lambda: Every(2.5), ValueError, "k must be a whole number, got 2.5."),
+    "a start that is no number": (lambda: After(math.nan), ValueError, "start must be a whole number, got nan."),
+    "a seed that is none": (lambda: Randomly(0.5, seed=1.5), ValueError, "seed must be a whole number, got 1.5."),
+    "a mask of a momentum": (
+        lambda: Masked(shape=Momentum()),
+        ValueError,
+        "Masked climbs along gradients, but its shape Momentum along something else. Put them the other way round: "
+        "Momentum(shape=Masked()).",
+    ),
+    "a part of a momentum": (lambda: Filtered(shape=Momentum()), ValueError, "Momentum(shape=Filtered())"),
     "a probability above one": (lambda: Randomly(1.5), ValueError, "p must lie in [0, 1], got 1.5."),
     "a probability that is none": (lambda: Randomly(math.nan), ValueError, "p must lie in [0, 1], got nan."),
     "a training of no steps": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from torch.optim import SGD
 
 import steppe
 from cases import BASES, CLIMBING, Base
-from doors import DOORS, backward_of, over_doors, take
+from doors import DOORS, backward_of, count, over_doors, take
 from problems import Problem, same_bits, weights
 from steppe import GSAM, PGN, SAM, LookSAM, accumulated_step
 from steppe.triggers import Every, LargeGradient
@@ -114,6 +115,51 @@ def test_a_step_at_w_and_delta_is_refused_however_it_is_taken(inner):
     assert same_bits(weights(problem.model), before)
 
 
+@pytest.mark.parametrize("kind", ["together", "wrapper"])
+@pytest.mark.parametrize("where", ["ascended", "closure"])
+def test_a_step_of_a_base_that_is_inside_another_is_refused_too(kind, where):
+    a, b = Parameter(torch.tensor([3.0])), Parameter(torch.tensor([4.0]))
+    if kind == "together":
+        inner, other = SGD([a], lr=0.1), SGD([b], lr=0.1)
+        opt = SAM([inner, other], rho=0.5)
+    else:
+        inner = SGD([a, b], lr=0.1, momentum=0.9)
+        opt = SAM(pytest.importorskip("pytorch_optimizer").Lookahead(inner), rho=0.5)
+
+    def backward():
+        loss = (a.square() + b.square()).sum()
+        loss.backward()
+        return loss
+
+    def closure():
+        opt.zero_grad()
+        loss = backward()
+        inner.step()
+        return loss
+
+    def bad():
+        if where == "closure":
+            opt.step(closure)
+        else:
+            backward()
+            with opt.ascended():
+                backward()
+                inner.step()
+
+    with pytest.raises(RuntimeError, match=r"a step of the base would be undone|A closure stepped the base"):
+        bad()
+    assert (a.item(), b.item()) == (3.0, 4.0)
+    assert not any(inner.state.values())
+    opt.zero_grad()
+    backward()
+    with opt.ascended():
+        backward()
+    opt.base.step()
+    assert count(opt) == 1
+    assert a.item() < 3.0
+    assert b.item() < 4.0
+
+
 def test_a_step_of_another_optimizer_in_ascended_is_its_own_business():
     problem, other = Problem(), Problem()
     opt = SAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1)
@@ -169,6 +215,54 @@ def test_a_closure_that_does_not_zero_is_refused(case, foreach):
         opt.step(backward_of(problem, batch))
     assert same_bits(weights(problem.model), before)
     opt.step(problem.closure(opt, batch))
+
+
+@over_two_passes
+def test_another_closure_that_does_not_zero_is_refused_too(case):
+    problem, opt, batch = ready(case)
+    opt.step(problem.closure(opt, batch))
+    while not opt.will_climb():
+        opt.step(problem.closure(opt, batch))
+    opt.zero_grad()
+    before = weights(problem.model)
+    with pytest.raises(RuntimeError, match="The closure does not zero the gradients"):
+        opt.step(backward_of(problem, batch))
+    assert same_bits(weights(problem.model), before)
+
+
+@over_two_passes
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_closure_that_zeroes_a_part_is_refused(case, first):
+    """Whichever of the two comes first in the groups."""
+    problem = Problem()
+    layers = [m for m in problem.model.modules() if any(True for _ in m.parameters(recurse=False))]
+    params = [[*layers[0].parameters()], [p for layer in layers[1:] for p in layer.parameters()]]
+    opt = case.build([*params[first], *params[1 - first]])
+    (batch,) = problem.batches(1)
+
+    def closure():
+        layers[0].zero_grad()
+        return backward_of(problem, batch)()
+
+    with pytest.raises(RuntimeError, match="The closure does not zero the gradients"):
+        opt.step(closure)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+@pytest.mark.parametrize("set_to_none", [True, False], ids=["none", "zero"])
+def test_a_backward_that_zeroes_a_part_is_refused_too(first, climb, set_to_none):
+    problem = Problem()
+    layers = [m for m in problem.model.modules() if any(True for _ in m.parameters(recurse=False))]
+    params = [[*layers[0].parameters()], [p for layer in layers[1:] for p in layer.parameters()]]
+    opt = SAM(SGD([*params[first], *params[1 - first]], lr=0.1), rho=0.1)
+
+    def backward(batch):
+        layers[0].zero_grad(set_to_none)
+        return backward_of(problem, batch)()
+
+    with pytest.raises(RuntimeError, match="The gradients of the micro-batches before were zeroed"):
+        accumulated_step(opt, problem.batches(2), backward, climb=climb)
 
 
 @over_two_passes
@@ -654,6 +748,104 @@ def test_blends_mix_groups_that_stay_with_the_numbers_of_those_that_climb(name, 
     torch.testing.assert_close([w.grad, v.grad], expected, rtol=1e-10, atol=1e-12)
 
 
+@over_blends
+@over_paths
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_groups_that_stay_may_be_of_another_kind(case, foreach, dtype):
+    """Blended as by themselves: what is blended in a group that stays is the same with the same numbers."""
+    found = []
+    for kind in (dtype, torch.complex128 if dtype.is_complex else torch.float64):
+        torch.manual_seed(0)
+        w, v = (Parameter(torch.randn(5, dtype=torch.float64)) for _ in range(2))
+        w = Parameter(w.detach().float())
+        v = Parameter(v.detach().bfloat16().to(kind))
+        opt = case.make(
+            SGD([{"params": [v], "rho": 0.0}, {"params": [w]}], lr=0.1), **{**case.kwargs, "rho": 0.3}, foreach=foreach
+        )
+        for _ in range(3):
+
+            def closure(v=v, w=w, opt=opt):
+                opt.zero_grad()
+                real = torch.view_as_real(v).sum(-1) if v.is_complex() else v
+                loss = (w**2 * real.float()).sum() + (real.float() ** 3 * w).sum()
+                loss.backward()
+                return loss
+
+            opt.step(closure)
+        found.append([w.detach(), v.detach().to(torch.complex128)])
+    near = 0.1 if dtype is torch.bfloat16 else 1e-5
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=near, atol=near)
+
+
+@over_blends
+def test_sparse_gradients_of_groups_that_stay_are_not_blended(case):
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    w = Parameter(torch.ones(3))
+    opt = case.make(
+        SGD([{"params": table.parameters(), "rho": 0.0}, {"params": [w]}], lr=0.1), **{**case.kwargs, "rho": 0.3}
+    )
+
+    def closure():
+        opt.zero_grad()
+        loss = (table(torch.tensor([1, 3])) @ w).square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(TypeError, match=r"has a sparse gradient, which cannot be blended.*a method without a blend"):
+        opt.step(closure)
+    assert w.tolist() == [1.0] * 3
+
+
+@over_doors
+@pytest.mark.parametrize("scales", [(1, 1, 1, 1), (1024, 1024, 256, 256), (2.0**16, 2.0**16, 1, 1)], ids=str)
+def test_looksam_remembers_of_its_last_climb_alone(door, scales):
+    """A parameter without a gradient there has no part in it, whatever was remembered of it before."""
+    if door != "ascended" and len(set(scales)) > 1:
+        pytest.skip("only there is the scale of a loss known")
+    torch.manual_seed(0)
+    a, b = (Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+    opt = LookSAM(SGD([a, b], lr=0.1), rho=0.3, k=2, alpha=0.5)
+
+    def f(a, b, both):
+        return (a**2 + a**4 / 4).sum() + (((a * b) ** 2).sum() + (b**4).sum() if both else 0 * a.sum())
+
+    def gradients(x, y, both):
+        x, y = (z.detach().clone().requires_grad_() for z in (x, y))
+        used = [x, y] if both else [x]
+        return [*torch.autograd.grad(f(x, y, both), used), torch.zeros(3, dtype=torch.float64)][:2]
+
+    plain, v, size = [a.detach().clone(), b.detach().clone()], None, 0.0
+    for step, (scale, both) in enumerate(zip(scales, (True, True, False, True), strict=True)):
+        g = gradients(*plain, both)
+        norm = torch.cat(g).norm()
+        if step % 2 == 0:
+            s = gradients(*[w + 0.3 * x / norm for w, x in zip(plain, g, strict=True)], both)
+            flat, clean = torch.cat(s), torch.cat(g)
+            v = [y - (flat @ clean) / (clean @ clean) * x for x, y in zip(g, s, strict=True)]
+            size, used = torch.cat(v).norm(), s
+        else:
+            used = [x + 0.5 * norm / size * r for x, r in zip(g, v, strict=True)]
+        plain = [w - 0.1 * x for w, x in zip(plain, used, strict=True)]
+
+        def backward(both=both, scale=scale):
+            loss = f(a, b, both) * scale
+            loss.backward()
+            return loss
+
+        if door == "ascended":
+            opt.zero_grad()
+            backward()
+            with opt.ascended(scale):
+                backward()
+            for p in (a, b):
+                p.grad = None if p.grad is None else p.grad / scale
+            opt.base.step()
+        else:
+            take(door, opt, backward)
+    torch.testing.assert_close([a.detach(), b.detach()], plain, rtol=1e-10, atol=1e-12)
+
+
 # One rule for triggers that look at gradients
 
 
@@ -808,17 +1000,21 @@ def test_weights_in_half_precision_are_warned_of_once(case, door, dtype):
 
     for _ in range(case.first):
         take(door, opt, backward)
-    with pytest.warns(UserWarning, match=r"half precision|bfloat16|float16"):
+    with pytest.warns(UserWarning, match=rf"half precision \({dtype}\).*Keep them in float32"):
         take(door, opt, backward)
-    take(door, opt, backward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(door, opt, backward)
 
 
 @over_climbing
 def test_weights_in_half_precision_that_do_not_climb_are_nobodys_business(case):
     w = Parameter(torch.randn(64).bfloat16())
     opt = case.build([w], rho=0.0)
-    for _ in range(case.first + 1):
-        take("step", opt, lambda: w.float().square().sum().backward())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(case.first + 1):
+            take("step", opt, lambda: w.float().square().sum().backward())
 
 
 @over_blends

@@ -19,7 +19,8 @@ from cases import CLIMBING
 from problems import Problem, same_bits, weights
 from steppe import GSAM, SAM
 from steppe._signals import BeforeRaising
-from steppe.passes import frozen_norm_stats
+from steppe._visits import Visit
+from steppe.passes import frozen_buffers, frozen_norm_stats
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +79,18 @@ def fail_at(monkeypatch, owner, name, n, error=KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize("name", ["clear_autocast_cache", "_foreach_copy_", "_foreach_add_", "empty_like"])
-@pytest.mark.parametrize("n", range(4))
-def test_an_operation_that_fails_leaves_the_weights_and_a_usable_optimizer(case, foreach, name, n, monkeypatch):
+@pytest.mark.parametrize(
+    ("foreach", "owner", "name", "n"),
+    [
+        *[(foreach, torch, "clear_autocast_cache", n) for foreach in (True, False) for n in range(2)],
+        *[(True, torch, "_foreach_copy_", n) for n in range(2)],
+        *[(True, torch, "_foreach_add_", n) for n in range(1)],
+        *[(False, torch.Tensor, "copy_", n) for n in range(4)],
+        *[(False, torch.Tensor, "add_", n) for n in range(4)],
+    ],
+    ids=str,
+)
+def test_an_operation_that_fails_leaves_the_weights_and_a_usable_optimizer(case, foreach, owner, name, n, monkeypatch):
     problem = Problem()
     opt = case.build(problem.model.parameters(), foreach=foreach)
     batches = problem.batches(case.first + 2)
@@ -91,8 +100,8 @@ def test_an_operation_that_fails_leaves_the_weights_and_a_usable_optimizer(case,
     for group in opt.param_groups:
         group["lr"] = group["weight_decay"] = 0.0
     with monkeypatch.context() as patched:
-        fail_at(patched, torch, name, n, MemoryError)
-        with suppress(MemoryError):
+        fail_at(patched, owner, name, n, MemoryError)
+        with pytest.raises(MemoryError):
             opt.step(problem.closure(opt, batches[-2]))
     assert same_bits(problem.model.parameters(), before)
     assert torch.is_grad_enabled()
@@ -173,6 +182,120 @@ def test_what_surrounds_the_sharp_pass_is_left_when_a_signal_breaks_it_off():
     with pytest.raises(KeyboardInterrupt):
         sharp_pass()
     assert model.track_running_stats
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGCHLD", "SIGQUIT", "SIGPROF", "SIGVTALRM", "SIGXCPU", "SIGTERM"])
+def test_a_handler_that_raises_on_the_way_out_of_a_visit_comes_back_first(name, monkeypatch):
+    """Python looks for signals on the way into ``__exit__``, of which nothing has run yet."""
+    problem = Problem()
+    opt = SAM(SGD(problem.model.parameters(), lr=0.1), rho=0.1)
+    (batch,) = problem.batches(1)
+    before = weights(problem.model)
+    plain = signal.signal(getattr(signal, name), signal.default_int_handler)
+    leave = Visit.__exit__
+
+    def interrupted(*args):
+        signal.raise_signal(getattr(signal, name))
+        return leave(*args)
+
+    try:
+        problem.loss(batch).backward()
+        with monkeypatch.context() as patched:
+            patched.setattr(Visit, "__exit__", interrupted)
+            with pytest.raises(KeyboardInterrupt), opt.ascended():
+                problem.loss(batch).backward()
+    finally:
+        signal.signal(getattr(signal, name), plain)
+    assert same_bits(weights(problem.model), before)
+    opt.step(problem.closure(opt, batch))
+
+
+def test_visits_one_in_the_other_come_back_from_the_inner_one_outwards():
+    problem = Problem()
+    one, two = (SAM(SGD(problem.model.parameters(), lr=0.1), rho=rho) for rho in (0.1, 0.2))
+    (batch,) = problem.batches(1)
+    before = weights(problem.model)
+    problem.loss(batch).backward()
+
+    def both():
+        with one.ascended():
+            problem.loss(batch).backward()
+            with two.ascended():
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        both()
+    assert same_bits(weights(problem.model), before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupted_at_every_line(function, run):
+    """Run again and again, with a signal at one more line of a function each time, until it comes to its end."""
+    for n in range(1000):
+        lines = []
+
+        def trace(frame, event, _, lines=lines, n=n):
+            if frame.f_code is not function.__code__:
+                return None if event == "call" else trace
+            if event == "line":
+                lines.append(frame.f_lineno)
+                if len(lines) == n + 1:
+                    sys.settrace(None)
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            with suppress(KeyboardInterrupt):
+                run()
+        finally:
+            sys.settrace(None)
+        yield
+        if len(lines) <= n:
+            assert n > 5
+            return
+    raise AssertionError("it has no end")
+
+
+@pytest.mark.parametrize("context", [frozen_norm_stats, frozen_buffers])
+@pytest.mark.parametrize("door", ["step", "ascended", "alone"])
+def test_a_signal_at_any_line_of_what_surrounds_a_pass_is_undone(context, door):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.InstanceNorm1d(3, track_running_stats=True)
+    )
+    batch = torch.nn.BatchNorm1d(3)  # of which the sharp pass alone writes the statistics
+    opt = SAM(SGD(model.parameters(), lr=0.0), rho=0.1)
+    opt.around_sharp_pass(lambda: context(torch.nn.ModuleList([model, batch])))
+    x = torch.randn(4, 3)
+
+    def loss():
+        return (model[1](model[0](x)) + batch(x)).square().sum()
+
+    def closure():
+        opt.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    def state():
+        return [(m.track_running_stats, m.running_mean is None) for m in (*model[1:], batch)]
+
+    before = state()
+
+    def run():
+        if door == "step":
+            opt.step(closure)
+        elif door == "ascended":
+            closure()
+            with opt.ascended():
+                closure()
+        else:
+            with context(model):
+                loss()
+
+    for _ in interrupted_at_every_line(context.__wrapped__, run):
+        assert state() == before
+        opt.step(closure)
 
 
 def test_signals_are_left_alone_in_other_threads_and_handlers_of_the_body_stay():

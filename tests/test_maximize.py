@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -9,7 +11,7 @@ from torch.nn import Parameter
 from cases import CLIMBING, COMBINATIONS, combination_id
 from doors import over_doors, take
 from problems import Problem
-from steppe import MSAM, SAM, Together
+from steppe import MSAM, SAM, AdaSAM, AMSGrad, LightSAM, Together
 
 WRAPPING = [case for case in CLIMBING if case.wraps]
 
@@ -115,6 +117,43 @@ def test_an_attribute_that_maximizes_is_seen(base):
     opt.base.step()
     assert moved == 3.5
     assert w.item() < 3.0
+
+
+def test_an_option_that_the_base_does_not_know_changes_nothing():
+    """torch takes any name in a group: Muon goes down whatever it says there, and so its adversary goes up."""
+    w = Parameter(torch.tensor([[3.0, 1.0]]))
+    opt = SAM(torch.optim.Muon([{"params": [w], "maximize": True}], lr=0.1), rho=0.5)
+    w.square().sum().backward()
+    with opt.ascended():
+        assert w[0, 0] > 3.0
+        w.square().sum().backward()
+
+
+def test_an_attribute_beside_the_option_of_the_groups_maximizes_once():
+    class Both(torch.optim.SGD):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+            self.maximize = options["maximize"]
+
+    w = Parameter(torch.tensor([3.0]))
+    opt = SAM(Both([w], lr=0.1, maximize=True), rho=0.5)
+    (-((w - 1) ** 2)).sum().backward()
+    with opt.ascended():
+        assert w.item() == 3.5
+        (-((w - 1) ** 2)).sum().backward()
+    opt.base.step()
+    assert w.item() == 2.5
+
+
+@pytest.mark.parametrize("make", [AMSGrad, partial(AdaSAM, rho=0.5), partial(LightSAM, lr=0.1, rho=0.5)])
+def test_methods_that_are_their_own_base_refuse_to_maximize(make):
+    groups = [{"params": [Parameter(torch.ones(2))], "maximize": True}]
+    with pytest.raises(ValueError, match="Minimize the negated loss instead"):
+        make(groups)
+    opt = make([Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="Minimize the negated loss instead"):
+        opt.add_param_group(groups[0])
+    assert len(opt.param_groups) == 1
 
 
 def test_momentum_of_a_maximizer():

@@ -449,7 +449,7 @@ def test_batch_norm_sees_each_batch_once_whatever_hosts_register(case, door):
         def __exit__(self, *error):
             pass
 
-    opt.around_sharp_pass(Noted, only=True)
+    opt.around_sharp_pass(Noted, also_single=True)
     for step in range(4):
         x = torch.randn(6, 5)
 
@@ -477,7 +477,7 @@ def test_only_is_for_methods_with_two_passes_too():
         def __exit__(self, *error):
             pass
 
-    opt.around_sharp_pass(Noted, only=True)
+    opt.around_sharp_pass(Noted, also_single=True)
     opt.around_sharp_pass(Noted)
     (batch,) = problem.batches(1)
     opt.step(problem.closure(opt, batch))

@@ -211,6 +211,18 @@ def test_objects_are_saved_by_their_dict_and_functions_are_not():
     assert state["schedules"] == [{"rate": 0.5}, {}]
 
 
+@pytest.mark.parametrize("missing", ["schedules", "last_epoch", "initial_values", "last_values"])
+def test_a_state_that_lacks_something_changes_nothing(missing):
+    one, other = (ParamGroupSchedule(SGD(two_groups(Problem()), lr=1.0), "lr", [Fade(r), fade]) for r in (0.5, 0.9))
+    one.step()
+    state = one.state_dict()
+    del state[missing]
+    before = other.state_dict(), values(other.optimizer, "lr")
+    with pytest.raises((KeyError, ValueError)):
+        other.load_state_dict(state)
+    assert (other.state_dict(), values(other.optimizer, "lr")) == before
+
+
 def test_the_state_does_not_alias():
     opt = sgd(lr=torch.tensor(1.0))
     schedule = ParamGroupSchedule(opt, "lr", fade)

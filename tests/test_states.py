@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW
 
 from cases import CLIMBING
 from problems import Problem, same_bits, weights
-from steppe import SAM, LookSAM, ProportionalToLR, SharpnessAware
+from steppe import SAM, FriendlySAM, LookSAM, ProportionalToLR, SharpnessAware
 
 over_climbing = pytest.mark.parametrize("case", CLIMBING, ids=lambda case: case.name)
 
@@ -70,6 +70,8 @@ SPOILED = {
     "a base of nothing": replaced(None, "base"),
     "other groups": lambda opt, saved: saved["param_groups"].append(saved["param_groups"][0]),
     "other groups of the base": missing("base", "param_groups", 0),
+    "a negative radius": replaced(-1.0, "base", "param_groups", 0, "rho"),
+    "a radius that is no number": replaced(float("nan"), "base", "param_groups", 0, "rho"),
     "no params": missing("base", "param_groups", 0, "params"),
     "a state that is none": replaced({0: None}, "state"),
     "counters that are none": replaced(None, "state", "engine"),
@@ -115,6 +117,45 @@ def test_a_load_of_a_plain_state_that_fails_has_changed_nothing(case, name):
     torch.testing.assert_close(everything(opt), before, rtol=0, atol=0)
     (batch,) = problem.batches(1)
     opt.step(problem.closure(opt, batch))
+
+
+@over_climbing
+@pytest.mark.parametrize(("there", "here"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_of_another_precision_goes_on(case, there, here):
+    """As states of torch's own optimizers do."""
+    runs = []
+    for dtypes in ((there, here), (here, here)):
+        problem, saved = Problem(), None
+        batches = problem.batches(6)
+        for dtype, some in zip(dtypes, (batches[:3], batches[3:]), strict=True):
+            problem.model.to(dtype)
+            problem.x = problem.x.to(dtype)
+            opt = case.build(problem.model.parameters())
+            if saved is not None:
+                opt.load_state_dict(saved)
+            for batch in some:
+                opt.step(problem.closure(opt, batch))
+            saved = copy.deepcopy(opt.state_dict())
+        runs.append(problem.flat().double())
+    torch.testing.assert_close(*runs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_memory_of_a_group_that_was_removed_is_no_part_of_the_state():
+    params = [Parameter(torch.ones(2)) for _ in range(2)]
+    opt = FriendlySAM(SGD([{"params": [p]} for p in params], lr=0.1), rho=0.1)
+
+    def closure():
+        opt.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    removed = opt.base.param_groups.pop()
+    saved = opt.state_dict()
+    assert [key for key in saved["state"] if isinstance(key, int)] == [0]
+    opt.base.param_groups.append(removed)
+    assert "mean" in opt.state_dict()["state"][1]
 
 
 def test_a_load_that_fails_keeps_what_follows():

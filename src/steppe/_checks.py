@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 _INSIDE = ("optimizer", "base_optimizer", "_base_optimizer", "optim", "original_optimizer")
 
 
-def inner(base: Any) -> Optimizer | None:
+def inner_optimizer(base: Any) -> Optimizer | None:
     """Return the optimizer that a wrapper has inside, or None if this is no wrapper."""
     attributes = vars(base)
     for name in _INSIDE:
@@ -22,17 +22,17 @@ def inner(base: Any) -> Optimizer | None:
     return None
 
 
-def chain(base: Any) -> Iterator[Any]:
+def with_inner(base: Any) -> Iterator[Any]:
     """Return a base, and those that it wraps."""
     while base is not None:
         yield base
-        base = inner(base)
+        base = inner_optimizer(base)
 
 
 @contextmanager
 def put_back_if_it_fails(base: Any) -> Iterator[None]:
     """Give a base, and all inside, the attributes that they had before, if the body raises."""
-    kept = [(one, dict(vars(one))) for each in (base, *getattr(base, "bases", ())) for one in chain(each)]
+    kept = [(one, dict(vars(one))) for each in (base, *getattr(base, "bases", ())) for one in with_inner(each)]
     try:
         yield
     except BaseException:
@@ -53,11 +53,14 @@ def descends(base: Any, group: Mapping[str, Any]) -> bool:
     for one in getattr(base, "bases", ()):  # several together
         if any(group is other for other in one.param_groups):
             return descends(one, group)
-    up = bool(group.get("maximize", False))
-    # Some packages' optimizers negate gradients by an attribute, their wrappers once more.
-    while base is not None:
-        up ^= bool(getattr(base, "maximize", False))
-        base = inner(base)
+    # Some packages' optimizers negate gradients by an attribute, which may be there beside the option of the groups;
+    # their wrappers do so once more.
+    *around, inmost = with_inner(base)
+    # A group may say what its base knows nothing of, and goes down all the same.
+    asked = "maximize" in getattr(inmost, "defaults", group) and bool(group.get("maximize", False))
+    up = asked or bool(getattr(inmost, "maximize", False))
+    for one in around:
+        up ^= bool(getattr(one, "maximize", False))
     return not up
 
 
@@ -83,7 +86,7 @@ def check_base(base: object, called: str = "base") -> None:
             f"{called} must be an instance of torch.optim.Optimizer, got {type(base).__name__}. Write for example "
             "SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05)."
         )
-    for one in chain(base):
+    for one in with_inner(base):
         _check_kind(one, base, called)
     if "rho" in getattr(base, "defaults", {}):
         raise ValueError(
@@ -114,7 +117,7 @@ def _check_kind(one: Any, base: Any, called: str) -> None:
             "those of the sharp pass belong to weights that are gone by then. Use a base without second derivatives."
         )
     if not isinstance(getattr(one, "param_groups", None), list):
-        wrapped = inner(base)
+        wrapped = inner_optimizer(base)
         instead = "" if wrapped is None else f" Give the {type(wrapped).__name__} inside, and step the wrapper."
         raise TypeError(
             f"{called} must have a list of parameter groups, got {type(base).__name__} without one.{instead}"

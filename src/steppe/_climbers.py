@@ -11,14 +11,20 @@ from typing import Any, final
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import chain, descends
+from ._checks import descends, with_inner
 from ._memory import has_one_owner
 from ._radii import Radii, climbs
 from ._scalars import HALF, Scalar
+from ._slope import need_dense
 from .ascents import Ascent
 
 _SMALL = 2**12
 """Elements that are copied sooner than it is found out who has them."""
+
+_BLENDED = (
+    "has a sparse gradient, which cannot be blended with another, in a group that stays either. Use sparse=False in "
+    "its embedding, or a method without a blend, as SAM."
+)
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -55,7 +61,7 @@ def vectors_of(base: Optimizer, ascent: Ascent) -> Callable[[Tensor], Tensor | N
 
 def memory_of(base: Optimizer) -> Callable[[Tensor], Mapping[str, Any]]:
     """Return what tells what a base, or those together or inside, remember of a parameter."""
-    chains = [[inside.state for inside in chain(one)] for one in getattr(base, "bases", (base,))]
+    chains = [[inside.state for inside in with_inner(one)] for one in getattr(base, "bases", (base,))]
     if len(chains) == len(chains[0]) == 1:
         state = chains[0][0]
         return lambda p: state.get(p, _NOTHING)
@@ -81,6 +87,7 @@ def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, b
         if not climbs(rho):
             if blends:
                 found.still += [p for p in params if p.grad is not None]
+                need_dense([p.grad for p in params if p.grad is not None], _BLENDED)
             continue
         start = len(found.owners)
         # Before they have another owner here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, final
 from weakref import ref
 
@@ -17,7 +18,7 @@ AFTER_CLEAN = "after the closure. Did it call loss.backward()?"
 AFTER_SHARP = "after the sharp pass. Did it call loss.backward()?"
 
 
-def put(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def set_grads(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     for p, g in zip(params, grads, strict=True):
         p.grad = g
 
@@ -27,6 +28,11 @@ def need_gradient(params: Sequence[Tensor], when: str) -> None:
         if p.grad is not None:
             return
     raise RuntimeError(f"No parameter has a gradient {when}")
+
+
+def code_of(closure: Callable[..., Any]) -> object:
+    """Return what two closures have in common that do the same, made anew for every batch: their code."""
+    return getattr(closure, "__code__", None) or getattr(closure, "__func__", closure)
 
 
 def evaluate(closure: Callable[[], Result]) -> Result:
@@ -68,21 +74,21 @@ def _version(g: Tensor) -> int:
 
 def zeroing(params: Sequence[Tensor], closure: Callable[[], Any]) -> bool:
     """Evaluate a closure; refuse it if gradients are added to those that there were before. Say if that was seen."""
-    with _first_arrival(params, expects_leftover=False) as arrival:
+    with _Arrivals(params, expects_leftover=False) as arrivals:
         evaluate(closure)
-    if arrival.leftover:
+    if any(arrivals.leftover):
         raise RuntimeError(
             "The closure does not zero the gradients: those of the sharp pass were added to those of the clean one. "
             "Begin it with opt.zero_grad()."
         )
-    return arrival.leftover is False
+    return bool(arrivals.leftover)
 
 
 def keeping(params: Sequence[Tensor], closure: Callable[[], Result]) -> Result:
     """Evaluate a closure; refuse it if gradients that there were before are zeroed."""
-    with _first_arrival(params, expects_leftover=True) as arrival:
+    with _Arrivals(params, expects_leftover=True) as arrivals:
         loss = evaluate(closure)
-    if arrival.zeroed:
+    if any(arrivals.zeroed):
         raise RuntimeError(
             "The gradients of the micro-batches before were zeroed. Leave zero_grad() out of what is called for each: "
             "zero them once per step."
@@ -104,50 +110,43 @@ def _versions(params: Sequence[Tensor]) -> list[tuple[Tensor | None, int]]:
     return [(g, 0 if g is None else _version(g)) for g in (p.grad for p in params)]
 
 
-def _first_arrival(params: Sequence[Tensor], *, expects_leftover: bool) -> _FirstArrival:
-    # Where there are processes, gradients are moved and lent in ways that only look like faults.
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    p = next((p for p in params if p.grad is not None and p.requires_grad), None) if alone else None
-    return _FirstArrival(p, expects_leftover=expects_leftover)
-
-
 @final
-class _FirstArrival:
-    """Looks at the gradient of a parameter when the next one arrives there, before they are added up.
+class _Arrivals:
+    """Looks at the gradient of each parameter when the next one arrives there, before they are added up.
 
-    ``leftover`` is then whether the old gradient is still there as it was, and not zero; ``zeroed`` whether it is gone
-    or zero. Both are None as long as nothing has arrived. On an accelerator a look waits only if something is wrong.
+    Of those where one has arrived, ``leftover`` is whether the old gradient is still there as it was, and not zero;
+    ``zeroed`` whether it is gone or zero. On an accelerator a look waits only if something is wrong.
     """
 
-    def __init__(self, p: Tensor | None, *, expects_leftover: bool) -> None:
-        self.leftover: bool | None = None
-        self.zeroed: bool | None = None
-        self._p: Any = p
+    def __init__(self, params: Sequence[Tensor], *, expects_leftover: bool) -> None:
+        self.leftover: list[bool] = []
+        self.zeroed: list[bool] = []
+        self._params = [p for p in params if type(p) is nn.Parameter and p.grad is not None and p.requires_grad]
         self._expects = expects_leftover
-        self._before: Any = None
-        self._node: Any = None
-        self._handle: Any = None
+        self._nodes: list[Any] = []
+        self._handles: list[Any] = []
 
-    def __enter__(self) -> _FirstArrival:
-        p = self._p
-        if type(p) is nn.Parameter:
+    def __enter__(self) -> _Arrivals:
+        with torch.enable_grad():
+            # A hook of the tensor itself would have a compiled model compiled again. The node of a parameter is found
+            # by its views, and lives as long as somebody has it.
+            views: list[Any] = [p.view_as(p) for p in self._params]
+        self._nodes = [view.grad_fn.next_functions[0][0] for view in views]
+        for p, node in zip(self._params, self._nodes, strict=True):
             before: Any = p.grad
-            self._before = ref(before)  # not the gradient itself: the pass needs the memory
-            self._version = before._version
-            with torch.enable_grad():
-                # A hook of the tensor itself would have a compiled model compiled again. This node lives with its name.
-                view: Any = p.view_as(p)
-                self._node = view.grad_fn.next_functions[0][0]
-            self._handle = self._node.register_prehook(self._look)
+            # Not the gradient itself: the pass needs the memory.
+            self._handles.append(node.register_prehook(partial(self._look, p, ref(before), before._version, [])))
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
-    def _look(self, *arriving: object) -> None:
-        if self.leftover is None:
-            g = self._p.grad
-            same = g is not None and g is self._before() and g._version == self._version
-            self.leftover = same and (self._expects or bool(g.any()))
-            self.zeroed = g is None or (not same and not bool(g.any()))
+    def _look(self, p: Tensor, before: ref[Tensor], version: int, seen: list[bool], *arriving: object) -> None:
+        if seen:
+            return
+        seen.append(True)
+        g = p.grad
+        same = g is not None and g is before() and g._version == version
+        self.leftover.append(same and (self._expects or bool(g.any())))  # type: ignore[union-attr]
+        self.zeroed.append(g is None or (not same and not bool(g.any())))

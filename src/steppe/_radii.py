@@ -72,6 +72,18 @@ class Radii:
         """Say of every group whether its radius follows the learning rate."""
         return [entry.follows for entry in self._up_to_date(groups)]
 
+    def words(self, groups: list[Group]) -> list[str]:
+        """Say what the radius of every group is, whatever that is, and whether it follows the learning rate."""
+        known = {id(entry.group): entry for entry in self._entries}
+        found = []
+        for group in groups:
+            rho, entry = group.get("rho"), known.get(id(group))
+            schedule = rho if isinstance(rho, ProportionalToLR) else None
+            if schedule is None and entry is not None and entry.follows and rho is not None:
+                schedule = entry.schedule if entry.wrote is None or not _differ(rho, entry.wrote) else None
+            found.append(f"{rho}" if schedule is None else f"{schedule(group['lr'])} (follows lr)")
+        return found
+
     def by_hand(self, groups: list[Group]) -> list[int]:
         """Return the places of groups that no longer follow their schedule."""
         entries = enumerate(self._up_to_date(groups))

@@ -55,7 +55,7 @@ class Slope:
         self.owners, self.state, self.ops, self.guarded, self.step = owners, state, ops, guarded, step
         self.climbing, self.weights, self.clean_square = climbing, weights, clean_square
         self.params = ops.real(owners)
-        _need_dense(vectors)
+        need_dense(vectors)
         if not ops.foreach:
             vectors = [like(g, p) for g, p in zip(vectors, owners, strict=True)]
         self.scaled: Tensors = ops.real(vectors)
@@ -145,6 +145,13 @@ class Slope:
         for owner, value in zip(self.owners, values, strict=True):
             self.state[owner][name] = value
 
+    def forget_others(self, name: str) -> None:
+        """Let go of what is remembered by ``name`` of parameters that are not among these."""
+        owners = set(map(id, self.owners))
+        for p, memory in self.state.items():
+            if name in memory and id(p) not in owners:
+                del memory[name]
+
     @property
     def shared(self) -> dict[str, Any]:
         """What is remembered for all parameters together."""
@@ -157,10 +164,14 @@ def _fitting(g: Tensor, p: Tensor) -> Tensor:
     return g if g.dtype in (dtype, p.dtype) else g.to(dtype)
 
 
-def _need_dense(vectors: list[Tensor]) -> None:
-    if {g.layout for g in vectors} != {torch.strided}:
+_CLIMBED = (
+    "has a sparse gradient, which cannot be climbed. Use sparse=False in its embedding, or give its group rho=0 and a "
+    "base that takes sparse gradients."
+)
+
+
+def need_dense(vectors: Sequence[Tensor], why: str = _CLIMBED) -> None:
+    """Refuse sparse vectors."""
+    if {g.layout for g in vectors} - {torch.strided}:
         shape = next(tuple(g.shape) for g in vectors if g.layout is not torch.strided)
-        raise TypeError(
-            f"A parameter of shape {shape} has a sparse gradient, which cannot be climbed. Use sparse=False in its "
-            "embedding, or give its group rho=0 and a base that takes sparse gradients."
-        )
+        raise TypeError(f"A parameter of shape {shape} {why}")

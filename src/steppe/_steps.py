@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from inspect import signature
 from typing import Any, Protocol, final
 from weakref import WeakKeyDictionary, ref
@@ -16,8 +16,11 @@ from ._recording import is_recording, record
 class Watcher(Protocol):
     """Who is told of the steps of a base."""
 
+    def _refuse_a_step(self) -> None:
+        """Raise if nothing must step now, neither the base nor one that it has inside."""
+
     def _before_base_step(self) -> None:
-        """Raise if the base must not step now."""
+        """Be told that the base begins to step."""
 
     def _after_base_step(self, *, surely: bool) -> None:
         """Count the step; if it is not ``surely`` one, only if the gradient for it was prepared here."""
@@ -32,50 +35,40 @@ class _Steps:
     """
 
     def __init__(self, base: Optimizer) -> None:
-        self._watchers: list[ref[Any]] = []  # a cycle of references would keep their memory alive
+        # Who counts, and who is around a base that has this one inside. Cycles of references would keep memory alive.
+        self._watchers: list[ref[Any]] = []
+        self._guards: list[ref[Any]] = []
         self._stepping = False
         if hasattr(base, "_optimizer_step_pre_hooks"):
             base.register_step_pre_hook(lambda *_: None if self._stepping else self._before())
             # A class whose step calls its parent's comes here twice. The gradient was prepared for one of them.
             base.register_step_post_hook(lambda *_: None if self._stepping else self._after(surely=False))
-        base.step = self._telling(base)  # type: ignore[method-assign]
+        base.step = _Step(base, self._run)  # type: ignore[method-assign]
 
-    def _telling(self, base: Optimizer) -> Callable[..., Any]:
-        plain: Any = base.step
-        bound = getattr(plain, "__self__", None) is base  # not so if a scheduler has put a function there
-        function = plain.__func__ if bound else plain
-        alive = ref(base)
+    def _run(self, plain: Callable[[], Any]) -> Any:
+        """Step, and tell it."""
+        if self._stepping:
+            return plain()
+        self._before()
+        recorded = is_recording()
+        self._stepping = True
+        try:
+            result = plain()
+        finally:
+            self._stepping = False
+            record(recorded)  # a signal may have broken off how torch does it
+        self._after(surely=True)
+        return result
 
-        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._stepping or this is not alive():  # it is a copy whose step this is
-                return function(this, *args, **kwargs) if bound else function(*args, **kwargs)
-            self._before()
-            recorded = is_recording()
-            self._stepping = True
-            try:
-                result = function(this, *args, **kwargs) if bound else function(*args, **kwargs)
-            finally:
-                self._stepping = False
-                record(recorded)  # a signal may have broken off how torch does it
-            self._after(surely=True)
-            return result
-
-        @wraps(plain)
-        def step_of_base(*args: Any, **kwargs: Any) -> Any:
-            return step(alive(), *args, **kwargs)
-
-        # A method would hold the base, and keep it from being freed before the collector of cycles comes. Schedulers
-        # that want to wrap it look for what a method has.
-        step_of_base.__func__ = step  # type: ignore[attr-defined]
-        step_of_base.__signature__ = signature(plain)  # type: ignore[attr-defined]
-        del step_of_base.__wrapped__
-        return step_of_base
-
-    def add(self, watcher: Watcher) -> None:
-        known = [one for one in self._watchers if one() is not None and one() is not watcher]
-        self._watchers = [*known, ref(watcher)]
+    def add(self, watcher: Watcher, *, counts: bool) -> None:
+        name = "_watchers" if counts else "_guards"
+        known = [one for one in getattr(self, name) if one() is not None and one() is not watcher]
+        setattr(self, name, [*known, ref(watcher)])
 
     def _before(self) -> None:
+        for one in (*self._watchers, *self._guards):
+            if (watcher := one()) is not None:
+                watcher._refuse_a_step()
         for one in self._watchers:
             if (watcher := one()) is not None:
                 watcher._before_base_step()
@@ -97,11 +90,49 @@ class _Steps:
         return list(found.values())
 
 
+@final
+class _Step:
+    """The ``step`` of an instance, with what torch's schedulers look for in a method when they wrap it.
+
+    A method would hold the base, and keep it from being freed before the collector of cycles comes.
+    """
+
+    def __init__(self, base: Optimizer, run: Callable[[Callable[[], Any]], Any]) -> None:
+        plain: Any = base.step
+        self._base = ref(base)
+        # A scheduler may have put a function there.
+        bound = getattr(plain, "__self__", None) is base
+        function = plain.__func__ if bound else plain
+        known = getattr(plain, "__dict__", {})  # that a scheduler has wrapped it
+        vars(self).update({name: value for name, value in known.items() if name != "__wrapped__"})
+        self.__signature__, self.__name__, self.__doc__ = signature(plain), "step", plain.__doc__
+
+        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
+            stepped = partial(function, *((this,) if bound else ()), *args, **kwargs)
+            return run(stepped) if this is self._base() else stepped()  # else it is a copy whose step this is
+
+        self.__func__ = step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        base = self._base()
+        if base is None:
+            raise RuntimeError("The optimizer whose step this is has gone. Keep it, and call its step.")
+        return self.__func__(base, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return the step of a base's copy, of which nobody knows yet: that of its class."""
+        other = memo.get(id(self._base()))
+        return self if other is None else type(other).step.__get__(other)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._base(), "step")
+
+
 _STEPS: WeakKeyDictionary[Optimizer, _Steps] = WeakKeyDictionary()
 
 
-def watch(base: Optimizer, watcher: Watcher) -> None:
-    """Let ``watcher`` know of the steps of ``base`` for as long as both live."""
+def watch(base: Optimizer, watcher: Watcher, *, counts: bool = True) -> None:
+    """Let ``watcher`` know of the steps of ``base`` for as long as both live, or let it only refuse them."""
     if base not in _STEPS:
         _STEPS[base] = _Steps(base)
-    _STEPS[base].add(watcher)
+    _STEPS[base].add(watcher, counts=counts)

@@ -18,7 +18,7 @@ _PART = 2**20
 _WITH_FLOAT64 = ("cpu", "cuda", "meta")
 
 
-def inner(x: Tensor, y: Tensor) -> float:
+def dot(x: Tensor, y: Tensor) -> float:
     """Return ``<x, y>`` of two tensors on the CPU, whose products are at least in float32."""
     if type(x) not in PLAIN or x.dtype is not y.dtype or not (x.is_contiguous() and y.is_contiguous()):
         return float((wide(x) * wide(y)).sum())
@@ -29,7 +29,7 @@ def inner(x: Tensor, y: Tensor) -> float:
     return sum(torch.dot(some, others).item() for some, others in lines)
 
 
-def inner_there(x: Tensor, y: Tensor) -> Tensor:
+def dot_there(x: Tensor, y: Tensor) -> Tensor:
     """Return ``<x, y>`` of two tensors of which nobody knows the values."""
     if not fits(x):
         return (wide(x) * wide(y)).sum()
@@ -73,7 +73,7 @@ def by_weight(weights: Weights, *lists: Tensors) -> list[tuple[float, tuple[Tens
     ]
 
 
-def together(xs: list[Tensor]) -> list[Tensor]:
+def on_one_device(xs: list[Tensor]) -> list[Tensor]:
     """Return 0-dim tensors on one device and in one dtype: an accelerator, and float64, if any is there."""
     device = next((x.device for x in xs if x.device.type != "cpu"), xs[0].device)
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32

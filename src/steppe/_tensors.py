@@ -17,7 +17,7 @@ from ._memory import dense
 from ._pieces import HANDFUL, are_few, are_tiny, flattened, lines, packed, pieces, unflattened
 from ._scalars import FULL, PLAIN, Scalar, Tensors, free_to_read, on, wide
 from ._shards import added_up, local, sharded
-from ._sums import Weights, by_weight, fits, inner, inner_there, norm_of_one, together, weighed
+from ._sums import Weights, by_weight, dot, dot_there, fits, norm_of_one, on_one_device, weighed
 
 # A product that is too small is off by less than the smallest normal number. In all that is less than rounding where
 # the sum of as many products as a large model has parameters, 2^40, is at least this.
@@ -106,10 +106,10 @@ class Ops:
             parts = [(w, self.products(some, pairs)) for w, some in by_weight(weights, *lists)]
             return [sum(w * found[i] for w, found in parts) for i in range(len(pairs))]
         often = len(pairs) > 1
-        found = self._sums(lambda *some: [inner(some[i], some[j]) for i, j in pairs], *lists, often=often)
+        found = self._sums(lambda *some: [dot(some[i], some[j]) for i, j in pairs], *lists, often=often)
         if all(map(self._exact, found)):
             return [*found]
-        wider = self._sums(lambda *some: [inner(some[i].double(), some[j].double()) for i, j in pairs], *lists)
+        wider = self._sums(lambda *some: [dot(some[i].double(), some[j].double()) for i, j in pairs], *lists)
         return [*wider]
 
     def parts(self, *lists: Tensors) -> Iterable[tuple[Tensors, ...]]:
@@ -156,7 +156,7 @@ class Ops:
             norms = list(torch._foreach_norm(parts, dtype=torch.float64))
         else:
             norms = [norm_of_one(part) for part in parts]
-        norms = together(norms)
+        norms = on_one_device(norms)
         return norms if weights is None else [weighed(x, w, 0.5) for x, w in zip(norms, weights, strict=True)]
 
     def _norm_there(self, xs: Tensors, weights: Weights | None = None) -> Tensor:
@@ -169,7 +169,7 @@ class Ops:
         if xs is ys:
             products = [norm.square() for norm in self._norms_there(xs, weights)]
         else:
-            products = together([inner_there(local(x), local(y)) for x, y in zip(xs, ys, strict=True)])
+            products = on_one_device([dot_there(local(x), local(y)) for x, y in zip(xs, ys, strict=True)])
             if weights is not None:
                 products = [weighed(x, w, 1.0) for x, w in zip(products, weights, strict=True)]
         return torch.stack(added_up(products, xs) if sharded(xs) else products).sum()
@@ -333,7 +333,7 @@ class Ops:
 
 
 def _squares(x: Tensor) -> list[float]:
-    return [inner(x, x)]
+    return [dot(x, x)]
 
 
 def _fused_sgd_(xs: Tensors, ys: Tensors, lr: Scalar, decay: float = 0.0, **options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 
 from torch import Tensor
 
-from ._closures import put
+from ._closures import set_grads
 from ._recording import is_recording, record
 from ._signals import BeforeRaising
 from .climb import Climb, Stay
@@ -81,8 +81,8 @@ class Visits:
         """Enter what surrounds sharp passes, those that follow a clean one or, if it asks for them, all."""
         with ExitStack() as stack:
             if isinstance(climb, Climb):
-                for context, only in self.around.values():
-                    if only or climb.ascent.needs_gradient:
+                for context, also_single in self.around.values():
+                    if also_single or climb.ascent.needs_gradient:
                         stack.enter_context(context())
             return stack.pop_all()
 
@@ -113,6 +113,8 @@ class Visit(AbstractContextManager[bool]):
 
     def __enter__(self) -> bool:
         self._visits.refuse_another()
+        if self._gone:
+            raise RuntimeError("This ascended() was left by a signal's exception. Call opt.ascended() anew.")
         self._climb = self._decide()
         self._recorded = is_recording()
         try:
@@ -120,12 +122,13 @@ class Visit(AbstractContextManager[bool]):
             self._visits.under_way = True
             self._climb.up()
             params = self._params()
-            put(params, [None] * len(params))
+            set_grads(params, [None] * len(params))
             self._contexts = self._visits.surrounding(self._climb)
             return isinstance(self._climb, Climb)
         except BaseException:
             self._come_back()
             self._climb.finish(well=False)
+            record(self._recorded)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import put_back_if_it_fails, refuse_classes, refuse_foreign_calls, refuse_others, stepped_by
+from ._checks import (
+    put_back_if_it_fails,
+    refuse_classes,
+    refuse_foreign_calls,
+    refuse_others,
+    stepped_by,
+    with_inner,
+)
 from ._due import Due
 from ._radii import Radii
 from ._scalars import on_host
@@ -48,7 +55,7 @@ class Wrapping(Optimizer):
                 self._radii.of(base.param_groups)
                 # Groups that are added to the base behind our back get a rho as well.
                 base.defaults = self.defaults = {**getattr(base, "defaults", {}), "rho": rho}
-                watch(self._stepped, self)
+                self._watch()
         except BaseException:
             for group in without:
                 group.pop("rho", None)
@@ -85,6 +92,14 @@ class Wrapping(Optimizer):
         if name in ("train", "eval") and "base" in vars(self):
             return getattr(self.base, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _watch(self) -> None:
+        """See the steps of the base, and those of bases that it has inside, which are refused where they would be."""
+        watch(self._stepped, self)
+        for each in (self.base, *getattr(self.base, "bases", ())):
+            for one in with_inner(each):
+                if one is not self._stepped:
+                    watch(one, self, counts=False)
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.base.param_groups for p in group["params"]]
@@ -124,23 +139,41 @@ class Wrapping(Optimizer):
                 `steppe.integrations.distributed.SharpnessAwareState`.
         """
         refuse_foreign_calls(self, "state_dict")
-        by_hand = self._radii.by_hand(self.base.param_groups)
-        if by_hand or "by_hand" in self.state.get("engine", _NOTHING):
-            self.state["engine"]["by_hand"] = by_hand
+        self._note_radii()
         with_base = self.register_state_dict_post_hook(
             lambda _, found: {**found, "base": self.base.state_dict()},
             prepend=True,  # those of users see all of it
         )
+        here = set(self._params())
+        gone = [p for p in self.state if isinstance(p, Tensor) and p not in here]
+        memory = [self.state.pop(p) for p in gone]  # of groups that were removed, which may come back
         try:
             return super().state_dict()
         finally:
+            self.state.update(zip(gone, memory, strict=True))
             with_base.remove()
+
+    def _note_radii(self) -> None:
+        """Write into the state, which is to be saved, which groups no longer follow their schedule."""
+        by_hand = self._radii.by_hand(self.base.param_groups)
+        if by_hand or "by_hand" in self.state.get("engine", _NOTHING):
+            self.state["engine"]["by_hand"] = by_hand
+
+    def _check_radii(self) -> None:
+        for i, group in enumerate(self.base.param_groups):
+            check_radius(group.get("rho", self._radii.given), i)
+
+    def _loaded(self) -> None:
+        """Go on from groups and a state that were loaded."""
+        self._radii.loaded(self.base.param_groups, self.state.get("engine", _NOTHING).get("by_hand", ()))
+        self._due.forget()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, or, with a warning, the state of a plain base optimizer.
 
         Raises:
-            ValueError: if the parameter groups do not match, or if it is the state of another package's SAM.
+            ValueError: if the parameter groups do not match, a radius is negative or not finite, or it is the state of
+                another package's SAM.
 
         If it raises, nothing is changed.
         """
@@ -162,15 +195,15 @@ class Wrapping(Optimizer):
         try:
             with put_back_if_it_fails(self.base):
                 super().load_state_dict(dict(state_dict))
-                by_hand = tuple(self.state["engine"].get("by_hand", ()))
+                tuple(self.state["engine"].get("by_hand", ()))  # fails here if it is no state of this
+                self._check_radii()
         except BaseException:
             self.state = mine
             raise
         finally:
             for hook in hooks:
                 hook.remove()
-        self._radii.loaded(self.base.param_groups, by_hand)
-        self._due.forget()
+        self._loaded()
 
     def _load_plain(self, state_dict: Mapping[str, Any]) -> None:
         radii = [group["rho"] for group in self.base.param_groups]
@@ -194,12 +227,12 @@ class Wrapping(Optimizer):
         super().__setstate__({name: value for name, value in state.items() if name != "param_groups"})
         if "base" in state:
             self._due, self._stepped = Due(), stepped_by(self.base)
-            watch(self._stepped, self)
+            self._watch()
 
     def __copy__(self) -> Wrapping:
         other = object.__new__(type(self))
         vars(other).update(vars(self))  # all that is known of the weights, too, which are the same
-        watch(self._stepped, other)
+        other._watch()
         return other
 
     def _refuse_unscaling(self) -> None:

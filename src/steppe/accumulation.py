@@ -105,7 +105,7 @@ def accumulated_step(
     """
     _check(opt, micro_batches, climb, model, replicas)
     if ascent is not None:
-        check_parts(opt, "ascent=")
+        check_fraction_allowed(opt, "ascent=")
     alone = not opt.ascent.needs_gradient
     traffic = _Traffic(opt, model, "global" if alone else replicas)
     opt.zero_grad()
@@ -172,9 +172,7 @@ def _micro(
     scale: Scalar,
 ) -> Tensor | None:
     losses = []
-    # Without a climb gradients add up by themselves, unless a blend changes each of them or a trigger looks at it.
-    memories = opt.blend is not None and opt.blend.memories
-    each = bool(traffic.climbs or memories or opt.trigger.needs_gradient)
+    each = each_by_itself(opt, traffic.climbs)
     for i, batch in enumerate(micro_batches):
         last = i + 1 == len(micro_batches)
         clean = traffic.climbs
@@ -196,6 +194,20 @@ def _micro(
     return _sum(losses)
 
 
+def each_by_itself(opt: SharpnessAware, climbs: bool) -> bool:
+    """Say whether the gradient of each micro-batch is made by itself, and not added up by autograd.
+
+    It is if this step ``climbs``, and also where a blend changes each of them, or a trigger looks at it.
+    """
+    return climbs or opt.trigger.needs_gradient or bool(opt.blend is not None and opt.blend.memories)
+
+
+def passes_apart(opt: SharpnessAware, model: nn.Module | None) -> bool:
+    """Say whether each pass over a micro-batch exchanges its gradients: where both are blended, compared, or mixed."""
+    mixes = _finds_unused(model) or not isinstance(_plain(model), _ddp())
+    return mixes or opt.blend is not None or opt.trigger.needs_gradient
+
+
 @final
 class _Traffic:
     """Which passes exchange gradients with other processes."""
@@ -207,9 +219,7 @@ class _Traffic:
         self.climbs = opt.will_climb()
         self.own = replicas == "own" and self.climbs
         self.by_hand = replicas == "own" and _by_hand(opt, model)
-        # Where gradients of both passes are blended or compared, or the model would mix them, each pass is complete.
-        mixes: bool = _finds_unused(model) or not isinstance(self.model, _ddp())
-        self.apart = mixes or opt.blend is not None or opt.trigger.needs_gradient
+        self.apart = passes_apart(opt, model)
 
     @contextmanager
     def exchanged(self, yes: bool) -> Iterator[None]:
@@ -234,7 +244,7 @@ class _Traffic:
         if not hasattr(self.model, "reshard"):
             yield
             return
-        handle = self.opt.around_sharp_pass(lambda: resharded(self.model), only=True)
+        handle = self.opt.around_sharp_pass(lambda: resharded(self.model), also_single=True)
         try:
             yield
         finally:
@@ -352,7 +362,7 @@ def _check(
         )
 
 
-def check_parts(opt: SharpnessAware, option: str) -> None:
+def check_fraction_allowed(opt: SharpnessAware, option: str) -> None:
     """Refuse clean passes that see parts of micro-batches, which ``option`` asks for, where that cannot be."""
     if not opt.ascent.needs_gradient:
         raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave {option} out.")

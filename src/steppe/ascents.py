@@ -151,6 +151,8 @@ class Momentum(Ascent):
                 found: Tensor = memory[name]
                 if not p.requires_grad:
                     return None
+                if p.is_complex() and not found.is_complex():
+                    found = torch.view_as_complex(found)  # pairs of reals
                 # Momenta in few bits know how to become numbers, and as a rule nothing else.
                 return found if type(found).dequantize is Tensor.dequantize else found.dequantize()
         if memory:
@@ -193,6 +195,7 @@ class Filtered(Ascent):
     remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_shape(self)
         if not -math.inf < self.sigma < math.inf:
             raise ValueError(f"sigma must be a finite number, got {self.sigma}.")
         if not 0.0 <= self.decay < 1.0:
@@ -221,7 +224,16 @@ class Masked(Ascent):
     seed: int = 0
     shape: Ascent = L2()
 
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        return self.shape.remembers
+
+    @property
+    def scale_free(self) -> bool:  # type: ignore[override]
+        return self.shape.scale_free
+
     def __post_init__(self) -> None:
+        _check_shape(self)
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}.")
 
@@ -241,6 +253,15 @@ class Masked(Ascent):
 
     def stretched(self, ops: Ops, params: Tensors, directions: Tensors) -> Tensors:
         return self.shape.stretched(ops, params, directions)
+
+
+def _check_shape(ascent: Filtered | Masked) -> None:
+    if not ascent.shape.needs_gradient:
+        inner = type(ascent.shape).__name__
+        raise ValueError(
+            f"{type(ascent).__name__} climbs along gradients, but its shape {inner} along something else. Put them the "
+            f"other way round: {inner}(shape={type(ascent).__name__}())."
+        )
 
 
 def _check_eps(eps: float) -> None:

@@ -79,8 +79,8 @@ class Weighted(Blend):
 class Reuse(Blend):
     """Hand on ``s``, and remember which way its part orthogonal to clean points, ``v = s - (<g, s> / ||g||^2) g``.
 
-    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``. Of several climbs in one step the last is
-    remembered.
+    Steps that do not climb hand on ``g + alpha (||g|| / ||v||) v``; ``v`` is 0 for parameters that had no gradient in
+    the climb. Of several climbs in one step the last is remembered.
     """
 
     alpha: float = 0.2
@@ -99,9 +99,12 @@ class Reuse(Blend):
         # Where s is parallel to g, what is left is how the two were rounded, and no direction.
         size: Scalar = parallel.abs() if isinstance(parallel, Tensor) else abs(parallel)
         rounded = size * square**0.5 * _rounding(sharp)
-        length = rest.number_or_else(above(rest.norm, rounded), self._length(sharp))
+        before = self._length(sharp)
+        length = rest.number_or_else(above(rest.norm, rounded), before)
         rest.keep("orthogonal", rest.or_else(rest.grads, sharp.remember("orthogonal", 0.0)))
         sharp.shared["length"] = length
+        if length is not before:  # it is of this climb, and so must be all
+            sharp.forget_others("orthogonal")
 
     def between_(self, clean: Slope) -> None:
         step = self.alpha * clean.norm * ratio(1.0, self._length(clean))
@@ -114,8 +117,10 @@ class Reuse(Blend):
 
 
 def _rounding(slope: Slope) -> float:
-    """Return what part of a gradient may be the rounding of weights, gradients and sums."""
-    return 4 * max(torch.finfo(dtype).eps for dtype in {x.dtype for x in (*slope.params, *slope.scaled)})
+    """Return what part of a gradient may be the rounding of weights and gradients, or of sums, in at least float32."""
+    dtypes = {x.dtype for x in (*slope.params, *slope.scaled)}
+    sums = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}
+    return max(max(4 * torch.finfo(x).eps for x in dtypes), max(16 * torch.finfo(x).eps for x in sums))
 
 
 def _check_alpha(alpha: float) -> None:

@@ -163,9 +163,9 @@ class Climb:
         room, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
         self.norm, self._clean_norm = slope.norm, slope.norm * on_host(slope.scale)
         if self.blend and self.blend.needs_clean:
-            # As much scaled as the sharp ones will be.
-            still = [g if ops.foreach else like(g, p) for p in self.still if (g := p.grad) is not None]
-            clean = (*slope.scaled, *ops.real(still))
+            # As much scaled as the sharp ones will be. Those of groups that stay may be of other kinds.
+            still = [like(g, p) for p in self.still if (g := p.grad) is not None]
+            clean = (*slope.scaled, *(torch.view_as_real(g) if g.is_complex() else g for g in still))
             copies = iter(ops.copies([g for g, held in zip(clean, self.held, strict=True) if not held]))
             self.clean = [g if held else next(copies) for g, held in zip(clean, self.held, strict=True)]
         directions, factor = self.ascent.directions(slope)
@@ -192,12 +192,16 @@ class Climb:
         finite = not self.ascent.needs_gradient or (not isinstance(self.norm, Tensor) and self.norm < math.inf)
         if self.blend is None and finite:
             return
-        owners = [*self.owners, *self.still]
-        if not self.ops.foreach:
+        owners, ops = [*self.owners, *self.still], self.ops
+        if self.still:  # they may be of other kinds than those that climb
+            present = [p for p in owners if p.grad is not None]
+            vectors = [p.grad for p in present if p.grad is not None]
+            ops = Ops.choose(present or owners, None if ops.foreach else False, vectors or owners)
+        if not ops.foreach:
             for p in owners:
                 p.grad = None if p.grad is None else like(p.grad, p)
         if self.blend is not None:
-            alone(owners)
+            unshared(owners)
         sharp = [(i, p.grad) for i, p in enumerate(owners) if p.grad is not None]
         grads = [g for _, g in sharp]
         climbing = sum(i < len(self.owners) for i, _ in sharp)
@@ -208,7 +212,7 @@ class Climb:
                 [owners[i] for i, _ in sharp],
                 grads,
                 self.state,
-                self.ops,
+                ops,
                 guarded=True,
                 climbing=None if climbing == len(sharp) else climbing,
                 weights=_unless_all_stay([self.weights[i] for i, _ in sharp[:climbing]]) if self.weights else None,
@@ -218,7 +222,7 @@ class Climb:
             slope.write_back()
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
-        mark = marked(self.ops.real(grads))
+        mark = marked(ops.real(grads))
         if mark is not None and not finite:
             mark.add_(on(0 * self.norm, mark.device) if isinstance(self.norm, Tensor) else math.nan)
 
@@ -234,7 +238,7 @@ def _unless_all_stay(weights: list[Tensor | None]) -> list[Tensor | None]:
     return [by_group[id(weight)] for weight in weights]
 
 
-def alone(params: Sequence[Tensor]) -> None:
+def unshared(params: Sequence[Tensor]) -> None:
     """Give gradients that share memory memory of their own: what is written to one must not be seen by another."""
     if not separate([p.grad for p in params if p.grad is not None]):
         for p in params:
@@ -284,18 +288,18 @@ def reuse_(
             for params, rho in groups
             if climbs(rho) is up
             for p in params
-            if p.grad is not None and name in state.get(p, _NOTHING)
+            if p.grad is not None and (up or name in state.get(p, _NOTHING))
         ]
         for up in (True, False)
     )
-    if not climbing:
+    if not any(name in state.get(p, _NOTHING) for p, _ in climbing):
         return
     owners = [p for p, _ in (*climbing, *still)]
     weights = [(rho > 0).float() if isinstance(rho, Tensor) else None for _, rho in climbing]
     with torch.no_grad():
         for p in owners:
             p.grad = None if p.grad is None else like(p.grad, p)
-        alone(owners)
+        unshared(owners)
         slope = slope_of(
             owners,
             [p.grad for p in owners if p.grad is not None],

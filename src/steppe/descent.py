@@ -17,20 +17,36 @@ from ._tensors import Ops
 from .ascents import Ascent, Slope
 
 
-def load_uncast(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Give ``optimizer`` the tensors of ``saved["state"]`` in the dtype they were saved in.
+def fitted(memory: Mapping[str, Any], p: Tensor) -> dict[str, Any]:
+    """Return what is remembered of a parameter where that is now, and in its dtype: float32 if that is half.
 
-    torch casts loaded state to the dtype of its parameter. Accumulators of half-precision parameters are float32
-    here, and would lose bits, or vanish: eps^2 is far below the smallest half.
+    torch casts loaded state to the dtype of its parameter. Accumulators of half-precision parameters would lose bits,
+    or vanish: eps^2 is far below the smallest half.
     """
+    dtype = torch.promote_types(p.dtype.to_real(), torch.float32)
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(p.device, dtype if value.is_floating_point() else value.dtype)
+
+    return {name: fit(value) for name, value in memory.items()}
+
+
+def load_uncast(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give ``optimizer`` the tensors of ``saved["state"]`` as they are `fitted`, and not as torch casts them."""
     names = chain.from_iterable(group["params"] for group in saved["param_groups"])
     params = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     owners = dict(zip(names, params, strict=True))
     for name, memory in saved["state"].items():
         loaded = deepcopy(memory)
         if name in owners:
-            loaded = {k: v.to(owners[name].device) if isinstance(v, Tensor) else v for k, v in loaded.items()}
+            loaded = fitted(loaded, owners[name])
         optimizer.state[owners.get(name, name)] = loaded
+
+
+def _hashable(option: Any) -> Any:
+    return tuple(option) if isinstance(option, list) else option
 
 
 class Descent(Optimizer):
@@ -48,7 +64,7 @@ class Descent(Optimizer):
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
-        ValueError: if ``lr`` or ``weight_decay`` is negative.
+        ValueError: if ``lr`` or ``weight_decay`` is negative, or a group has ``maximize=True``: negate the loss.
     """
 
     def __init__(
@@ -68,11 +84,17 @@ class Descent(Optimizer):
             raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}.")
         self.ascent = ascent
         self.foreach = foreach
-        options = {name: getattr(ascent, name) for name in ascent.group_options}
+        options = {name: _hashable(getattr(ascent, name)) for name in ascent.group_options}
         super().__init__(params, {"lr": lr, **options, "weight_decay": weight_decay})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "ascent": self.ascent, "foreach": self.foreach}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as every torch optimizer does."""
+        if param_group.get("maximize", False):
+            raise ValueError("maximize=True is nothing that this optimizer can do. Minimize the negated loss instead.")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -84,7 +106,7 @@ class Descent(Optimizer):
         # One call for all groups of equal options: the norm of AdaGradNorm is one over all of them.
         together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for group in self.param_groups:
-            together.setdefault(tuple(group[name] for name in self.ascent.group_options), []).append(group)
+            together.setdefault(tuple(_hashable(group[name]) for name in self.ascent.group_options), []).append(group)
         for options, groups in together.items():
             names = self.ascent.group_options
             self._descend(replace(self.ascent, **dict(zip(names, options, strict=True))), groups)  # type: ignore[type-var]

@@ -12,7 +12,7 @@ One step::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
@@ -27,10 +27,11 @@ from ._closures import (
     AFTER_CLEAN,
     AFTER_SHARP,
     adding_up,
+    code_of,
     evaluate,
     need_gradient,
     new_gradients,
-    put,
+    set_grads,
     zeroing,
 )
 from ._memory import separate
@@ -47,8 +48,6 @@ from .climb import Anchor, Climb, Stay, reuse_
 from .schedules import Radius, check_radius
 from .together import Bases, joined
 from .triggers import Always, Trigger
-
-_NOTHING: Mapping[str, Any] = {}
 
 Result = TypeVar("Result")
 
@@ -89,8 +88,11 @@ class SharpnessAware(Wrapping):
         hooks fire once per step here and once on the base; global hooks see two optimizers.
 
         A group with ``maximize=True`` climbs the other way, to where its utility is lower. Steps are counted where the
-        base's ``step`` is called, whoever calls it, and once each. After any exception, that of Ctrl-C too, weights are
-        ``w``, and the next step is right.
+        base's ``step`` is called, whoever calls it, and once each; not one at a learning rate of 0 that no gradient was
+        prepared for, by which others make a base's state. A step that nobody sees is counted with a warning, unless
+        others were seen before: then what changes weights is taken for clipping or the like. After any exception, that
+        of Ctrl-C too, weights are ``w``, and the next step is right; what climbs remember of earlier gradients, where
+        they do, may have seen that of the step that was broken off.
 
     Example:
         >>> import torch
@@ -135,7 +137,7 @@ class SharpnessAware(Wrapping):
         check_base(base)
         check_radius(rho)
         ascent.check_base(base)
-        _check_parts(ascent, blend, Always() if trigger is None else trigger)
+        _check_combination(ascent, blend, Always() if trigger is None else trigger)
         for i, group in enumerate(base.param_groups):
             check_radius(group.get("rho", rho), i)
             refuse_flat(group["params"])
@@ -145,7 +147,7 @@ class SharpnessAware(Wrapping):
         self.foreach = foreach
         self._visits = Visits()
         self._anchor = Anchor()
-        self._zeroes = False  # whether the closure has been seen to zero gradients
+        self._zeroes: object = None  # the code of the closure that has been seen to zero gradients
         self._warned = False
         super().__init__(base, rho)
 
@@ -206,7 +208,7 @@ class SharpnessAware(Wrapping):
         first = ascent if ascent is not None and part else closure
         loss = self._visits.at_rest(partial(new_gradients, params, first, AFTER_CLEAN))
         # Gradients that are let go of do not show whether the closure zeroes them.
-        climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes)
+        climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes is code_of(closure))
         if climb is not None:
             self._visits.run(climb, partial(self._sharp_pass, params, closure), climb.releases)
         else:
@@ -217,10 +219,11 @@ class SharpnessAware(Wrapping):
         return loss
 
     def _sharp_pass(self, params: list[Tensor], closure: Callable[[], Any]) -> None:
-        if self._zeroes:  # once is enough: it is the same code in every step
+        code = code_of(closure)
+        if self._zeroes is code:  # once is enough
             new_gradients(params, closure, AFTER_SHARP)
-        else:
-            self._zeroes = new_gradients(params, partial(zeroing, params, closure), AFTER_SHARP)
+        elif new_gradients(params, partial(zeroing, params, closure), AFTER_SHARP):
+            self._zeroes = code
 
     def _asks_first(self) -> bool:
         """Say whether a step with an ascent of its own begins with that."""
@@ -241,7 +244,8 @@ class SharpnessAware(Wrapping):
 
         Args:
             closure: computes the loss of the micro-batch, calls ``backward()`` and returns the loss. It must not zero
-                gradients. It is called twice if this step climbs and once otherwise.
+                gradients, unless there is a blend: then each of its passes begins without any. It is called twice if
+                this step climbs and once otherwise.
             scale: what the gradients are multiplied by, as in `ascended`, where the closure calls
                 ``scaler.scale(loss).backward()`` and ``scaler.step(opt.base)`` comes last.
 
@@ -263,12 +267,12 @@ class SharpnessAware(Wrapping):
         # Where there are processes, gradients may lie in memory that the next backward pass uses.
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         held = [p.grad.clone() if distributed and p.grad is not None else p.grad for p in params]
-        put(params, [None] * len(params))
+        set_grads(params, [None] * len(params))
         try:
             loss = self._visits.at_rest(partial(evaluate, closure))
             climb = self._decide(AFTER_CLEAN, scale)
         except BaseException:
-            put(params, held)
+            set_grads(params, held)
             raise
         if climb is not None:
             waiting: list[Tensor | None] = [None] * len(params)
@@ -276,7 +280,7 @@ class SharpnessAware(Wrapping):
                 held, waiting = waiting, held
 
             def sharp() -> None:
-                put(params, waiting)
+                set_grads(params, waiting)
                 adding_up(params, closure)
 
             self._visits.run(climb, sharp)
@@ -331,15 +335,15 @@ class SharpnessAware(Wrapping):
         return Visit(self._visits, self._params, decide, finish)
 
     def around_sharp_pass(
-        self, context: Callable[[], AbstractContextManager[Any]], *, only: bool = False
+        self, context: Callable[[], AbstractContextManager[Any]], *, also_single: bool = False
     ) -> RemovableHandle:
         """Surround every sharp pass that follows a clean one, of `step`, `backward` and `ascended` alike.
 
         Args:
             context: makes a context manager, which is entered once the weights are at ``w + delta``, and left before
                 they come back. It is not part of the state, nor of copies.
-            only: whether to surround sharp passes too that are the only ones of their step, as `MSAM` has. What keeps
-                a second pass from leaving traces, such as `frozen_norm_stats`, must not.
+            also_single: whether to surround sharp passes too that are the only ones of their step, as `MSAM` has. What
+                keeps a second pass from leaving traces, such as `frozen_norm_stats`, must not.
 
         Returns:
             A handle whose ``remove()`` ends it.
@@ -353,7 +357,7 @@ class SharpnessAware(Wrapping):
             >>> handle = opt.around_sharp_pass(lambda: frozen_norm_stats(model))
         """
         handle = RemovableHandle(self._visits.around)
-        self._visits.around[handle.id] = context, only
+        self._visits.around[handle.id] = context, also_single
         return handle
 
     @property
@@ -414,16 +418,14 @@ class SharpnessAware(Wrapping):
         if self.blend is not None and self.blend.memories and self.climbing_groups():
             reuse_(self.blend, self._radii.of(self.base.param_groups), self.state, self._slope)
 
-    def _before_base_step(self) -> None:
+    def _refuse_a_step(self) -> None:
         self._visits.refuse_a_step()
+
+    def _before_base_step(self) -> None:
         self._due.begin(self.base)
 
     def __repr__(self) -> str:
-        following = self._radii.following(self.base.param_groups)
-        radii = ", ".join(
-            f"{group['rho']} (follows lr)" if follows else f"{group['rho']}"
-            for group, follows in zip(self.base.param_groups, following, strict=True)
-        )
+        radii = ", ".join(self._radii.words(self.base.param_groups))
         lines = [
             f"ascent: {self.ascent}",
             f"blend: {self.blend}" if self.blend is not None else "",
@@ -437,11 +439,11 @@ class SharpnessAware(Wrapping):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("ascent", "blend", "trigger", "foreach", "keep_copy", "_zeroes", "_warned")
+        names = ("ascent", "blend", "trigger", "foreach", "keep_copy", "_warned")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._anchor = Anchor()
+        self._anchor, self._zeroes = Anchor(), None
         if "base" in state:  # a copy, whose weights are its own: wherever they are, nobody will move them
             self._visits = Visits()
         super().__setstate__(state)
@@ -456,7 +458,7 @@ class SharpnessAware(Wrapping):
         )
 
 
-def _check_parts(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
+def _check_combination(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
     for part in (blend, trigger if trigger.needs_gradient else None):
         if not ascent.needs_gradient and part is not None:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
+
+from ._signals import BeforeRaising
 
 _NORM_STATS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _NO_TRACKING = (("track_running_stats", False),)
@@ -41,18 +43,36 @@ def frozen_norm_stats(model: nn.Module) -> Iterator[None]:
         (tensor([0.2000, 0.4000]), tensor(1))
     """
     undo: list[tuple[nn.Module, str, object]] = []
-    for module in model.modules():
-        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
-            # Instance norm looks for its buffers and not at the flag; without a momentum it would still round them.
-            instance = isinstance(module, _InstanceNorm)
-            for name, value in _NO_BUFFERS if instance else _NO_TRACKING:
-                undo.append((module, name, getattr(module, name)))
-                setattr(module, name, value)
-    try:
-        yield
-    finally:
+
+    def thaw() -> None:
         for module, name, before in undo:
             setattr(module, name, before)
+
+    with _undone(thaw):
+        for module in model.modules():
+            if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+                # Instance norm looks for its buffers and not at the flag; without a momentum it would still round them.
+                instance = isinstance(module, _InstanceNorm)
+                for name, value in _NO_BUFFERS if instance else _NO_TRACKING:
+                    undo.append((module, name, getattr(module, name)))
+                    setattr(module, name, value)
+        yield
+
+
+@contextmanager
+def _undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Call ``undo`` at the end, which may be more than once, whatever happens: a signal may break off the first."""
+
+    def end() -> None:
+        undo()
+        signals.end()
+
+    signals = BeforeRaising(end)
+    try:
+        signals.begin()
+        yield
+    finally:
+        end()
 
 
 @contextmanager
@@ -103,13 +123,15 @@ def frozen_buffers(model: nn.Module, *, norm_stats: bool = True) -> Iterator[Non
             # A lazy module has nothing yet that could come back.
             if buffer is not None and name not in left and id(buffer) not in kept and not is_lazy(buffer):
                 kept[id(buffer)] = _Kept(buffer)
-    try:
-        yield
-    finally:
+
+    def bring_back() -> None:
         for module, buffers, not_persistent, left in rooms:
             _register(module, buffers, not_persistent, left)
         for memory in kept.values():
             memory.bring_back()
+
+    with _undone(bring_back):
+        yield
 
 
 @final

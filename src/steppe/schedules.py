@@ -191,7 +191,10 @@ class ParamGroupSchedule:
         """Load what `state_dict` returned, and set the groups' values at once.
 
         Raises:
-            ValueError: if it is the state of another key or of other groups; nothing is changed then.
+            KeyError: if something of it is missing.
+            ValueError: if it is the state of another key or of other groups.
+
+        If it raises, nothing is changed.
         """
         ours = (self.key, [one is not None for one in self.schedules])
         theirs = (state_dict.get("key"), [value is not None for value in state_dict.get("initial_values", ())])
@@ -200,12 +203,15 @@ class ParamGroupSchedule:
                 f"This is the state of a schedule of {theirs[0]!r} with scheduled groups {theirs[1]}, and not of "
                 f"{ours[0]!r} with {ours[1]}. Build the schedule as it was built when the state was saved."
             )
-        for one, saved in zip(self.schedules, state_dict["schedules"], strict=True):
+        # All is read before anything is written.
+        objects = [*zip(self.schedules, state_dict["schedules"], strict=True)]
+        count = state_dict["last_epoch"]
+        initial, last = ([_copy(value) for value in state_dict[f"{name}_values"]] for name in ("initial", "last"))
+        for one, saved in objects:
             if saved is not None and _is_object(one):
                 vars(one).update(saved)
-        self.last_epoch = state_dict["last_epoch"]
-        self._initial = [_copy(value) for value in state_dict["initial_values"]]
-        self._set([_copy(value) for value in state_dict["last_values"]])
+        self.last_epoch, self._initial = count, initial
+        self._set(last)
 
     def _find_initial(self, i: int) -> Any:
         group, name = self._groups[i][0], f"initial_{self.key}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import final
 
 from ._scalars import Scalar, draw
@@ -59,6 +60,11 @@ class Both(Trigger):
         return all([self.first.fires(slope), self.second.fires(slope)])
 
 
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
+
+
 @final
 @dataclass(frozen=True)
 class Always(Trigger):
@@ -80,6 +86,7 @@ class Every(Trigger):
     stretched: bool = False
 
     def __post_init__(self) -> None:
+        _check_whole("k", self.k)
         if self.k < 1:
             raise ValueError(f"k must be >= 1, got {self.k}.")
 
@@ -99,6 +106,7 @@ class After(Trigger):
     start: int
 
     def __post_init__(self) -> None:
+        _check_whole("start", self.start)
         if self.start < 0:
             raise ValueError(f"start must be a number of steps >= 0, got {self.start}.")
 
@@ -120,6 +128,7 @@ class Randomly(Trigger):
     def __post_init__(self) -> None:
         if not 0.0 <= self.p <= 1.0:
             raise ValueError(f"p must lie in [0, 1], got {self.p}.")
+        _check_whole("seed", self.seed)
 
     def due(self, step: Scalar) -> bool:
         return draw(self.seed, step).random() < self.p

@@ -93,6 +93,23 @@ def columns(name: str) -> float:
     return distance(alone.parameters(), model.parameters())
 
 
+def a_part_is_cut(name: str, which: str, foreach: bool | None) -> float:
+    """Cut and plain weights in one optimizer, of which one kind stays."""
+    case = METHODS[name]
+    nets = [nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double() for _ in range(2)]
+    for net in nets:
+        net.load_state_dict(nets[0].state_dict())
+        for p in net.parameters():
+            distributed.broadcast(p.data, 0)
+    fully_shard(nets[1][0], mesh=mesh())
+    for net in nets:
+        stays = (net[0], net[2]) if which == "cut" else (net[2], net[0])
+        groups = [{"params": [*layer.parameters()], "rho": rho} for layer, rho in zip(stays, (0.0, 0.3), strict=True)]
+        opt = case.make(torch.optim.SGD(groups, lr=0.1, foreach=False), **case.kwargs, foreach=foreach)
+        train(opt, net, data(4))  # the same on both
+    return distance(nets[0].parameters(), nets[1].parameters())
+
+
 def rho_zero(name: str) -> bool:
     """Whether rho = 0 is the base, bit for bit."""
     case = METHODS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import programs_checkpoint as programs
@@ -10,7 +11,9 @@ import torch
 from programs_ddp import METHODS
 from torch import nn
 
+from steppe import SAM, ProportionalToLR
 from steppe.integrations.distributed import SharpnessAwareState
+from steppe.triggers import After
 
 NAMES = [
     "sam-adamw",
@@ -92,3 +95,47 @@ def test_plain_optimizers_are_refused():
     )
     with pytest.raises(TypeError, match=re.escape(message)):
         SharpnessAwareState(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def one_process(**options):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    opt = SAM(torch.optim.AdamW(model.parameters(), lr=0.1), rho=ProportionalToLR(0.4, 0.0, 0.1, 0.0), **options)
+
+    def closure():
+        opt.zero_grad()
+        loss = model(torch.ones(4, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    return model, opt, closure
+
+
+def test_a_radius_that_was_set_by_hand_stays_what_it_is():
+    model, opt, closure = one_process()
+    opt.step(closure)
+    opt.param_groups[0]["rho"] = 0.0
+    opt.step(closure)
+    saved = copy.deepcopy(SharpnessAwareState(model, opt).state_dict())
+    other, resumed, again = one_process()
+    other.load_state_dict(model.state_dict())
+    SharpnessAwareState(other, resumed).load_state_dict(saved)
+    resumed.step(again)
+    assert resumed.param_groups[0]["rho"] == 0.0
+    opt.step(closure)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("missing", ["base", "climb", "absent", "numbers"])
+def test_a_state_that_lacks_something_changes_nothing(missing):
+    model, opt, closure = one_process(trigger=After(1))
+    for _ in range(3):
+        opt.step(closure)
+    saved = SharpnessAwareState(model, opt).state_dict()
+    del saved[missing]
+    other, resumed, again = one_process(trigger=After(1))
+    resumed.step(again)
+    before = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(KeyError, match=missing):
+        SharpnessAwareState(other, resumed).load_state_dict(saved)
+    assert str(resumed.state_dict()) == str(before)

@@ -72,6 +72,14 @@ def test_a_climb_along_a_part_of_the_batch(pool):
         assert found["to the whole"] > 1e-6
 
 
+@pytest.mark.parametrize("which", ["cut", "plain"])
+@pytest.mark.parametrize("name", ["sam", "gsam", "looksam", "pgn"])
+def test_of_cut_and_plain_weights_one_kind_may_stay(pool, name, which):
+    assert (
+        max(gap for foreach in (None, False) for gap in pool.run(programs.a_part_is_cut, name, which, foreach)) < 1e-12
+    )
+
+
 @pytest.mark.parametrize("name", ["sam", "asam", "gsam"])
 def test_other_dimensions_may_be_cut(pool, name):
     assert max(pool.run(programs.columns, name)) < 1e-12

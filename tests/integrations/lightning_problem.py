@@ -35,6 +35,9 @@ TRIGGERS = {
     "every": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, trigger=Every(2)),
     "after": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, trigger=After(2)),
     "large gradient": lambda params: SAM(torch.optim.SGD(params, lr=0.1), rho=0.1, trigger=LargeGradient(steps=9)),
+    "every large gradient": lambda params: SAM(
+        torch.optim.SGD(params, lr=0.1), rho=0.1, trigger=Every(2) & LargeGradient(steps=9)
+    ),
 }
 STEPS = 6
 

@@ -55,6 +55,17 @@ def test_accumulating_is_a_climb_for_each_micro_batch(make, k, precision, dtype,
     assert same_bits(module.net, accumulated(make, [k, k], dtype=dtype, amp=amp))
 
 
+def test_a_trigger_gathers_what_it_gathers_in_a_plain_loop():
+    """In steps that are not due, too, of each micro-batch by itself."""
+    module, found = Module(TRIGGERS["every large gradient"]), []
+    host = fit(module, precision="64-true", accumulate_grad_batches=2)
+    accumulated(
+        lambda params: found.append(TRIGGERS["every large gradient"](params)) or found[0], [2], dtype=torch.float64
+    )
+    ours, theirs = (dict(opt.state["shared"]) for opt in (host.optimizers[0], found[0]))
+    assert ours == theirs != {}
+
+
 def test_it_is_m_sam_written_out():
     module = Module(lambda params: SAM(torch.optim.SGD(params, lr=0.1), rho=0.1))
     fit(without_noise(module), precision="64-true", accumulate_grad_batches=3)

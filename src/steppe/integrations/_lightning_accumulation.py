@@ -13,8 +13,8 @@ from typing import Any, final
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
-from torch import nn
 
+from ..accumulation import passes_apart
 from ..optimizer import SharpnessAware
 from ._lightning_passes import replaced
 
@@ -85,8 +85,4 @@ class MicroBatches:
         """
         if clean or self._last:
             return nullcontext()
-        model = self.trainer.strategy.model
-        # Where gradients of both passes are blended or compared, or DDP would mix them, each pass is complete.
-        mixes = not isinstance(model, nn.parallel.DistributedDataParallel) or model.find_unused_parameters
-        apart = mixes or opt.blend is not None or opt.trigger.needs_gradient
-        return nullcontext() if each and apart else self._block()
+        return nullcontext() if each and passes_apart(opt, self.trainer.strategy.model) else self._block()

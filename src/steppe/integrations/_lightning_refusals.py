@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from ..accumulation import check_parts
+from ..accumulation import check_fraction_allowed
 from ..optimizer import SharpnessAware
 
 _STRATEGIES = {
@@ -66,7 +66,7 @@ def check_optimizers(trainer: Trainer, fraction: float | None) -> None:
         refuse_states()
     if fraction is not None:
         for opt in ours:
-            check_parts(opt, "fraction=")
+            check_fraction_allowed(opt, "fraction=")
 
 
 def refuse_states(*args: Any, **kwargs: Any) -> None:

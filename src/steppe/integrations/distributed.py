@@ -19,9 +19,11 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 
+from .._checks import put_back_if_it_fails
 from .._shards import resharded as resharded
 from .._tensors import Ops
 from ..ascents import Slope
+from ..descent import fitted
 from ..optimizer import SharpnessAware
 
 
@@ -78,6 +80,7 @@ class SharpnessAwareState(Stateful):
     def state_dict(self) -> dict[str, Any]:
         """Return the state; all processes call it together."""
         opt, base = self.opt, self.opt.base
+        opt._note_radii()
         params = _trainable(base)
         names = _names(self.model, params)
         absent = [p for p in params if p not in base.state]
@@ -99,21 +102,29 @@ class SharpnessAwareState(Stateful):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; all processes call it together."""
+        """Load what `state_dict` returned; all processes call it together.
+
+        Raises:
+            KeyError: if something of it is missing; or what the base raises. Nothing is changed then.
+        """
         opt, base = self.opt, self.opt.base
         params = _trainable(base)
         names = _names(self.model, params)
-        with _gradients_aside(base), _one_gradient(params):
-            set_optimizer_state_dict(self.model, base, state_dict["base"])
+        theirs, climbs, absent = (state_dict[name] for name in ("base", "climb", "absent"))
+        ours, numbers = state_dict["numbers"]
+        with put_back_if_it_fails(base), _gradients_aside(base), _one_gradient(params):
+            set_optimizer_state_dict(self.model, base, theirs)
+            opt._check_radii()
         opt.state.clear()
         for p in params:
-            if names[p] in state_dict["absent"]:
+            if names[p] in absent:
                 base.state.pop(p, None)
-            memory = state_dict["climb"].get(names[p])
+            memory = climbs.get(names[p])
             if memory:
-                opt.state[p] = {name: value.clone() for name, value in memory.items()}
-        _set_numbers(opt, state_dict["numbers"][0])
-        _set_numbers(base, state_dict["numbers"][1])
+                opt.state[p] = fitted({name: value.clone() for name, value in memory.items()}, p)
+        _set_numbers(opt, ours)
+        _set_numbers(base, numbers)
+        opt._loaded()
 
 
 def _names(model: nn.Module, params: list[Tensor]) -> dict[Tensor, str]:

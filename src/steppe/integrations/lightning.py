@@ -54,6 +54,7 @@ except ImportError as error:
     raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
 
 from .._parts import need_fraction
+from ..accumulation import each_by_itself
 from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_buffers, frozen_norm_stats, same_random_state
@@ -255,7 +256,7 @@ class SharpnessAwareCallback(Callback):
             if isinstance(opt, SharpnessAware):
                 alone = not opt.ascent.needs_gradient
                 around = partial(self._only_pass, opt) if alone else partial(self._sharp_pass, trainer, pl_module, opt)
-                self._undo.callback(opt.around_sharp_pass(around, only=alone).remove)
+                self._undo.callback(opt.around_sharp_pass(around, also_single=alone).remove)
         self._metrics = metrics_of(pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -316,8 +317,7 @@ class SharpnessAwareCallback(Callback):
     ) -> ClosureResult:
         """Add up the gradient of one micro-batch, and return the result of its clean pass, or of the whole one."""
         climbs, alone, same = opt.will_climb(), not opt.ascent.needs_gradient, self._draws()
-        # Without a climb gradients add up by themselves, unless a blend changes each of them.
-        each = climbs or bool(opt.blend is not None and opt.blend.memories)
+        each = each_by_itself(opt, climbs)
         results: list[ClosureResult] = []
 
         def run() -> Any:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .._parts import first_of, need_fraction
 from .._scalars import Scalar
-from ..accumulation import accumulated_step, check_parts
+from ..accumulation import accumulated_step, check_fraction_allowed
 from ..optimizer import SharpnessAware
 from ..passes import frozen_buffers, frozen_norm_stats, same_random_state
 
@@ -137,7 +137,7 @@ class SharpnessAwareTrainerMixin:
         if self.sharpness_aware is None or self.sharpness_aware.base is not made:
             self.sharpness_aware = self._around(made)
             if self._fraction is not None:
-                check_parts(self.sharpness_aware, "fraction=")
+                check_fraction_allowed(self.sharpness_aware, "fraction=")
             if self.sharpness_aware.base is not made:
                 self.optimizer = self.sharpness_aware.base
         return self.optimizer

@@ -41,7 +41,7 @@ def radii(config: TrialConfig, task: Task) -> list[list[float]]:
             before[:] = [p.detach().clone() for p in params]
 
         opt.register_step_pre_hook(note)
-        opt.around_sharp_pass(measured, only=True)
+        opt.around_sharp_pass(measured, also_single=True)
         while training.step < training.total and training.diverged is None:
             found.append([])
             training.run_epoch()

@@ -583,7 +583,15 @@ def test_two_processes_are_one(two_processes, name, make, clip):
             torch.testing.assert_close(p, q.detach(), rtol=1e-12, atol=1e-14)
 
 
-EXCHANGES = {"every": 7, "after": 5, "large gradient": 12, "looksam": 10, "gsam": 12, "msam": 3}
+EXCHANGES = {
+    "every": 7,
+    "after": 5,
+    "large gradient": 12,
+    "every large gradient": 10,
+    "looksam": 10,
+    "gsam": 12,
+    "msam": 3,
+}
 """Of three steps with two micro-batches each, where not all clean passes and the last sharp one: 9."""
 
 

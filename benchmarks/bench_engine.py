@@ -56,7 +56,7 @@ from steppe import (
     UnifiedSAM,
     VaSSO,
 )
-from steppe.bench.memory import most_alive
+from steppe.lab.bench.memory import most_alive
 
 Closure = Callable[[], float]
 Step = Callable[[Closure], object]

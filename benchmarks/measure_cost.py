@@ -44,7 +44,7 @@ MEASURES: dict[str, Callable[[Objective], object]] = {
 
 def objectives(encoder: bool) -> dict[str, Objective]:
     """Make the models, untrained but for the encoder: the cost does not depend on it."""
-    from steppe.compare.builtin import digits, mnist1d
+    from steppe.lab.tasks.builtin import digits, mnist1d
 
     if encoder:
         sys.path.insert(0, str(EXAMPLES))

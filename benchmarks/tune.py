@@ -17,9 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from steppe.compare import UserError, comparison, config, runner
-from steppe.compare.records import Record, TrialConfig
-from steppe.compare.stats import mean
+from steppe.lab import UserError
+from steppe.lab.crew import runner
+from steppe.lab.judge.stats import mean
+from steppe.lab.plans import comparison
+from steppe.lab.plans import options as config
+from steppe.lab.trials.records import Record, TrialConfig
 from steppe.methods import METHODS
 
 FIRST_SEED = 1000  # `steppe compare` counts its seeds from 0

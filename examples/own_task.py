@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from steppe.compare import Task
+from steppe.lab import Task
 
 
 def spirals() -> Task:

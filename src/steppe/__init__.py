@@ -45,6 +45,22 @@ _HOME = {
     "Together": ".together",
 }
 
+_ROOMS = (
+    "ascents",
+    "batches",
+    "blends",
+    "groups",
+    "integrations",
+    "lab",
+    "measure",
+    "methods",
+    "passes",
+    "schedules",
+    "studies",
+    "theory",
+    "triggers",
+)
+
 __all__ = [
     "ASAM",
     "ESAM",
@@ -73,8 +89,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name], __name__), name)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*__all__, *_ROOMS, "__version__"]

@@ -11,14 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._checks import (
-    put_back_if_it_fails,
-    refuse_classes,
-    refuse_foreign_calls,
-    refuse_others,
-    stepped_by,
-    with_inner,
-)
+from ._checks import put_back_if_it_fails, refuse_classes, refuse_foreign_calls, refuse_others, stepped_by, with_inner
 from ._due import Due
 from ._radii import Radii
 from ._scalars import on_host

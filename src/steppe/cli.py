@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 if a trial failed, 2 if the input was wrong, 130 after Ctrl-C.
     """
     # Light: the errors of the comparison need nothing but the standard library.
-    from ._errors import UserError, missing_extra
+    from .lab.errors import UserError, missing_extra
 
     try:
         return _run(arguments)
@@ -47,11 +47,11 @@ def build() -> typer.Typer:
     """Assemble the sub-commands."""
     import typer
 
-    from .bench.command import bench
-    from .compare.command import compare
-    from .compare.measure_command import measure
+    from .lab.bench.command import bench
+    from .lab.comparing.command import compare
+    from .lab.measuring.command import measure
+    from .lab.sweeping.command import sweep
     from .studies.command import study
-    from .sweep.command import sweep
     from .theory.command import theory
 
     app = typer.Typer(

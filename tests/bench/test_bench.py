@@ -12,13 +12,13 @@ import torch
 
 from problems import Problem
 from steppe import SAM, cli
-from steppe._errors import RunError
-from steppe.bench import memory, peers, report, tasks, timing, tuning
-from steppe.bench.entries import BENCHES, ENTRIES, PEERS, Bench, Entry, entries
-from steppe.bench.run import rows
-from steppe.compare.optimizers import build, check_hyperparameters
-from steppe.compare.runner import Silence
-from steppe.compare.sources import find_task
+from steppe.lab.bench import memory, peers, report, tasks, timing, tuning
+from steppe.lab.bench.entries import BENCHES, ENTRIES, PEERS, Bench, Entry, entries
+from steppe.lab.bench.run import rows
+from steppe.lab.crew.runner import Silence
+from steppe.lab.errors import RunError
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.trials.optimizers import build, check_hyperparameters
 from steppe.triggers import After
 
 # What everybody may choose from
@@ -60,7 +60,7 @@ def test_only_models_with_normalization_layers_have_a_row_for_them():
 TINY = """
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 y = (x[:, 0] > 0).long()
@@ -207,7 +207,9 @@ def test_their_steps_are_ours(name, ours):
     more = {"steps": 6, "tail": 1 / 3} if name == "temperon" else {}
     problems = [Problem(torch.float32), Problem(torch.float32)]
     opts = [
-        build(f"steppe.bench.peers:{name}", "sgd", problems[0].model.parameters(), {"lr": 0.1, "rho": 0.05, **more}),
+        build(
+            f"steppe.lab.bench.peers:{name}", "sgd", problems[0].model.parameters(), {"lr": 0.1, "rho": 0.05, **more}
+        ),
         SAM(torch.optim.SGD(problems[1].model.parameters(), lr=0.1), rho=0.05, **ours),
     ]
     for batch in problems[0].batches(6):

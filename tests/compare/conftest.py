@@ -1,4 +1,4 @@
-"""What the tests of `steppe.compare` share: a tiny task file, records made by hand, and the real command line."""
+"""What the tests of `steppe.lab` share: a tiny task file, records made by hand, and the real command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from steppe import cli
-from steppe.compare.records import Curve, Diverged, Final, Record, TrialConfig
+from steppe.lab.trials.records import Curve, Diverged, Final, Record, TrialConfig
 
 SOURCE = Path(__file__).parents[2] / "src"
 
 TINY = """
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 def task():
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def task_file(tmp_path: Path) -> Callable[[str], str]:
 
     def write(body: str) -> str:
         lines = "\n".join("    " + line for line in body.strip().splitlines())
-        head = "import torch\nfrom torch import nn\nfrom steppe.compare import Task\n"
+        head = "import torch\nfrom torch import nn\nfrom steppe.lab import Task\n"
         head += "x, y = torch.randn(20, 3), torch.arange(20) % 2\n\ndef task():\n"
         path = tmp_path / "mine.py"
         path.write_text(head + lines + "\n")

@@ -7,9 +7,11 @@ import json
 import pytest
 import yaml
 
-from steppe.compare import UserError, compare, comparison, config
-from steppe.compare.arms import Arm, each
-from steppe.compare.config import Options, from_file, from_flags
+from steppe.lab import UserError, compare
+from steppe.lab.comparing import comparison
+from steppe.lab.plans import options as config
+from steppe.lab.plans.arms import Arm, each
+from steppe.lab.plans.options import Options, from_file, from_flags
 from steppe.methods import METHODS
 
 ARMS = """

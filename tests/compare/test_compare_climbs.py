@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from steppe._errors import UserError
-from steppe.compare import comparison, config, records
-from steppe.compare.optimizers import build, find, has_radius, is_wrapper, parameters_of
-from steppe.compare.tasks import Task
-from steppe.compare.trial import run_trial
+from steppe.lab.comparing import comparison
+from steppe.lab.errors import UserError
+from steppe.lab.plans import options as config
+from steppe.lab.tasks.task import Task
+from steppe.lab.trials.optimizers import build, find, has_radius, is_wrapper, parameters_of
+from steppe.lab.trials.records import TrialConfig
+from steppe.lab.trials.trial import run_trial
 from steppe.triggers import After, Always, Every, Randomly
 
 X = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
@@ -21,7 +23,7 @@ Y = (X[:, 0] > 0).long()
 
 def trial(method="sam", **hyperparameters):
     task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y))
-    asked = records.TrialConfig(
+    asked = TrialConfig(
         task="t",
         method=method,
         base="sgd",
@@ -96,7 +98,7 @@ def test_a_fraction_is_the_climb_of_the_first_examples(monkeypatch):
         return plain(outputs, targets)
 
     task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y), loss=spy)
-    asked = records.TrialConfig(
+    asked = TrialConfig(
         task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
         hyperparameters={"lr": 0.1, "rho": 0.1, "fraction": 0.5},
     )  # fmt: skip
@@ -132,7 +134,7 @@ def test_buffers_are_those_of_one_pass(hyperparameters):
     models = []
     task = Task(model=lambda: models.append(Counting()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
     run_trial(
-        records.TrialConfig(
+        TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=2, batch_size=8, versions={},
             hyperparameters={"lr": 0.1, "rho": 0.1, **hyperparameters},
         ),
@@ -154,7 +156,7 @@ def test_norm_statistics_are_those_of_one_pass_over_the_whole_batch(hyperparamet
     models = []
     task = Task(model=lambda: models.append(Normed()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
     run_trial(
-        records.TrialConfig(
+        TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
             hyperparameters={"lr": 0.1, "rho": 0.1, **hyperparameters},
         ),

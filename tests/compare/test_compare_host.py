@@ -15,20 +15,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steppe.compare import UserError, comparison, records, workers
-from steppe.compare.config import Options, from_flags
-from steppe.compare.feeds import total_updates
-from steppe.compare.host import AcceleratedHost, Host, launched
-from steppe.compare.schedules import ConstantSize
-from steppe.compare.sources import find_task
-from steppe.compare.trial import run_trial
+from steppe.lab import UserError
+from steppe.lab.comparing import comparison
+from steppe.lab.crew import workers
+from steppe.lab.plans.options import Options, from_flags
+from steppe.lab.store import records
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.trials.feeds import total_updates
+from steppe.lab.trials.host import AcceleratedHost, Host, launched
+from steppe.lab.trials.records import Record
+from steppe.lab.trials.schedules import ConstantSize
+from steppe.lab.trials.trial import run_trial
 
 SOURCE = Path(__file__).parents[2] / "src"
 
 TASK = """
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 def task(batch_size=8):
     generator = torch.Generator().manual_seed(0)
@@ -74,8 +78,9 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_compare_host import observed, options
 from steppe import cli
-from steppe.compare import UserError, comparison
-from steppe.compare.host import AcceleratedHost, launched
+from steppe.lab import UserError
+from steppe.lab.comparing import comparison
+from steppe.lab.trials.host import AcceleratedHost, launched
 from steppe.studies.gsam_batch import design, report, run
 
 root = Path(sys.argv[1])
@@ -216,7 +221,7 @@ def test_two_processes_train_as_one(host, two, task, tmp_path, monkeypatch, requ
             torch.load(records.weights_path(folder, config), weights_only=True)
             for folder, config in (
                 (plan.out, mine.config),
-                (both.out, records.Record.model_validate(other).config),
+                (both.out, Record.model_validate(other).config),
             )
         )
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0.0)

@@ -13,10 +13,15 @@ import torch
 from torch import nn
 
 from steppe import measure
-from steppe.compare import UserError, comparison, measuring, records
-from steppe.compare.config import Options, from_flags
-from steppe.compare.measuring import Request, load_weights
-from steppe.compare.sources import find_task
+from steppe.lab import UserError
+from steppe.lab.comparing import comparison
+from steppe.lab.measuring import measuring
+from steppe.lab.measuring.measuring import Request, load_weights
+from steppe.lab.plans.options import Options, from_flags
+from steppe.lab.store import records
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.trials.host import Host
+from steppe.lab.trials.records import Record
 
 FILES = {"report.md", "report.json", "slices.png", "spectrum.png"}
 FAST = ("--budget", 90)
@@ -67,7 +72,7 @@ def kept(tmp_path_factory):
     """A comparison whose weights were kept: two rows of two seeds."""
     folder = tmp_path_factory.mktemp("kept")
     (folder / "tiny.py").write_text(
-        "import torch\nfrom torch import nn\nfrom steppe.compare import Task\n\n"
+        "import torch\nfrom torch import nn\nfrom steppe.lab import Task\n\n"
         "def task():\n"
         "    generator = torch.Generator().manual_seed(0)\n"
         "    x = torch.randn(60, 4, generator=generator)\n"
@@ -77,7 +82,7 @@ def kept(tmp_path_factory):
     )
     settings = {"sam+wide": {"method": "sam", "lr": 0.1, "rho": 0.2}}
     options = {"base": "sgd", "methods": ["sgd", "sam+wide"], "settings": settings, "seeds": 2, "keep_weights": True}
-    plan = comparison.plan(f"{folder / 'tiny.py'}:task", from_flags(options), folder / "out", comparison.Host())
+    plan = comparison.plan(f"{folder / 'tiny.py'}:task", from_flags(options), folder / "out", Host())
     comparison.run(plan)
     return plan
 
@@ -354,7 +359,7 @@ def test_a_checkpoint_that_does_not_fit(content, message, checkpoint):
         ("no/such", [], "unknown task 'no/such'; known: mnist1d, mnist1d-conv, digits, or FILE.py:FUNCTION, or the folder of a comparison"),
         ("no.py:such", [], "the task file 'no.py' does not exist; name "),
         ("own.py:objectiv", [], "own.py has no function 'objectiv'; did you mean 'objective'?"),
-        ("own.py:number", [], "own.py:number must return a steppe.compare.Task or a steppe.measure.Objective, got int"),
+        ("own.py:number", [], "own.py:number must return a steppe.lab.Task or a steppe.measure.Objective, got int"),
         ("own.py:training", [], "own.py:training failed with ValueError: Cannot measure: Dropout '1' is in training mode, so the loss is random. Call model.eval() first."),
         ("own.py:objective", ["--budget", "81"], "budget must be at least 82 gradients, got 81.0."),
         ("own.py:objective", ["--budget", "nan"], "budget must be at least 82 gradients, got nan."),
@@ -378,9 +383,7 @@ def test_what_is_wrong_is_one_line(target, words, message, command, tmp_path, mo
     checkpoint({name: torch.full(shape, float("nan")) for name, shape in {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (2, 4), "2.bias": (2,)}.items()}, "nan.pt")  # fmt: skip
     checkpoint({name: value * float("nan") for name, value in STATE.items()}, "nans.pt")
     own("objective")
-    head = (
-        "import torch\nfrom torch import nn\nfrom steppe.compare import Task\ny = torch.arange(20) % 2\n\ndef task():\n"
-    )
+    head = "import torch\nfrom torch import nn\nfrom steppe.lab import Task\ny = torch.arange(20) % 2\n\ndef task():\n"
     for name, width in (("tiny", 4), ("wrong", 3)):
         lines = (
             f"    data = (torch.randn(20, {width}), y)\n    return Task(lambda: nn.Linear(4, 2), data, data, data)\n"
@@ -434,7 +437,7 @@ def test_weights_of_another_host_or_version_are_found(kept, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(kept.out, folder)
     for path in (folder / "trials").glob("*.json"):
-        record = records.Record.model_validate_json(path.read_bytes())
+        record = Record.model_validate_json(path.read_bytes())
         config = record.config.model_copy(update={"versions": {"torch": "2.6", "host": "4 x cuda, no"}})
         records.weights_path(folder, record.config).rename(records.weights_path(folder, config))
         path.unlink()

@@ -6,13 +6,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from steppe._errors import RunError
-from steppe.compare import verdict
-from steppe.compare.arms import Arm
-from steppe.compare.comparison import Comparison, Plan
-from steppe.compare.report import html, write_report
-from steppe.compare.sources import TaskSource
-from steppe.compare.stats import summarize
+from steppe.lab.errors import RunError
+from steppe.lab.judge.comparison import Comparison
+from steppe.lab.judge.stats import summarize
+from steppe.lab.judge.verdict import verdict
+from steppe.lab.plans.arms import Arm
+from steppe.lab.plans.comparison import Plan
+from steppe.lab.show.report import html, write_report
+from steppe.lab.show.table import markdown
+from steppe.lab.tasks.sources import TaskSource
 
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
@@ -83,7 +85,7 @@ def test_one_seed_gives_no_answer(compared):
     found = compared({"adamw": [65.0], "sam": [70.0]})
     assert found.verdict[0].startswith("No answer yet: ")
     assert "--seeds 10" in found.verdict[0]
-    assert "| sam | 70.00 | n/a |" in str(found)
+    assert "| sam | 70.00 | n/a |" in markdown(found)
 
 
 def test_base_missing(compared):
@@ -92,7 +94,7 @@ def test_base_missing(compared):
         "No comparison: the base adamw is not among the methods, so no differences are stated.",
         "The best mean test accuracy (%) is that of sam: 70.28 ± 0.46 (n=5).",
     ]
-    assert re.search(r"\| sam \| 70.28 ± 0.46 \| n/a \|.* n/a \|", str(found))
+    assert re.search(r"\| sam \| 70.28 ± 0.46 \| n/a \|.* n/a \|", markdown(found))
 
 
 def test_only_the_base(compared):
@@ -102,7 +104,7 @@ def test_only_the_base(compared):
 def test_all_diverged(compared):
     found = compared({"adamw": [None] * 3, "sam": [None] * 3})
     assert found.verdict[0].startswith("No answer: every trial diverged")
-    assert "| sam | n/a | n/a | n/a | n/a | n/a | n/a | 3 of 3 |" in str(found)
+    assert "| sam | n/a | n/a | n/a | n/a | n/a | n/a | 3 of 3 |" in markdown(found)
     assert "3 of 3" in html(found)
 
 
@@ -121,7 +123,7 @@ def test_some_diverged(compared):
 
 def test_small_metrics_get_more_decimals(compared):
     found = compared({"adamw": [0.0123, 0.0125, 0.0121], "sam": [0.0101, 0.0104, 0.0102]}, higher=False, metric="loss")
-    assert "| sam | 0.01023 ± 0.00009 | -0.00207 [-0.00" in str(found)
+    assert "| sam | 0.01023 ± 0.00009 | -0.00207 [-0.00" in markdown(found)
     assert found.verdict[0] == "Yes: sam takes the test loss from 0.01230 ± 0.00012 to 0.01023 ± 0.00009."
 
 
@@ -129,7 +131,7 @@ def test_files(compared):
     found = compared({"adamw": BASE, "sam": SAM})
     found.plan.out.mkdir()
     write_report(found)
-    assert (found.plan.out / "table.md").read_text() == str(found)
+    assert (found.plan.out / "table.md").read_text() == markdown(found)
     assert (found.plan.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     numbers = json.loads((found.plan.out / "results.json").read_text())
     assert [row["method"] for row in numbers["rows"]] == ["adamw", "sam"]
@@ -179,7 +181,7 @@ def test_a_hostile_method_name_is_escaped(compared):
 
 
 def test_markdown_escapes_what_would_break_the_table(compared):
-    text = str(compared({"adamw": BASE}, metric="a|b"))
+    text = markdown(compared({"adamw": BASE}, metric="a|b"))
     assert "test a\\|b" in text
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from steppe.compare import RunError, UserError, compare, comparison
-from steppe.compare.config import Options, from_file
-from steppe.compare.runner import Interrupted, Silence
+from steppe.lab import RunError, UserError, compare
+from steppe.lab.comparing import comparison
+from steppe.lab.crew.runner import Interrupted, Silence
+from steppe.lab.plans.options import Options, from_file
 
 WORDS = ("--methods", "adamw,sgd,sam", "--seeds", "3")
 
@@ -23,7 +24,7 @@ SLOW = """
 import time
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 class Slow(nn.Linear):
     def forward(self, x):
@@ -270,6 +271,6 @@ def test_from_python_a_failure_is_an_exception(task_file, tmp_path):
 
 @pytest.mark.parametrize(("cores", "jobs"), [(2, 2), (64, 8)])
 def test_a_large_machine_is_not_filled_unasked(monkeypatch, tiny, tmp_path, cores, jobs):
-    monkeypatch.setattr(comparison, "cores", lambda: cores)
+    monkeypatch.setattr("steppe.lab.plans.comparison.cores", lambda: cores)
     assert comparison.plan(tiny, Options(), tmp_path / "o").jobs == jobs
     assert comparison.plan(tiny, Options(jobs=33), tmp_path / "o").jobs == 33

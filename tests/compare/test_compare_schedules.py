@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from steppe.compare.feeds import total_updates
-from steppe.compare.host import Host
-from steppe.compare.optimizers import BASES
-from steppe.compare.records import TrialConfig
-from steppe.compare.schedules import Constant, Schedules
-from steppe.compare.tasks import Task, batches
-from steppe.compare.trial import evaluate, run_trial
+from steppe.lab.tasks.task import Task, batches
+from steppe.lab.trials.feeds import total_updates
+from steppe.lab.trials.host import Host
+from steppe.lab.trials.optimizers import BASES
+from steppe.lab.trials.records import TrialConfig
+from steppe.lab.trials.schedules import Constant, Schedules
+from steppe.lab.trials.trial import evaluate, run_trial
 
 X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()

@@ -18,16 +18,21 @@ from rich.console import Console
 from scipy import stats as scipy_stats
 from torch import nn
 
-from steppe.compare import UserError, comparison, records
-from steppe.compare.arms import Arm
-from steppe.compare.comparison import Comparison, Plan
-from steppe.compare.config import Options
-from steppe.compare.console import show
-from steppe.compare.report import html, results, write_report
-from steppe.compare.schedules import Schedules
-from steppe.compare.sources import TaskSource, find_task
-from steppe.compare.stats import rank_correlation, summarize
-from steppe.compare.trial import evaluate, run_trial
+from steppe.lab import UserError
+from steppe.lab.comparing import comparison
+from steppe.lab.judge.comparison import Comparison
+from steppe.lab.judge.stats import rank_correlation, summarize
+from steppe.lab.plans.arms import Arm
+from steppe.lab.plans.comparison import Plan
+from steppe.lab.plans.options import Options
+from steppe.lab.show.console import show
+from steppe.lab.show.report import html, results, write_report
+from steppe.lab.show.table import markdown
+from steppe.lab.store import records
+from steppe.lab.tasks.sources import TaskSource, find_task
+from steppe.lab.trials.records import Record, TrialConfig
+from steppe.lab.trials.schedules import Schedules
+from steppe.lab.trials.trial import evaluate, run_trial
 
 NAMES = ("worst-case linf", "lambda_max", "gradient norm")
 
@@ -119,19 +124,19 @@ def test_sharpness_is_measured_after_training(quick, tiny, tmp_path):
     assert (training, loss) == (False, task.loss)
     assert torch.equal(x, task.train[0])
     assert torch.equal(y, task.train[1])
-    assert records.Record.model_validate_json(record.model_dump_json()) == record
+    assert Record.model_validate_json(record.model_dump_json()) == record
 
 
 def test_sharpness_is_measured_on_at_most_1024_examples(quick):
-    from steppe.compare.tasks import Task
+    from steppe.lab.tasks.task import Task
 
     x = torch.randn(1100, 2)
     split = (x, (x[:, 0] > 0).long())
     task = Task(lambda: nn.Linear(2, 2), split, split, split)
     settings = {"hyperparameters": {"lr": 0.1}, "seed": 0, "epochs": 1, "batch_size": 100, "versions": {}}
-    run_trial(records.TrialConfig(task="t", method="sgd", measure=True, **settings), task)
+    run_trial(TrialConfig(task="t", method="sgd", measure=True, **settings), task)
     assert torch.equal(quick[0][2][0], x[:1024])
-    unmeasured = run_trial(records.TrialConfig(task="t", method="sgd", **settings), task)
+    unmeasured = run_trial(TrialConfig(task="t", method="sgd", **settings), task)
     assert unmeasured.final.sharpness is None
     assert len(quick) == 1
 
@@ -159,7 +164,7 @@ def test_what_measures_is_imported_before_training(monkeypatch, tiny, tmp_path):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *rest)
 
-    monkeypatch.setattr(comparison, "import_module", refuse)
+    monkeypatch.setattr("steppe.lab.plans.comparison.import_module", refuse)
     with pytest.raises(UserError, match=r'install it with: pip install "steppe\[compare,measure\]"$'):
         comparison.plan(tiny, Options(measure=True), tmp_path / "o")
 
@@ -187,7 +192,7 @@ TESTS = {"sgd": [60.0, 61.0, 62.0], "sam": [70.0, 71.0, 72.0], "gsam": [65.0, 66
 
 
 def test_columns_for_sharpness(measured):
-    text = str(measured(TESTS))
+    text = markdown(measured(TESTS))
     assert "| gradient evals | time / sgd | worst-case linf | lambda_max | gradient norm |" in text
     assert "| sam | 71.00 ± 0.58 | +10.00 [+10.00, +10.00]* | 0.500 | 19.00 | 10 | 1.00 | 14.1 ± 0.115 |" in text
     assert "| 71.0 ± 0.577 | n/a |" in text
@@ -276,7 +281,7 @@ def test_the_cost_of_arms_of_different_length(measured):
         "In 30 updates, against 2 epochs, sam takes 3.0 times the gradient evaluations of sgd and 1.0 times its "
         "training time; after as many evaluations as sgd had in all (epoch 2 of 2, its learning rate still high)"
     )
-    assert "# mnist1d, base sgd, 2 epochs or 30 updates, 3 seeds" in str(again)
+    assert "# mnist1d, base sgd, 2 epochs or 30 updates, 3 seeds" in markdown(again)
 
 
 def test_rows_are_keyed_by_arm(record):

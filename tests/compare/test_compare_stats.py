@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from steppe.compare.stats import Mean, holm, mean, paired, summarize
+from steppe.lab.judge.stats import Mean, holm, mean, paired, summarize
 
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]

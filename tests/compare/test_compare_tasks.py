@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from steppe._errors import RunError, UserError
-from steppe.compare.builtin import digits, mnist1d
-from steppe.compare.comparison import load
-from steppe.compare.sources import find_task
-from steppe.compare.tasks import Task, batches, check_fit, size
-from steppe.compare.trial import evaluate
+from steppe.lab.errors import RunError, UserError
+from steppe.lab.plans.comparison import load
+from steppe.lab.tasks.builtin import digits, mnist1d
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.tasks.task import Task, batches, check_fit, size
+from steppe.lab.trials.trial import evaluate
 
 X, Y = torch.randn(20, 3), torch.arange(20) % 2
 
@@ -213,11 +213,11 @@ def test_wrong_names(name, message):
             "mine.py has no function 'task'; did you mean 'tasks'. known: tasks, other",
         ),
         ("task = 3\ndef made(): pass", "mine.py has no function 'task'; known: made"),
-        ("def task():\n    return 3", "mine.py:task must return a steppe.compare.Task, got int"),
+        ("def task():\n    return 3", "mine.py:task must return a steppe.lab.Task, got int"),
         ("def task():\n\n    return 1 / 0", r"mine.py:task failed with ZeroDivisionError: .* \(mine.py, line 3\)"),
         ("def task(a):\n    return a", "mine.py:task failed with TypeError: .*missing 1 required positional argument"),
         (
-            "from steppe.compare import Task\ndef task():\n    return Task(1, 2, 3, 4)",
+            "from steppe.lab import Task\ndef task():\n    return Task(1, 2, 3, 4)",
             "mine.py:task: Task: model must be a function, got int",
         ),
     ],

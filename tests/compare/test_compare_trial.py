@@ -10,12 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from steppe._errors import UserError
-from steppe.compare import optimizers, records, trial
-from steppe.compare.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
-from steppe.compare.records import Record, TrialConfig
-from steppe.compare.tasks import Task
-from steppe.compare.trial import run_trial
+from steppe.lab import files
+from steppe.lab.errors import UserError
+from steppe.lab.store import records
+from steppe.lab.tasks.task import Task
+from steppe.lab.trials import optimizers, trial
+from steppe.lab.trials.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
+from steppe.lab.trials.records import Record, TrialConfig
+from steppe.lab.trials.trial import run_trial
 from steppe.methods import METHODS
 
 X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
@@ -242,7 +244,7 @@ def test_records_of_another_trial_are_not_read(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        records.write_atomically(tmp_path / "a.json", json.dumps({}))
+        files.write_atomically(tmp_path / "a.json", json.dumps({}))
     assert list(tmp_path.iterdir()) == []
 
 

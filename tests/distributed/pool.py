@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from steppe._processes import _start, interrupt_held_back
+from steppe.lab.crew.processes import _start, interrupt_held_back
 
 GRACE = 5.0
 """Seconds that the other ranks have to finish after one has failed: most wait for it, and would for minutes."""

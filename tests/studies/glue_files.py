@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from steppe.studies.text.glue import GLUE
+from steppe.lab.tasks.text.glue import GLUE
 
 SIZES = {"train": 48, "dev": 18}
 DEV = {"tsv": "dev", "jsonl": "validation", "parquet": "validation"}

@@ -16,16 +16,16 @@ pytest.importorskip("transformers")
 
 from launching import torchrun
 from steppe import cli
-from steppe.compare.host import Host
-from steppe.compare.optimizers import check_hyperparameters
-from steppe.compare.records import Curve, Final, Record, TrialConfig
-from steppe.compare.tuning import Tuned
+from steppe.lab.tasks.text import glue
+from steppe.lab.tasks.text.encoding import load_tokenizer
+from steppe.lab.trials.host import Host
+from steppe.lab.trials.optimizers import check_hyperparameters
+from steppe.lab.trials.records import Curve, Final, Record, TrialConfig
+from steppe.lab.tuning.candidates import Tuned
 from steppe.studies.adasam_glue import made_up, report, run, speedup
 from steppe.studies.adasam_glue.claims import CLAIMS, judge, scores_of
 from steppe.studies.adasam_glue.design import MOMENTA, OPTIMIZERS, RADII, Budget, row
 from steppe.studies.adasam_glue.presets import AFTER_MNLI, GLUE_TASKS, PRESETS
-from steppe.studies.text import glue
-from steppe.studies.text.encoding import load_tokenizer
 
 BUDGET = Budget(batch=8, updates=40, warmup=4)
 ROWS = [row(optimizer, momentum) for momentum in MOMENTA for optimizer in OPTIMIZERS]
@@ -330,8 +330,8 @@ def call(capsys, *words):
 @pytest.mark.timeout(240)
 def test_all_tasks_of_glue_from_tsv_files_to_the_report_and_again(tmp_path, capsys, monkeypatch):
     # In this process: workers would import transformers thirty times over.
-    monkeypatch.setattr("steppe.compare.host.launched", lambda: True)
-    monkeypatch.setattr("steppe.compare.host.AcceleratedHost", Host)
+    monkeypatch.setattr("steppe.lab.trials.host.launched", lambda: True)
+    monkeypatch.setattr("steppe.lab.trials.host.AcceleratedHost", Host)
     words = ("adasam-glue", "--preset", "smoke", "--seeds", 1, "--out", tmp_path / "out")
     code, text, error = call(capsys, *words)
     assert (code, error) == (0, "")

@@ -17,14 +17,18 @@ import torch
 from torch import nn
 
 from steppe import cli
-from steppe.compare import UserError, comparison, config
-from steppe.compare.feeds import epochs, total_updates
-from steppe.compare.host import Host
-from steppe.compare.records import Curve, Diverged, Final, Record, TrialConfig
-from steppe.compare.schedules import attach
-from steppe.compare.sources import find_task
-from steppe.compare.stats import holm
-from steppe.compare.trial import run_trial
+from steppe.lab import UserError
+from steppe.lab.judge.comparison import Comparison
+from steppe.lab.judge.stats import holm
+from steppe.lab.plans import options as config
+from steppe.lab.plans.arms import Arm, find_arms
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.trials import optimizers
+from steppe.lab.trials.feeds import epochs, total_updates
+from steppe.lab.trials.host import Host
+from steppe.lab.trials.records import Curve, Diverged, Final, Record, TrialConfig
+from steppe.lab.trials.schedules import attach
+from steppe.lab.trials.trial import run_trial
 from steppe.measure.worst import M_APGD_LINF
 from steppe.studies.gsam_batch import design, report, run
 from steppe.studies.gsam_batch.claims import SHARPNESS, Claim, claims, judge
@@ -39,7 +43,7 @@ TINY = Preset(tasks=("tiny",), epochs=2, batches=(4, 8), fixed=8, seeds=2)
 TASK = """
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 def tiny():
     generator = torch.Generator().manual_seed(0)
@@ -86,10 +90,10 @@ def test_what_is_said_to_be_published_is_in_the_papers_table():
 # The columns
 
 
-def arms(preset: str) -> dict[str, comparison.Arm]:
+def arms(preset: str) -> dict[str, Arm]:
     settings = PRESETS[preset].settings(EXAMPLES[preset])
     options = config.from_flags({"base": "sgd", "methods": list(settings), "settings": settings})
-    return {arm.name: arm for arm in comparison.find_arms("mnist1d-conv", "sgd", options)}
+    return {arm.name: arm for arm in find_arms("mnist1d-conv", "sgd", options)}
 
 
 def test_the_setting_of_the_paper():
@@ -157,7 +161,7 @@ def test_the_batches_of_a_column_are_full(name):
 def test_the_learning_rate_of_a_column(name):
     arm, total = arms("smoke")[name], 50
     weight = nn.Parameter(torch.ones(1))
-    optimizer = comparison.optimizers.build(arm.method, "sgd", [weight], arm.hyperparameters)
+    optimizer = optimizers.build(arm.method, "sgd", [weight], arm.hyperparameters)
     schedules, rates, radii = attach(arm.schedules, optimizer, total), [], []
 
     def closure():
@@ -335,7 +339,7 @@ def study(tmp_path, monkeypatch):
     def found(rows, preset="tiny"):
         plan_ = plan()
         judged = {budget: [judge(claim, rows) for claim in claims(budget)] for budget in ("", AT_EQUAL_UPDATES)}
-        return run.Study(preset, TINY, comparison.Comparison(plan_, rows, []), judged)
+        return run.Study(preset, TINY, Comparison(plan_, rows, []), judged)
 
     return SimpleNamespace(plan=plan, found=found)
 
@@ -472,7 +476,7 @@ def test_what_is_wrong_is_one_line(words, message, study, monkeypatch, tmp_path,
 
 
 def test_the_paper_on_images_in_a_folder(study, tmp_path, monkeypatch, capsys):
-    from steppe.studies.vision import data
+    from steppe.lab.tasks.vision import data
 
     cifar100(tmp_path / "images", train=20, test=6)
     small = replace(PRESETS["paper"], epochs=5, batches=(1, 2, 4, 8, 16), fixed=8, seeds=1)
@@ -483,8 +487,8 @@ def test_the_paper_on_images_in_a_folder(study, tmp_path, monkeypatch, capsys):
     real = data.cifar_task
     monkeypatch.setattr(data, "cifar_task", lambda *where: real(*where[:3], validation=4))
     # In this process, where the models can be replaced.
-    monkeypatch.setattr("steppe.compare.host.launched", lambda: True)
-    monkeypatch.setattr("steppe.compare.host.AcceleratedHost", Host)
+    monkeypatch.setattr("steppe.lab.trials.host.launched", lambda: True)
+    monkeypatch.setattr("steppe.lab.trials.host.AcceleratedHost", Host)
     words = ("gsam-batch", "--preset", "paper", "--data", tmp_path / "images", "--out", tmp_path / "out")
     code, text, error = call(capsys, *words)
     assert (code, error) == (0, "")

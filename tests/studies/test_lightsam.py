@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from steppe import cli
-from steppe.compare import Task
-from steppe.compare.optimizers import build
-from steppe.compare.records import TrialConfig
-from steppe.compare.runner import Silence
-from steppe.compare.sources import find_task
-from steppe.compare.trial import run_trial
+from steppe.lab import Task
+from steppe.lab.crew.runner import Silence
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.trials.optimizers import build
+from steppe.lab.trials.records import TrialConfig
+from steppe.lab.trials.trial import run_trial
 from steppe.studies.lightsam import fading, held, report
 from steppe.studies.lightsam.claims import CLAIMS, judged
 from steppe.studies.lightsam.design import LIGHT, METHODS, PLAIN, PRESETS
@@ -32,7 +32,7 @@ from steppe.studies.lightsam.untuned import losses, try_untuned
 TINY = """
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 x = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
 y = (x[:, 0] > 0).long()

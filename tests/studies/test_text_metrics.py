@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from sklearn import metrics as by_hand
 
-from steppe.studies.text.metrics import METRICS, f1, matthews, pearson, pearson_spearman, spearman
+from steppe.lab.tasks.text.metrics import METRICS, f1, matthews, pearson, pearson_spearman, spearman
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe.compare import UserError
-from steppe.studies.text.rows import Rows
-from steppe.studies.text.splits import quotas, split
+from steppe.lab import UserError
+from steppe.lab.tasks.text.rows import Rows
+from steppe.lab.tasks.text.splits import quotas, split
 
 NAMES = ("a", "b", "c", "d")
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from steppe.compare import UserError
-from steppe.studies.text.tables import read, read_plain_tsv
+from steppe.lab import UserError
+from steppe.lab.tasks.text.tables import read, read_plain_tsv
 
 CSV = 'id,text,label\n1,"one, two\nand three",good\n\n'
 

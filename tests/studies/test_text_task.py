@@ -14,15 +14,17 @@ import torch
 from glue_files import SIZES, rows, write_glue
 from tiny_roberta import write_tiny_roberta
 
-from steppe.compare import RunError, Task, UserError, comparison, config
-from steppe.compare.records import TrialConfig
-from steppe.compare.sources import find_task
-from steppe.compare.tasks import check_fit
-from steppe.compare.trial import run_trial
-from steppe.studies.text.data import read_data
-from steppe.studies.text.glue import GLUE
-from steppe.studies.text.metrics import METRICS
-from steppe.studies.text.task import squared_error, text_task, write_task
+from steppe.lab import RunError, Task, UserError
+from steppe.lab.comparing import comparison
+from steppe.lab.plans import options as config
+from steppe.lab.tasks.sources import find_task
+from steppe.lab.tasks.task import check_fit
+from steppe.lab.tasks.text.data import read_data
+from steppe.lab.tasks.text.glue import GLUE
+from steppe.lab.tasks.text.metrics import METRICS
+from steppe.lab.tasks.text.task import squared_error, text_task, write_task
+from steppe.lab.trials.records import TrialConfig
+from steppe.lab.trials.trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,7 @@ def test_the_file_makes_the_same_task_here_and_elsewhere(glue, roberta, tmp_path
     assert equal(task, text_task(roberta, **given))
     torch.save([task.train, task.test], tmp_path / "here.pt")
     code = (
-        "import sys, torch; from steppe.compare.sources import find_task; task = find_task(sys.argv[1]).load()\n"
+        "import sys, torch; from steppe.lab.tasks.sources import find_task; task = find_task(sys.argv[1]).load()\n"
         "here = torch.load(sys.argv[2])\n"
         "assert all(torch.equal(a, b) for pair, other in zip(here, (task.train, task.test)) for a, b in zip(pair, other))"
     )

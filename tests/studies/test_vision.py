@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from steppe import SAM
-from steppe.compare import UserError
-from steppe.compare.tasks import batches, check_fit, size
-from steppe.studies.vision.data import CIFAR100_MEAN, CIFAR100_STD, Augmented, cifar_task, load_cifar
-from steppe.studies.vision.models import resnet18, wide_resnet
+from steppe.lab import UserError
+from steppe.lab.tasks.task import batches, check_fit, size
+from steppe.lab.tasks.vision.data import CIFAR100_MEAN, CIFAR100_STD, Augmented, cifar_task, load_cifar
+from steppe.lab.tasks.vision.models import resnet18, wide_resnet
 
 TINY = {"train": 15, "test": 5}
 NEEDS_DATASETS = "the hub's formats are read with the package datasets"

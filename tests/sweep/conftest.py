@@ -1,4 +1,4 @@
-"""What the tests of `steppe.sweep` share: a task that keeps count of its trainings, and databases."""
+"""What the tests of `steppe.lab` share: a task that keeps count of its trainings, and databases."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 
 import steppe
 from steppe import cli
-from steppe.compare import config
-from steppe.sweep import worker
-from steppe.sweep.planning import SweepPlan, plan
-from steppe.sweep.queue import Queue
-from steppe.sweep.sweeping import Sweep
+from steppe.lab.plans import options as config
+from steppe.lab.plans.sweep import SweepPlan, plan
+from steppe.lab.sweeping import worker
+from steppe.lab.sweeping.queue import Queue
+from steppe.lab.sweeping.sweeping import Sweep
 
 SOURCE = Path(steppe.__file__).parents[1]
 
@@ -29,7 +29,7 @@ import multiprocessing, os, time
 from pathlib import Path
 import torch
 from torch import nn
-from steppe.compare import Task
+from steppe.lab import Task
 
 class Net(nn.Sequential):
     def forward(self, x):

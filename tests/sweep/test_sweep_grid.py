@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppe._errors import UserError
-from steppe.sweep.grid import parse, probes, settings, shown, words
+from steppe.lab.errors import UserError
+from steppe.lab.plans.grid import parse, probes, settings, shown, words
 
 
 def test_a_log_range_has_equal_ratios_and_readable_values():

@@ -12,13 +12,12 @@ from dataclasses import replace
 import optuna
 import pytest
 import sqlalchemy
+from steppe.lab.sweeping.storage import file_url
 
-from steppe._errors import RunError, UserError
-from steppe.sweep import worker
-from steppe.sweep.claims import Lost
-from steppe.sweep.points import MOST_LOST, SeedResult
-from steppe.sweep.queue import Queue
-from steppe.sweep.storage import file_url
+from steppe.lab.errors import RunError, UserError
+from steppe.lab.judge.points import MOST_LOST, SeedResult
+from steppe.lab.sweeping import worker
+from steppe.lab.sweeping.queue import Lost, Queue
 
 RESULT = SeedResult(seed=1000, validation_metric=1.0, test_metric=2.0, gradient_evaluations=3, seconds=0.5)
 
@@ -355,7 +354,7 @@ def test_a_database_that_fails_for_a_moment(planned, monkeypatch):
     from sqlalchemy.exc import OperationalError
 
     queue = Queue(planned(grid=("rho=0.1",)))
-    monkeypatch.setattr("steppe.sweep.storage._WAITS", (0.01, 0.01))
+    monkeypatch.setattr("steppe.lab.store.database._WAITS", (0.01, 0.01))
     failures = [OperationalError("select", {}, Exception("server\nis away"))] * 2
     real = optuna.Study.get_trials
 

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from steppe._errors import RunError
-from steppe.compare.config import from_file
-from steppe.sweep import pictures
-from steppe.sweep.command import _terminated_like_interrupted
-from steppe.sweep.console import ConsoleObserver, show
-from steppe.sweep.points import Point, SeedResult
-from steppe.sweep.report import html, write_report
-from steppe.sweep.sweeping import Sweep
+from steppe.lab.crew.processes import terminated_like_interrupted
+from steppe.lab.errors import RunError
+from steppe.lab.judge.points import Point, SeedResult
+from steppe.lab.plans.options import from_file
+from steppe.lab.show import heatmap as pictures
+from steppe.lab.show.sweep_console import ConsoleObserver, show
+from steppe.lab.show.sweep_report import html, write_report
+from steppe.lab.sweeping.sweeping import Sweep
 
 
 def point(slot, setting, *values, state="finished", lost=0, session=None):
@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_written_any_more(swept, monkeypatch):
     def refuse(*rest):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("steppe.sweep.report.write_atomically", refuse)
+    monkeypatch.setattr("steppe.lab.show.sweep_report.write_atomically", refuse)
     with pytest.raises(RunError, match=r"the report cannot be written to '\S+': No space left on device"):
         write_report(swept)
 
@@ -263,7 +263,7 @@ def test_what_is_waited_for_is_said_now_and_then(planned, capsys, monkeypatch):
     with ConsoleObserver(made.definition, Console(width=200)) as observer:
         observer.begin(left, "me")
         observer.look(left)
-        monkeypatch.setattr("steppe.sweep.console._BETWEEN", 0.0)
+        monkeypatch.setattr("steppe.lab.show.sweep_console._BETWEEN", 0.0)
         observer.look(left)
     assert capsys.readouterr().out.strip().splitlines()[1:] == ["1/2  waiting for 1 elsewhere"] * 2
 
@@ -288,7 +288,7 @@ def test_the_end_on_the_console(swept, capsys):
 
 def test_batch_systems_end_jobs_with_another_signal_than_ctrl_c():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), _terminated_like_interrupted():
+    with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 

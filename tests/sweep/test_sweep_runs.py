@@ -16,13 +16,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from steppe._errors import RunError
-from steppe._processes import Crew
-from steppe.compare.trial import run_trial
-from steppe.sweep import worker
-from steppe.sweep.points import points
-from steppe.sweep.queue import Queue
-from steppe.sweep.runner import run
+from steppe.lab.crew.processes import Crew
+from steppe.lab.errors import RunError
+from steppe.lab.judge.points import points
+from steppe.lab.sweeping import worker
+from steppe.lab.sweeping.queue import Queue
+from steppe.lab.sweeping.runner import run
+from steppe.lab.trials.trial import run_trial
 
 WORDS = ["sweep", "--method", "sam", "--base", "sgd", "--heartbeat", "1", "--jobs", "1"]
 
@@ -110,7 +110,7 @@ def test_workers_that_are_killed_at_any_moment(planned, task, storage, tmp_path,
 OPEN = """
 import sys, time
 from pathlib import Path
-from steppe.sweep.storage import close, open_storage
+from steppe.lab.sweeping.storage import close, open_storage
 
 url, ready, go = sys.argv[1:]
 Path(ready).touch()
@@ -208,7 +208,7 @@ def die(*rest):
 
 def test_workers_that_die_before_they_begin(planned, monkeypatch):
     made = planned()
-    monkeypatch.setattr("steppe.sweep.runner.worker.main", die)
+    monkeypatch.setattr("steppe.lab.sweeping.runner.worker.main", die)
     message = (
         r"^worker processes die before they begin \(exit code 9\); is there memory for them\?; 0 of 4 settings are"
     )

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from steppe._errors import UserError
-from steppe.compare.config import Options
-from steppe.sweep import sweep
-from steppe.sweep.planning import plan
-from steppe.sweep.points import Point, SeedResult, score
-from steppe.sweep.queue import Queue
+from steppe.lab import sweep
+from steppe.lab.errors import UserError
+from steppe.lab.judge.points import Point, SeedResult, score
+from steppe.lab.plans.options import Options
+from steppe.lab.plans.sweep import plan
+from steppe.lab.sweeping.queue import Queue
 
 
 def test_random_settings_depend_on_their_number_alone(planned, alone):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from steppe._errors import RunError
-from steppe.compare import comparison, config
-from steppe.compare.arms import Arm
-from steppe.sweep.grid import parse
-from steppe.sweep.tuned import SEEDS, ranges, tune
+from steppe.lab.comparing import comparison
+from steppe.lab.errors import RunError
+from steppe.lab.plans import options as config
+from steppe.lab.plans.arms import Arm
+from steppe.lab.plans.grid import parse
+from steppe.lab.tuning.tuned import SEEDS, ranges, tune
 
 
 @pytest.mark.parametrize(

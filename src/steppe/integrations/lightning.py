@@ -59,15 +59,7 @@ from ..batches import fraction_of
 from ..optimizer import SharpnessAware
 from ..passes import frozen_buffers, frozen_norm_stats, same_random_state
 from ._lightning_accumulation import MicroBatches
-from ._lightning_passes import (
-    clipping_base,
-    kept_outputs,
-    metrics_of,
-    nothing,
-    replaced,
-    scale_of,
-    warn_random_state,
-)
+from ._lightning_passes import clipping_base, kept_outputs, metrics_of, nothing, replaced, scale_of, warn_random_state
 from ._lightning_refusals import (
     callbacks_of,
     check_batches,

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .objective import Objective
 
 _REMEDY = "Call model.eval() first."
 
@@ -23,43 +20,44 @@ def refuse(reason: str) -> NoReturn:
     raise ValueError(f"Cannot measure: {reason}.")
 
 
-def check_repeatable(objective: Objective) -> tuple[int, int]:
+def check_repeatable(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    evaluate: Callable[[], Iterable[tuple[float, float, int]]],
+) -> tuple[int, int]:
     """Evaluate the loss of every batch twice and compare; return how many examples and batches there are.
+
+    Args:
+        model: whose loss it is.
+        device: where it is.
+        dtype: that it is computed in.
+        evaluate: yields the `fingerprint` of every batch, its loss, and how many examples it has.
 
     Raises:
         ValueError: if the two evaluations disagree, change a buffer, or are not finite; it says why.
     """
-    _refuse_training_modules(objective.model)
-    with torch.no_grad(), same_random_state(objective.device), same_buffers(objective.model) as buffers:
-        first = list(_evaluations(objective))
-        second = list(_evaluations(objective))
-        now = dict(objective.model.named_buffers())
+    _refuse_training_modules(model)
+    with torch.no_grad(), same_random_state(device), same_buffers(model) as buffers:
+        first, second = list(evaluate()), list(evaluate())
+        now = dict(model.named_buffers())
         changed = [name for name, before in buffers.items() if name in now and not _same(now[name], before)]
     if not first:
         refuse("there is no batch in the data")
     if changed:
         refuse(f"a forward pass changes the model's buffer {changed[0]!r}, so every evaluation is of another model")
-    _compare(first, second, objective)
-    objective.spent.losses += 2
+    _compare(first, second, dtype)
     return sum(n for _, _, n in first), len(first)
 
 
-def _evaluations(objective: Objective) -> Iterator[tuple[float, float, int]]:
-    for batch in objective:
-        loss, n = objective.batch_loss(batch)
-        yield _fingerprint(batch), loss.double().item(), n
-
-
-def _compare(
-    first: list[tuple[float, float, int]], second: list[tuple[float, float, int]], objective: Objective
-) -> None:
+def _compare(first: list[tuple[float, float, int]], second: list[tuple[float, float, int]], dtype: torch.dtype) -> None:
     data = (
         "the data is not the same in two passes: {}. Use a DataLoader with shuffle=False and no random augmentation, "
         "or list(loader) to keep one pass"
     )
     if len(first) != len(second):
         refuse(data.format(f"{len(first)} batches, then {len(second)}"))
-    tolerance = 64 * torch.finfo(torch.float64 if objective.dtype == torch.float64 else torch.float32).eps
+    tolerance = 64 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     for i, ((x, a, n), (z, b, k)) in enumerate(zip(first, second, strict=True)):
         if (x != z and not math.isnan(x + z)) or n != k:
             refuse(data.format(f"batch {i} differs"))
@@ -84,15 +82,15 @@ def _refuse_training_modules(model: nn.Module) -> None:
             refuse(f"{kind} {name!r} is in training mode, so the loss is random. {_REMEDY[:-1]}")
 
 
-def _fingerprint(batch: Any) -> float:
+def fingerprint(batch: Any) -> float:
     """Return a number that changes, almost surely, when the batch holds other data."""
     if isinstance(batch, Tensor):
         x = batch.detach()
         return float(torch.view_as_real(x).double().sum() if x.is_complex() else x.double().sum())
     if isinstance(batch, Mapping):
-        return sum(_fingerprint(value) for value in batch.values())
+        return sum(fingerprint(value) for value in batch.values())
     if isinstance(batch, (tuple, list)):
-        return sum((k + 1) * _fingerprint(value) for k, value in enumerate(batch))
+        return sum((k + 1) * fingerprint(value) for k, value in enumerate(batch))
     return 0.0
 
 

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from .curvature import Spectrum
-    from .reporting import Report
-    from .slices import Slice
+from .curvature import Spectrum
+from .slices import Slice
 
 _LINE, _MARK, _SECOND = "#4477AA", "#EE6677", "#228833"
 
 
-def draw(report: Report) -> dict[str, bytes]:
+def draw(line: Slice, plane: Slice, spectrum: Spectrum, adaptive: Spectrum) -> dict[str, bytes]:
     """Return ``slices.png`` and ``spectrum.png``."""
     slices = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = slices.subplots(1, 2)
-    _line(left, report.line)
-    _plane(slices, right, report.plane)
+    _line(left, line)
+    _plane(slices, right, plane)
     densities = Figure(figsize=(9.2, 3.4), layout="constrained")
     left, right = densities.subplots(1, 2)
-    _density(left, report.spectrum, "H")
-    _density(right, report.adaptive_spectrum, "diag|w| H diag|w|")
+    _density(left, spectrum, "H")
+    _density(right, adaptive, "diag|w| H diag|w|")
     return {"slices.png": _png(slices), "spectrum.png": _png(densities)}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .checks import check_repeatable, refuse, same_buffers, same_random_state
+from .checks import check_repeatable, fingerprint, refuse, same_buffers, same_random_state
 
 Batch = Any
 Forward = Callable[[nn.Module, Any], "tuple[Tensor, Tensor]"]
@@ -103,7 +103,11 @@ class Objective:
         self._data = _batches(data, batch_size)
         self._sizes = [p.numel() for p in self.params]
         self._modes = self._current_modes()
-        self.examples, self.batches = check_repeatable(self) if check else self._count()
+        if check:
+            self.examples, self.batches = check_repeatable(model, self.device, self.dtype, self._evaluations)
+            self.spent.losses += 2
+        else:
+            self.examples, self.batches = self._count()
 
     @property
     def size(self) -> int:
@@ -205,6 +209,11 @@ class Objective:
     def move(self, weights: Tensor) -> None:
         """Set the model's weights, in place. Only inside of `exploring`."""
         torch._foreach_copy_(list[Tensor](self.params), self.unflat(weights))
+
+    def _evaluations(self) -> Iterator[tuple[float, float, int]]:
+        for batch in self:
+            loss, n = self.batch_loss(batch)
+            yield fingerprint(batch), loss.double().item(), n
 
     def _count(self) -> tuple[int, int]:
         with torch.no_grad(), same_random_state(self.device), same_buffers(self.model):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from .._markdown import table
+from ..drawing.markdown import table
 from .average import average_case
 from .checks import refuse
 from .curvature import Method, Spectrum, has_custom_functions, spectrum, trace
@@ -92,7 +92,7 @@ class Report:
         """Draw the loss slices and the spectral densities; return PNG files by name. Needs matplotlib."""
         from .figures import draw
 
-        return draw(self)
+        return draw(self.line, self.plane, self.spectrum, self.adaptive_spectrum)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write ``report.md``, ``report.json`` and the figures into a folder, made if need be; return their paths."""

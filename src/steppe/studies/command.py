@@ -52,10 +52,10 @@ def gsam_batch(
     from rich.console import Console
     from rich.markup import escape
 
-    from .._errors import UserError, nearest
-    from ..compare import comparison
-    from ..compare.console import ConsoleObserver
-    from ..compare.host import AcceleratedHost, launched
+    from ..lab.comparing import comparison
+    from ..lab.errors import UserError, nearest
+    from ..lab.show.console import ConsoleObserver
+    from ..lab.trials.host import AcceleratedHost, launched
     from .gsam_batch import report
     from .gsam_batch.design import PRESETS
     from .gsam_batch.run import carry_out, plans
@@ -109,8 +109,8 @@ def lightsam(
     from rich.console import Console
     from rich.markup import escape
 
-    from .._errors import UserError, nearest
-    from ..compare.console import ConsoleObserver
+    from ..lab.errors import UserError, nearest
+    from ..lab.show.console import ConsoleObserver
     from .lightsam import report
     from .lightsam.design import PRESETS
     from .lightsam.run import carry_out
@@ -170,7 +170,7 @@ def adasam_glue(
     finished. On GPUs: accelerate launch -m steppe study adasam-glue --preset paper; every batch is then shared by all
     processes.
     """
-    from .._errors import UserError, nearest
+    from ..lab.errors import UserError, nearest
     from .adasam_glue import jobs as made
     from .adasam_glue.design import MOMENTA, OPTIMIZERS
     from .adasam_glue.presets import GLUE_TASKS, PRESETS
@@ -230,14 +230,14 @@ def text(
     Of the rows, a fifth is kept for the test and a tenth of the others to choose settings on: every method has six. The
     same command again skips the trials that are finished.
     """
-    from .._errors import UserError
-    from ..compare.sources import find_task
-    from ..compare.tasks import size
+    from ..lab.errors import UserError
+    from ..lab.tasks.sources import find_task
+    from ..lab.tasks.task import size
+    from ..lab.tasks.text.packaged import encoder
+    from ..lab.tasks.text.task import write_task
     from .adasam_glue.design import MOMENTA, Budget
     from .adasam_glue.presets import PRESETS
     from .adasam_glue.run import Job
-    from .text.packaged import encoder
-    from .text.task import write_task
 
     chosen = _optimizers(methods)
     if beta1 not in MOMENTA:
@@ -290,7 +290,7 @@ def text(
 
 
 def _listed(flag: str, text: str) -> tuple[str, ...]:
-    from .._errors import UserError
+    from ..lab.errors import UserError
 
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
@@ -299,7 +299,7 @@ def _listed(flag: str, text: str) -> tuple[str, ...]:
 
 
 def _optimizers(text: str) -> tuple[str, ...]:
-    from .._errors import UserError, nearest
+    from ..lab.errors import UserError, nearest
     from .adasam_glue.design import OPTIMIZERS
 
     names = _listed("--methods", text)
@@ -333,9 +333,9 @@ def _fine_tune(
     from rich.console import Console
     from rich.markup import escape
 
-    from ..compare.console import ConsoleObserver
-    from ..compare.host import AcceleratedHost, Host, launched
-    from ..compare.runner import Silence
+    from ..lab.crew.runner import Silence
+    from ..lab.show.console import ConsoleObserver
+    from ..lab.trials.host import AcceleratedHost, Host, launched
     from .adasam_glue import report
     from .adasam_glue.run import Asked, carry_out
 

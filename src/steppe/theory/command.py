@@ -37,7 +37,7 @@ def theory(
 
     Exits with 1 if a verdict is not the expected one.
     """
-    from .._errors import UserError, nearest
+    from ..lab.errors import UserError, nearest
     from .claims import CLAIMS
 
     asked = list(dict.fromkeys(claims or []))
@@ -117,7 +117,7 @@ def _run(
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn errors of the file system into one line."""
-    from .._errors import UserError
+    from ..lab.errors import UserError
 
     try:
         yield

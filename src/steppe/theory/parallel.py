@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .._errors import RunError, describe
+from ..lab.errors import RunError, describe
 from .claim import Claim, Judgement, Point
 from .claims import CLAIMS
 
@@ -86,7 +86,7 @@ def _results(tasks: Sequence[tuple[str, int]], jobs: int) -> Iterator[tuple[Poin
         return
     from concurrent.futures.process import BrokenProcessPool
 
-    from .._processes import interrupt_held_back, worker_processes
+    from ..lab.crew.processes import interrupt_held_back, worker_processes
 
     with worker_processes(min(jobs, len(tasks))) as executor:
         with interrupt_held_back():

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .._markdown import table
+from ..drawing.markdown import table
 from .claim import LEVEL, Finding
 from .parallel import Outcome
 
@@ -50,7 +50,7 @@ def figures(outcomes: Iterable[Outcome], folder: Path) -> dict[str, Path]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from .._drawing import STYLE, png
+    from ..drawing.style import STYLE, png
 
     drawn = {}
     for outcome in outcomes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...compare.records import write_atomically
-from ..text.packaged import bbc_news
+from ...lab.files import write_atomically
+from ...lab.tasks.text.packaged import bbc_news
 
 TEST_PER_CLASS = 100
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from ...compare.records import Record
-from ...compare.stats import Difference, paired
+from ...lab.judge.stats import Difference, paired
+from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from .design import MOMENTA, row
 

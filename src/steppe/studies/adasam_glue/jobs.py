@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..._errors import UserError, nearest
-from ..text.glue_tasks import GLUE
-from ..text.packaged import encoder
-from ..text.task import write_task
+from ...lab.errors import UserError, nearest
+from ...lab.tasks.text.glue_tasks import GLUE
+from ...lab.tasks.text.packaged import encoder
+from ...lab.tasks.text.task import write_task
 from . import bbc, made_up
 from .design import Budget, Preset
 from .presets import AFTER_MNLI

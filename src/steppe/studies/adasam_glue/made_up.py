@@ -6,10 +6,10 @@ import random
 import tempfile
 from pathlib import Path
 
-from ..._errors import UserError
-from ...compare.records import write_atomically
-from ..text.glue_tasks import GLUE, GlueTask
-from ..text.hub import quiet
+from ...lab.errors import UserError
+from ...lab.files import write_atomically
+from ...lab.tasks.text.glue_tasks import GLUE, GlueTask
+from ...lab.tasks.text.hub import quiet
 
 TRAIN, DEV = 40, 16
 _GOOD = ("bright", "clear", "fine", "kind", "quick", "warm")

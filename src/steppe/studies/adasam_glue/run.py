@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...compare import comparison
-from ...compare.comparison import Comparison
-from ...compare.host import Host
-from ...compare.runner import Observer
-from ...compare.tuning import Tuned, plan_of, tune
+from ...lab.comparing import comparison
+from ...lab.crew.runner import Observer
+from ...lab.judge.comparison import Comparison
+from ...lab.trials.host import Host
+from ...lab.tuning.candidates import Tuned, plan_of, tune
 from . import speedup
 from .claims import CLAIMS, Finding, judge, scores_of
 from .design import Budget, Preset, row

@@ -12,9 +12,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ...compare.comparison import Comparison
-from ...compare.records import Record
-from ...compare.stats import Difference, paired
+from ...lab.judge.comparison import Comparison
+from ...lab.judge.stats import Difference, paired
+from ...lab.trials.records import Record
 
 BATCHES = (4, 8, 16, 32)
 LONGER = 4

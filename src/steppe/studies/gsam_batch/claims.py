@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...compare.records import Record
-from ...compare.stats import Difference, paired
+from ...lab.judge.stats import Difference, paired
+from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from .design import OPTIMIZERS
 

@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from ..._errors import RunError
-from ..._markdown import table as markdown_table
-from ...compare.records import Record, all_versions, write_atomically
-from ...compare.stats import mean
+from ...drawing.markdown import table as markdown_table
+from ...lab.errors import RunError
+from ...lab.files import write_atomically
+from ...lab.judge.stats import mean
+from ...lab.trials.records import Record, all_versions
 from .. import pages
 from ..verdicts import factor, interval
 from .claims import SHARPNESS, Finding, error, sharpness

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...compare import comparison, config
-from ...compare.comparison import Comparison, Plan
-from ...compare.host import Host
-from ...compare.runner import Observer
-from ...compare.sources import find_task
-from ...compare.tasks import size
+from ...lab.comparing import comparison
+from ...lab.crew.runner import Observer
+from ...lab.judge.comparison import Comparison
+from ...lab.plans import options as config
+from ...lab.plans.comparison import Plan
+from ...lab.plans.comparison import plan as plan_of
+from ...lab.tasks.sources import find_task
+from ...lab.tasks.task import size
+from ...lab.trials.host import Host
 from .claims import Finding, claims, judge
 from .design import AT_EQUAL_UPDATES, Preset
 
@@ -64,7 +67,7 @@ def plans(
             "jobs": jobs,
             "measure": True,
         }
-        found.append(comparison.plan(name, config.from_flags(asked), out / task, host))
+        found.append(plan_of(name, config.from_flags(asked), out / task, host))
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from steppe.compare import Task
-from steppe.studies.vision.data import cifar_task
+from steppe.lab import Task
+from steppe.lab.tasks.vision.data import cifar_task
 
 _ASIDE = 80  # of 50,000 training images: 49,920 make as many batches of 128 as all of them, which the paper trains on
 

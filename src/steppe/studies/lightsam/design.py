@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ...bench.entries import BENCHES
+from ...lab.bench.entries import BENCHES
 
 Width = Literal["narrow", "wide"]
 

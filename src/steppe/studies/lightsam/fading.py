@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ...compare.records import Record
-from ...compare.stats import Difference, paired
+from ...lab.judge.stats import Difference, paired
+from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from . import held
 from .design import LIGHT

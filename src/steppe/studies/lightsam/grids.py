@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, pstdev
 
-from ...compare.records import Record
-from ...compare.stats import Mean, mean
+from ...lab.judge.stats import Mean, mean
+from ...lab.trials.records import Record
 from .design import Preset, Width
 
 NEAR = 1.0

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from ... import _drawing as drawing
-from ... import _heatmaps as heatmaps
-from ..._drawing import INK, STYLE
+from ...drawing import heatmaps as heatmaps
+from ...drawing import style as drawing
+from ...drawing.style import INK, STYLE
 from .grids import Grid
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ...compare.host import Host
-from ...compare.records import TrialConfig
-from ...compare.tasks import Task
-from ...compare.trial import Training, reproducible
+from ...lab.tasks.task import Task
+from ...lab.trials.host import Host
+from ...lab.trials.records import TrialConfig
+from ...lab.trials.trial import Training, reproducible
 from ...optimizer import SharpnessAware
 
 

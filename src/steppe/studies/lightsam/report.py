@@ -10,11 +10,12 @@ from statistics import fmean
 
 from rich.console import Console
 
-from ..._errors import RunError
-from ..._markdown import table as markdown_table
-from ...compare.records import Record, all_versions, write_atomically
-from ...compare.sources import find_task
-from ...compare.stats import Mean, mean
+from ...drawing.markdown import table as markdown_table
+from ...lab.errors import RunError
+from ...lab.files import write_atomically
+from ...lab.judge.stats import Mean, mean
+from ...lab.tasks.sources import find_task
+from ...lab.trials.records import Record, all_versions
 from .. import pages
 from ..verdicts import factor, interval
 from . import pictures

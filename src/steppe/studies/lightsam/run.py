@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...compare import comparison
-from ...compare.comparison import Comparison
-from ...compare.runner import Observer
-from ...compare.sources import find_task
-from ...compare.tuning import plan_of, try_all
+from ...lab.comparing import comparison
+from ...lab.crew.runner import Observer
+from ...lab.judge.comparison import Comparison
+from ...lab.tasks.sources import find_task
+from ...lab.tuning.candidates import plan_of, try_all
 from . import fading
 from .claims import Finding, judged
 from .design import Preset

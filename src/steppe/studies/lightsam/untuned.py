@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ...compare import comparison
-from ...compare.comparison import Comparison
-from ...compare.records import Record
-from ...compare.runner import Observer
-from ...compare.sources import find_task
-from ...compare.tuning import plan_of, try_all
+from ...lab.comparing import comparison
+from ...lab.crew.runner import Observer
+from ...lab.judge.comparison import Comparison
+from ...lab.tasks.sources import find_task
+from ...lab.trials.records import Record
+from ...lab.tuning.candidates import plan_of, try_all
 from .design import Preset
 from .grids import Grid, grid
 

@@ -1,0 +1,1 @@
+"""Comparisons: does it help, which method, at what cost?"""

@@ -1,0 +1,85 @@
+"""The command ``steppe compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    task: Annotated[
+        str | None,
+        typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="adamw or sgd: what the methods wrap.", show_default="adamw")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
+    ] = None,
+    keep_weights: Annotated[
+        bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
+    ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Let each method first choose out of so many settings on validation data.", show_default=False
+        ),
+    ] = None,
+    measure: Annotated[
+        bool | None, typer.Option("--measure", help="Measure sharpness after training.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with any of these, settings: {METHOD: {NAME: VALUE}}, schedules and updates."),
+    ] = None,
+) -> None:
+    """Train several methods on one task: does sharpness-aware training help, which method, at what cost?
+
+    The same command again skips the trials that are finished, also after Ctrl-C.
+    """
+    from ..plans import options as options
+
+    flags = {
+        "task": task,
+        "methods": methods,
+        "base": base,
+        "seeds": seeds,
+        "epochs": epochs,
+        "jobs": jobs,
+        "keep_weights": keep_weights,
+        "measure": measure,
+        "out": out,
+    }
+    asked = options.from_flags(flags)
+    if config is not None:
+        asked = options.merge(asked, options.from_file(config))
+    _run(asked, tune)
+
+
+def _run(asked: object, trials: int | None) -> None:
+    from rich.console import Console
+
+    from ..plans.comparison import plan as plan_of
+    from ..plans.options import Options
+    from ..show.console import ConsoleObserver, show
+    from . import comparison
+
+    assert isinstance(asked, Options)
+    console = Console()
+    if trials is not None:
+        from ..tuning.command import tuned
+
+        asked = tuned(asked, trials, console)
+    plan = plan_of(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
+    with ConsoleObserver(plan.metric_name, console) as observer:
+        found = comparison.run(plan, observer)
+    show(found, console)

@@ -1,0 +1,124 @@
+"""Compare methods on a task: plan the trials, carry them out, judge, and show what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..crew import runner
+from ..crew.runner import Observer
+from ..judge.comparison import Comparison
+from ..judge.stats import summarize
+from ..plans import options as config
+from ..plans.comparison import Plan, plan
+from ..show import table
+from ..show.report import write_report
+from ..tasks.task import Task
+
+
+def compare(
+    task: str | Callable[[], Task] = "mnist1d",
+    *,
+    methods: Sequence[str] | None = None,
+    base: str = "adamw",
+    seeds: int = 10,
+    epochs: int | None = None,
+    jobs: int | None = None,
+    out: str | Path | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    schedules: Mapping[str, Any] | None = None,
+    updates: int | None = None,
+    keep_weights: bool = False,
+    measure: bool = False,
+    observer: Observer | None = None,
+) -> Comparison:
+    """Train several methods on one task from several seeds and say which of them helps, and at what cost.
+
+    Every finished trial is a file in ``out/trials``; the same call again skips it. The table (``table.md``,
+    ``results.json``), ``curves.png``, ``report.html`` and all settings (``config.yaml``) are written to `out`. The
+    trials run in processes of their own, so a script must call this under ``if __name__ == "__main__":``.
+
+    Args:
+        task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file that returns a
+            `Task`.
+        methods: Names from ``steppe.methods.METHODS``, ``adamw``, ``sgd``, and arms of `settings`; by default the base,
+            all methods and all arms.
+        base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
+        seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
+        epochs: At least 1; by default the task's own.
+        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        out: Where to write; by default ``runs/TASK-BASE``.
+        settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``. A name that is
+            no method makes an arm, another row of the table: ``{"sam+": {"method": "sam", "rho": 0.2}}``. ``schedules``
+            and ``updates`` in an entry hold for its row alone.
+        schedules: How ``lr``, ``batch_size`` and ``rho`` change during a trial, such as ``{"lr": "constant"}`` or
+            ``{"batch_size": {"kind": "multiply", "start": 16, "factor": 2, "every": 8}}``; by default the learning rate
+            falls to zero along a cosine and the others are constant. See ``steppe.lab.trials.schedules``.
+        updates: Parameter updates of every trial, at least 1, in place of `epochs`.
+        keep_weights: Whether to write the final weights of every trial to ``out/weights``.
+        measure: Whether to measure sharpness on up to 1024 training examples after training.
+        observer: Is told how the comparison proceeds.
+
+    Returns:
+        Table, verdict and records.
+
+    Raises:
+        UserError: The input is wrong; nothing was trained.
+        RunError: A trial failed; what was finished is kept.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     found = compare("digits", methods=["adamw", "sam"], seeds=1, epochs=1, out=folder)
+        >>> [(row.method, row.gradient_evaluations) for row in found.rows]
+        [('adamw', 20.0), ('sam', 40.0)]
+    """
+    options = config.from_flags(
+        {
+            "methods": None if methods is None else list(methods),
+            "base": base,
+            "seeds": seeds,
+            "epochs": epochs,
+            "jobs": jobs,
+            "schedules": None if schedules is None else dict(schedules),
+            "updates": updates,
+            "keep_weights": keep_weights,
+            "measure": measure,
+            "settings": {name: dict(values) for name, values in (settings or {}).items()},
+        },
+        prefix="",
+    )
+    comparison_plan = plan(task, options, None if out is None else Path(out))
+    return run(comparison_plan, observer)
+
+
+def run(comparison_plan: Plan, observer: Observer | None = None) -> Comparison:
+    """Carry out a plan and write its report.
+
+    Args:
+        comparison_plan: The plan.
+        observer: Is told how the comparison proceeds.
+
+    Returns:
+        Table, verdict and records.
+
+    Raises:
+        RunError: A trial failed; what was finished is kept.
+    """
+    found = runner.run_trials(
+        comparison_plan.trials(),
+        comparison_plan.source,
+        comparison_plan.out,
+        comparison_plan.jobs,
+        observer,
+        keep_weights=comparison_plan.keep_weights,
+        host=comparison_plan.host,
+    )
+    rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
+    comparison = Comparison(comparison_plan, found, rows)
+    comparison = replace(comparison, markdown=table.markdown(comparison))
+    if comparison_plan.host is None or comparison_plan.host.rank == 0:
+        write_report(comparison)
+    return comparison

@@ -1,0 +1,259 @@
+"""The numbers of the table: means, standard errors, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+
+from ..trials.records import Final, Record
+
+MINIMUM_PAIRS = 3
+LEVEL = 0.05
+
+COSTS = {"gradient_evaluations": "gradient evaluations", "examples": "example gradients"}
+"""What trials may be charged for: a field of curves, records and rows, and its words."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds.
+
+    Attributes:
+        value: The mean.
+        error: Its standard error; None if there is one number only.
+        n: How many numbers.
+    """
+
+    value: float
+    error: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Method minus base, paired by seed.
+
+    Attributes:
+        value: The mean difference.
+        low: Lower end of the 95 % interval (Student's t, not corrected for the number of methods).
+        high: Upper end.
+        p: Of the two-sided paired t-test.
+        p_holm: The same, corrected by Holm for the number of methods.
+        n: Pairs.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    n: int
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p is below 0.05."""
+        return self.p_holm < LEVEL
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        method: The method's name, or that of the arm.
+        is_base: Whether it is what the others are compared with.
+        trials: How many were run.
+        diverged: How many of them diverged.
+        test: Test metric by seed, of the trials that did not diverge.
+        metric: Mean test metric; None if all trials diverged, like the numbers below.
+        difference: To the base; None with fewer than 3 pairs.
+        train_loss: Mean loss over the training split at the end.
+        gap: Mean of how much worse the metric is on test than on training data.
+        gradient_evaluations: Mean per trial.
+        examples: Mean number of examples whose gradient was computed, per trial.
+        updates: Mean number of parameter updates per trial.
+        seconds: Mean training time per trial.
+        relative_time: Mean over seeds of training time divided by that of the base.
+        sharpness: Mean of every measure of sharpness over the seeds where it is finite; None where it nowhere is.
+    """
+
+    method: str
+    is_base: bool
+    trials: int
+    diverged: int
+    test: dict[int, float]
+    metric: Mean | None = None
+    difference: Difference | None = None
+    train_loss: float | None = None
+    gap: float | None = None
+    gradient_evaluations: float | None = None
+    examples: float | None = None
+    updates: float | None = None
+    seconds: float | None = None
+    relative_time: float | None = None
+    sharpness: dict[str, Mean | None] = field(default_factory=dict)
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Return mean and standard error.
+
+    Args:
+        values: At least one number.
+
+    Returns:
+        The mean, with the sample's standard deviation over the root of n as error.
+
+    Example:
+        >>> mean([1.0, 3.0])
+        Mean(value=2.0, error=1.0, n=2)
+    """
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Mean(fmean(values), error, len(values))
+
+
+def paired(differences: Sequence[float]) -> Difference | None:
+    """Test whether the mean of paired differences is zero.
+
+    Args:
+        differences: One number a seed.
+
+    Returns:
+        The difference with its interval, not yet corrected; None with fewer than 3 numbers.
+    """
+    n = len(differences)
+    if n < MINIMUM_PAIRS:
+        return None
+    from scipy import stats
+
+    centre = mean(differences)
+    error = centre.error or 0.0
+    if error <= 1e-12 * abs(centre.value):  # all differences are equal: the t statistic is 0/0 or infinite
+        p = 1.0 if centre.value == 0 else 0.0
+        return Difference(centre.value, centre.value, centre.value, p, p, n)
+    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Difference(centre.value, centre.value - half, centre.value + half, p, p, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down method.
+
+    Args:
+        p_values: From 0 to 1.
+
+    Returns:
+        The corrected values in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def sharpness_and_metric(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
+    """Return the means of a measure of sharpness and of the test metric, of every row that has both."""
+    return [
+        (sharpness.value, row.metric.value)
+        for row in rows
+        if row.metric is not None and (sharpness := row.sharpness.get(measure)) is not None
+    ]
+
+
+def rank_correlation(rows: Sequence[Row], measure: str) -> float | None:
+    """Return Spearman's rank correlation between a measure of sharpness and the test metric, over rows' means.
+
+    Args:
+        rows: Of the table.
+        measure: The measure's name.
+
+    Returns:
+        From -1 to 1; None with fewer than 3 rows, or if all have the same value.
+    """
+    pairs = sharpness_and_metric(rows, measure)
+    if len(pairs) < MINIMUM_PAIRS or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def summarize(records: Sequence[Record], base: str, higher_is_better: bool) -> list[Row]:
+    """Make the rows of the table: the base first, then the others from best to worst, those without numbers last.
+
+    Args:
+        records: All trials of one comparison.
+        base: The row to compare with; it need not be among the records.
+        higher_is_better: Whether a larger metric is better.
+
+    Returns:
+        One row a method or arm.
+    """
+    by_row: dict[str, dict[int, Record]] = {}
+    for record in records:
+        by_row.setdefault(record.config.row, {})[record.config.seed] = record
+    reference = by_row.get(base, {})
+    rows = [_row(name, trials, reference, name == base, higher_is_better) for name, trials in by_row.items()]
+    return sorted(_correct(rows), key=lambda row: _rank(row, higher_is_better))
+
+
+def _row(
+    method: str, trials: Mapping[int, Record], reference: Mapping[int, Record], is_base: bool, higher: bool
+) -> Row:
+    finals = _finals(trials)
+    row = Row(method, is_base, len(trials), len(trials) - len(finals), _tests(finals))
+    if not finals:
+        return row
+    sign = 1.0 if higher else -1.0
+    base_finals = _finals(reference)
+    shared = [seed for seed in finals if seed in base_finals]
+    base_test = _tests(base_finals)
+    return replace(
+        row,
+        metric=mean(list(row.test.values())),
+        difference=None if is_base else paired([row.test[seed] - base_test[seed] for seed in shared]),
+        train_loss=fmean(final.train_loss for final in finals.values()),
+        gap=fmean(sign * (final.train_metric - row.test[seed]) for seed, final in finals.items()),
+        gradient_evaluations=fmean(trials[seed].gradient_evaluations for seed in finals),
+        examples=fmean(trials[seed].examples for seed in finals),
+        updates=fmean(trials[seed].updates for seed in finals),
+        seconds=fmean(trials[seed].seconds for seed in finals),
+        relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
+        sharpness=_sharpness(list(finals.values())),
+    )
+
+
+def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:
+    return {seed: record.final for seed, record in sorted(trials.items()) if record.final is not None}
+
+
+def _sharpness(finals: Sequence[Final]) -> dict[str, Mean | None]:
+    values: dict[str, list[float]] = {}
+    for final in finals:
+        for name, value in (final.sharpness or {}).items():
+            values.setdefault(name, []).extend([] if value is None else [value])
+    return {name: mean(found) if found else None for name, found in values.items()}
+
+
+def _tests(finals: Mapping[int, Final]) -> dict[int, float]:
+    return {seed: final.test_metric for seed, final in finals.items() if final.test_metric is not None}
+
+
+def _correct(rows: Sequence[Row]) -> list[Row]:
+    corrected = iter(holm([row.difference.p for row in rows if row.difference is not None]))
+    return [
+        row if row.difference is None else replace(row, difference=replace(row.difference, p_holm=next(corrected)))
+        for row in rows
+    ]
+
+
+def _rank(row: Row, higher_is_better: bool) -> tuple[bool, bool, float]:
+    value = 0.0 if row.metric is None else row.metric.value
+    return (not row.is_base, row.metric is None, -value if higher_is_better else value)

@@ -1,0 +1,99 @@
+"""A sweep that was carried out, with its best settings and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..plans.grid import Setting, words
+from ..plans.sweep import SweepPlan
+from ..store.database import shown_url
+from .points import MOST_LOST, Point
+from .verdict import decimals_of, with_error
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        plan: What was swept.
+        points: All settings and what has become of each.
+        markdown: The table and the verdict, as whoever made this shows them; what ``str`` returns.
+    """
+
+    plan: SweepPlan
+    points: tuple[Point, ...]
+    markdown: str = field(default="", repr=False)
+
+    @property
+    def ranked(self) -> list[Point]:
+        """The settings all of whose seeds came to their end, the best by mean validation metric first."""
+        sign = -1.0 if self.plan.definition.higher_is_better else 1.0
+        found = [(point.validation.value, point) for point in self.points if point.validation is not None]
+        return [point for _, point in sorted(found, key=lambda pair: (sign * pair[0], pair[1].slot))]
+
+    @property
+    def best(self) -> Point | None:
+        """The first of those; None if there is none."""
+        return next(iter(self.ranked), None)
+
+    @property
+    def setting(self) -> Setting | None:
+        """The hyper-parameters of the best, as far as they were varied."""
+        return self.best.setting if self.best is not None else None
+
+    @property
+    def edges(self) -> list[str]:
+        """The hyper-parameters whose best value is the smallest or largest of the grid: better ones may lie beyond."""
+        setting = self.setting or {}
+        axes = {axis.name: axis.values for axis in self.plan.definition.grid if axis.numeric and len(axis.values) > 1}
+        if self.plan.definition.sampler != "grid":
+            return []
+        return [name for name, values in axes.items() if setting.get(name) in (min(values), max(values))]
+
+    @property
+    def digits(self) -> int:
+        """How many decimals show the metric."""
+        return decimals_of(point.validation.value for point in self.ranked if point.validation is not None)
+
+    @property
+    def verdict(self) -> list[str]:
+        """The answer in a few sentences."""
+        asked, best = self.plan.definition, self.best
+        sentences = []
+        if best is None or best.validation is None or best.setting is None:
+            sentences.append("No answer: no setting came to its end with finite numbers. Try smaller learning rates.")
+        else:
+            value = with_error(best.validation, self.digits)
+            sentences.append(f"Best of {len(self.points)}: {words(best.setting)}, validation {asked.metric} {value}.")
+            if best.test is not None:
+                test = with_error(best.test, self.digits)
+                sentences.append(f"Its test {asked.metric} is {test} (n={best.test.n}).")
+        if self.edges:
+            names = " and ".join(self.edges)
+            lies = "lies" if len(self.edges) == 1 else "lie"
+            sentences.append(f"The best {names} {lies} at the edge of the grid; a wider one may have better settings.")
+        sentences += _others(self.points)
+        return sentences
+
+    @property
+    def command(self) -> str:
+        """The command line that joins this sweep, or shows it again."""
+        return self.plan.command(shown_url(self.plan.storage))
+
+    def __str__(self) -> str:
+        """Return the table and the verdict as Markdown."""
+        return self.markdown
+
+
+def _others(points: Sequence[Point]) -> list[str]:
+    """Say what has become of settings that were not finished."""
+    texts = {
+        "diverged": "diverged",
+        "pruned": "pruned (looked bad halfway)",
+        "given up": f"given up ({MOST_LOST} workers died at it)",
+    }
+    counts = {state: sum(point.state == state for point in points) for state in texts}
+    said = [f"{count} {texts[state]}" for state, count in counts.items() if count]
+    return [f"Of {len(points)} settings, {', '.join(said)}."] if said else []

@@ -1,0 +1,1 @@
+"""The sharpness of what comparisons have trained."""

@@ -1,0 +1,1 @@
+"""What is to be tried: options, the rows of a comparison, the settings of a sweep."""

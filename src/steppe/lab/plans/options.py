@@ -1,0 +1,314 @@
+"""What the user asks for: flags and YAML files, checked field by field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationError, model_validator
+
+from ..errors import UserError, nearest, one_line
+from ..trials.fields import Count, Model, as_number
+from ..trials.schedules import DEFAULTS, Schedules, known_fields
+
+_RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
+_ARM = re.compile(r"[A-Za-z0-9+_.@-]{1,40}")  # it becomes part of file names
+
+_AnyModel = TypeVar("_AnyModel", bound=Model)
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _arm_name(name: str) -> str:
+    if not _ARM.fullmatch(name):
+        raise ValueError(f"the name of an arm must be 1 to 40 letters, digits and -+_.@, got {_shown(name)}")
+    return name
+
+
+def _method_name(name: str) -> str:
+    from ..trials.optimizers import find
+
+    try:
+        find(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _entries(value: object) -> object:
+    """Tell every entry its name, and put its hyper-parameters together."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _entry(name, entry) if isinstance(entry, dict) else entry for name, entry in value.items()}
+
+
+def _entry(name: object, entry: dict[Any, Any]) -> dict[str, Any]:
+    known = {key: value for key, value in entry.items() if key in _RESERVED}
+    return {"name": name, **known, "hyperparameters": {k: v for k, v in entry.items() if k not in _RESERVED}}
+
+
+Value: TypeAlias = Annotated[bool | float | tuple[float, ...], BeforeValidator(as_number)]
+
+
+class Entry(Model):
+    """What a user may say about one row of the table.
+
+    Attributes:
+        name: Of the row.
+        method: The method's name, if that is not the row's.
+        schedules: Over those of the whole comparison, kind by kind.
+        updates: Parameter updates of a trial, over those of the whole comparison; None goes by epochs.
+        hyperparameters: Over the packaged ones.
+    """
+
+    name: str
+    method: Annotated[str, AfterValidator(_method_name)] | None = None
+    schedules: Schedules = DEFAULTS
+    updates: Count | None = None
+    hyperparameters: dict[str, Value] = {}
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Entry:
+        from ..trials.optimizers import names
+
+        if self.method not in (None, self.name) and self.name in names():
+            raise ValueError(f"is a method itself and cannot be {self.method}; give the arm another name")
+        return self
+
+
+class Options(Model):
+    """What a user may ask for, on the command line or in a YAML file; what is None has a default.
+
+    Attributes:
+        task: ``mnist1d``, ``digits`` or ``FILE.py:FUNCTION``.
+        methods: Names of methods and arms; the base is one of them if it is to be compared with.
+        base: ``adamw`` or ``sgd``.
+        seeds: How many seeds, at least 1.
+        epochs: At least 1.
+        jobs: Worker processes, at least 1.
+        out: The folder for everything that is written.
+        schedules: Of all methods.
+        updates: Parameter updates of every trial, in place of epochs.
+        keep_weights: Whether the final weights of every trial are written.
+        measure: Whether sharpness is measured after training.
+        settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
+    """
+
+    task: str | None = None
+    methods: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    base: str | None = None
+    seeds: Count | None = None
+    epochs: Count | None = None
+    jobs: Count | None = None
+    out: str | None = None
+    schedules: Schedules = DEFAULTS
+    updates: Count | None = None
+    keep_weights: StrictBool | None = None
+    measure: StrictBool | None = None
+    settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
+
+
+def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
+    """Check what was given on the command line or as arguments.
+
+    Args:
+        flags: By field name; None where a flag was not given.
+        prefix: What stands before the name of a field where the user wrote it.
+
+    Returns:
+        The options.
+
+    Raises:
+        UserError: A value is not allowed; names the flag.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in _path(problem["loc"], given))
+        raise UserError(f"{prefix}{name}: {_reason(problem)}") from error
+
+
+def from_file(path: Path) -> Options:
+    """Read and check a YAML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The options.
+
+    Raises:
+        UserError: The file cannot be read, is not YAML, or holds a wrong field; names the line and the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file {str(path)!r} is not UTF-8 text") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repetitions(tree, path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}{_yaml_position(error)}: not valid YAML: {_yaml_reason(error)}") from error
+    if content is None:
+        return Options()
+    if not isinstance(content, dict):
+        raise UserError(f"{path}:1: expected fields such as 'task: mnist1d', got {_shown(content)}")
+    try:
+        return Options.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = _path(problem["loc"], content)
+        name = ".".join(str(part) for part in place)
+        raise UserError(f"{path}:{_line(tree, place)}: {name}: {_reason(problem)}") from error
+
+
+def merge(over: _AnyModel, under: _AnyModel) -> _AnyModel:
+    """Lay the given options or schedules over others.
+
+    Args:
+        over: What it sets wins.
+        under: The rest.
+
+    Returns:
+        Both.
+    """
+    return under.model_copy(update={name: getattr(over, name) for name in over.model_fields_set})
+
+
+@cache
+def packaged_settings() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Read the packaged hyper-parameters: task -> base -> method -> name -> value."""
+    text = files(__package__).joinpath("settings.yaml").read_text(encoding="utf-8")
+    content: dict[str, dict[str, dict[str, dict[str, Any]]]] = yaml.safe_load(text)
+    return content
+
+
+def hyperparameters(task: str, base: str, method: str, wraps: bool, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the hyper-parameters of a method.
+
+    Args:
+        task: The task's name; one without a section in the packaged file uses the section ``default``.
+        base: The base's name.
+        method: The method's name.
+        wraps: Whether the method wraps the base; if the packaged file does not know such a method, it starts from
+            the base's hyper-parameters and its own defaults.
+        own: What the user sets for this method.
+
+    Returns:
+        By name; numbers are floats.
+    """
+    packaged = packaged_settings()
+    bases = packaged.get(task, packaged["default"])
+    section = bases.get(base, {})
+    found = section.get(method)
+    if found is None:  # another base, as a method of its own; or a method that is newer than the packaged file
+        found = bases.get(base if wraps else method, {}).get(base if wraps else method, {})
+    return {name: _plain(value) for name, value in {**found, **own}.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(float(part) for part in value)
+    return value if isinstance(value, bool) else float(value)
+
+
+def _reason(problem: Any) -> str:
+    loc, kind, context = problem["loc"], problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        return f"unknown field {loc[-1]!r}{nearest(str(loc[-1]), _fields(loc))}"
+    if kind == "missing":
+        return f"needs a value for {loc[-1]!r}"
+    if kind == "union_tag_not_found":
+        return f"needs a value for 'kind', got {_shown(problem['input'])}"
+    if kind == "union_tag_invalid":
+        kinds = re.findall(r"'(.+?)'", context["expected_tags"])
+        return f"unknown kind {context['tag']!r}{nearest(str(context['tag']), kinds)}"
+    message = one_line(problem["msg"]).removeprefix("Input should be ")
+    if kind.startswith("model_"):
+        message = "a valid dictionary"
+    if "hyperparameters" in loc:
+        message = "a number, true or false, or a list of numbers"
+    return f"must be {message}, got {_shown(problem['input'])}"
+
+
+def _fields(loc: tuple[int | str, ...]) -> Iterable[str]:
+    """Return the names that would have been right in place of the last of the path."""
+    if "schedules" not in loc[:-1]:
+        return Options.model_fields
+    return known_fields(*(str(part) for part in loc[loc.index("schedules") + 1 : -1]))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _path(loc: tuple[int | str, ...], content: Any) -> tuple[int | str, ...]:
+    """Keep of a path what the user wrote: pydantic also names the members of unions that it tried."""
+    kept: list[int | str] = []
+    for part in loc:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _line(tree: yaml.Node | None, path: tuple[int | str, ...]) -> int:
+    """Return the line, from 1, of the deepest node on the path."""
+    node, line = tree, 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if key.value == str(part)]
+            if not found:
+                break
+            key, node = found[0]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _mappings(value)
+
+
+def _refuse_repetitions(tree: yaml.Node | None, path: Path) -> None:
+    """Refuse a key that is there twice; YAML would silently keep the last."""
+    for mapping in _mappings(tree):
+        seen: set[str] = set()
+        for key, _ in mapping.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise UserError(f"{path}:{key.start_mark.line + 1}: the field {key.value!r} is there twice; keep one")
+            seen.add(str(key.value))
+
+
+def _yaml_position(error: yaml.YAMLError) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return "" if mark is None else f":{mark.line + 1}"
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    return one_line(error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else error)

@@ -1,0 +1,1 @@
+"""What is shown of judgements: tables, pages, pictures, consoles."""

@@ -1,0 +1,183 @@
+"""What `steppe compare` shows: progress while it runs, the table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from ..judge.comparison import Comparison
+from ..trials.records import Record, TrialConfig
+from . import table
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+WIDE = 160
+_ANY_WIDTH = 10_000
+
+
+class LiveLine:
+    """A line that shows progress in a terminal.
+
+    Args:
+        what: Is counted.
+        console: Where to show it.
+        **fields: The styles of further columns, by the names of what is to be shown in them.
+    """
+
+    def __init__(self, what: str, console: Console, **fields: str) -> None:
+        """Prepare to show progress."""
+        self._console = console
+        self._progress = Progress(
+            TextColumn(what),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            *(TextColumn(f"{style}{{task.fields[{name}]}}") for name, style in fields.items()),
+            console=console,
+            transient=True,
+        )
+        nothing: dict[str, Any] = dict.fromkeys(fields, "")
+        self._bar = self._progress.add_task(what, total=None, **nothing)
+
+    def __enter__(self) -> Self:
+        """Do nothing yet: there is nothing to show before the work begins."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the live line."""
+        self._progress.stop()
+
+    def warn(self, message: str) -> None:
+        """Show a warning."""
+        self._print(f"warning: {message}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+class ConsoleObserver(LiveLine):
+    """Shows a live line in a terminal, and one plain line per finished trial elsewhere.
+
+    Args:
+        metric_name: What the task's metric is called.
+        console: Where to show it.
+    """
+
+    def __init__(self, metric_name: str, console: Console) -> None:
+        """Prepare to show progress."""
+        super().__init__("trials", console, left="", running="[dim]")
+        self._metric_name = metric_name
+        self._total = self._done = 0
+        self._running: list[str] = []
+        self._begun, self._finished_here = time.monotonic(), 0
+
+    def begin(self, total: int, kept: int) -> None:
+        """Say how much there is to do."""
+        self._total, self._done, self._begun = total, kept, time.monotonic()
+        if kept:
+            self._print(f"{kept} of {total} trials were finished in an earlier run")
+        if self._console.is_terminal and kept < total:
+            self._progress.start()
+        self._update()
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """Show what runs now."""
+        self._running = [trial.label for trial in trials]
+        self._update()
+
+    def finished(self, record: Record) -> None:
+        """Count a trial."""
+        self._done += 1
+        self._finished_here += 1
+        if not self._console.is_terminal:
+            self._print(f"{self._done}/{self._total}  {record.config.label}: {self._result(record)}")
+        self._update()
+
+    def _result(self, record: Record) -> str:
+        if record.final is None:
+            return f"diverged in epoch {record.diverged.epoch}" if record.diverged else "no result"
+        final, split = record.final, "test"
+        metric = final.test_metric
+        if metric is None:
+            metric, split = final.validation_metric, "validation"
+        return f"{split} {self._metric_name} {metric:.4g}, {record.seconds:.1f} s"
+
+    def _update(self) -> None:
+        self._progress.update(
+            self._bar, total=self._total, completed=self._done, left=self._left(), running=", ".join(self._running)
+        )
+
+    def _left(self) -> str:
+        if not self._finished_here or self._done == self._total:
+            return ""
+        per_trial = (time.monotonic() - self._begun) / self._finished_here
+        seconds = round(per_trial * (self._total - self._done))
+        return f"about {seconds // 60}:{seconds % 60:02d} left"
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the table and what it means.
+
+    Args:
+        comparison: What was found.
+        console: Where to print.
+    """
+    plan = comparison.plan
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = WIDE
+    title = f"{plan.source.name}, base {plan.base}, {plan.length}, n={len(plan.seeds)}"
+    console.print("", f"[italic]{escape(title)}[/]", sep="\n", highlight=False)
+    for grid in _grids(comparison, console):
+        console.print(grid, "", sep="\n")
+    for sentence in comparison.verdict:
+        console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"report: {escape(str(plan.out / 'report.html'))}", highlight=False, soft_wrap=True)
+
+
+def _grids(comparison: Comparison, console: Console) -> list[Table]:
+    """Make the table, or several that fit: the measures of sharpness then follow on their own."""
+
+    def fits(grid: Table) -> bool:
+        return console.measure(grid, options=console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width
+
+    titles, columns = table.headers(comparison), _columns(table.cells(comparison))
+    measures, values = table.measures(comparison), _columns(table.sharpness_cells(comparison))
+    whole = _grid(comparison, [*titles, *measures], [*columns, *values])
+    if not measures or fits(whole):
+        return [whole]
+    found, start = [_grid(comparison, titles, columns)], 0
+    for end in range(1, len(measures) + 1):
+        more = _grid(comparison, [titles[0], *measures[start:end]], [columns[0], *values[start:end]])
+        if end == start + 1 or not fits(more):
+            start = end - 1
+            found.append(_grid(comparison, [titles[0], measures[start]], [columns[0], values[start]]))
+        else:
+            found[-1] = more
+    return found
+
+
+def _columns(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    return list(zip(*cells, strict=True))
+
+
+def _grid(comparison: Comparison, titles: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for index, title in enumerate(titles):
+        # Broken before the last word, so that the whole table fits into 80 columns.
+        head = "\n".join(escape(title).rsplit(" ", 1))
+        grid.add_column(head, justify="left" if index == 0 else "right", no_wrap=True)
+    for row, *texts in zip(comparison.rows, *columns, strict=True):
+        significant = row.difference is not None and row.difference.significant
+        grid.add_row(*(escape(text) for text in texts), style="bold" if row.is_base or significant else None)
+    return grid

@@ -1,0 +1,62 @@
+"""The best settings: the same cells for the terminal, for Markdown and for the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...drawing.markdown import table
+from ..judge.points import Point
+from ..judge.verdict import with_error
+from ..plans.grid import shown
+from .table import escaped
+
+if TYPE_CHECKING:
+    from ..judge.sweep import Sweep
+
+SHOWN = 5
+NOTE = (
+    "Mean ± standard error over seeds. Settings are chosen by the validation metric; the test metric is shown for the "
+    "best one alone."
+)
+
+
+def headers(sweep: Sweep) -> list[str]:
+    """Return the titles of the columns."""
+    asked = sweep.plan.definition
+    names = [axis.name for axis in asked.grid]
+    return ["", *names, f"validation {asked.metric}", f"test {asked.metric}", "train loss", "seconds"]
+
+
+def cells(sweep: Sweep) -> list[list[str]]:
+    """Return the texts of the table, the best setting first."""
+    return [_cells(sweep, rank, point) for rank, point in enumerate(sweep.ranked[:SHOWN], start=1)]
+
+
+def title(sweep: Sweep) -> str:
+    """Return what was swept, in one line."""
+    asked = sweep.plan.definition
+    seeds = f"{len(asked.seeds)} seed{'' if len(asked.seeds) == 1 else 's'}"
+    settings = f"{asked.count} setting{'' if asked.count == 1 else 's'}"
+    return f"{asked.task}, {asked.name}, base {asked.base}, {asked.length}, {settings}, {seeds}"
+
+
+def markdown(sweep: Sweep) -> str:
+    """Return table, verdict and note as Markdown."""
+    rows = [[escaped(cell) for cell in row] for row in [headers(sweep), *cells(sweep)]]
+    lines = [table(rows, "lr"), ""] if rows[1:] else []
+    return "\n".join(
+        [f"# {escaped(title(sweep))}", "", *lines, *sweep.verdict, "", NOTE, "", f"    {sweep.command}", ""]
+    )
+
+
+def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:
+    setting, digits = point.setting or {}, sweep.digits
+    losses = [result.train_loss for result in point.seeds if result.train_loss is not None]
+    return [
+        str(rank),
+        *(shown(setting[axis.name]) for axis in sweep.plan.definition.grid),
+        with_error(point.validation, digits) if point.validation is not None else "n/a",
+        with_error(point.test, digits) if point is sweep.best and point.test is not None else "-",
+        f"{sum(losses) / len(losses):#.3g}" if losses else "n/a",
+        f"{point.seconds:.3g}",
+    ]

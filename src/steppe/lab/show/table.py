@@ -1,0 +1,108 @@
+"""The table: the same cells for the terminal, for Markdown and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...drawing.markdown import table
+from ..judge.stats import Mean, Row
+from ..judge.verdict import decimals, signed, with_error
+
+if TYPE_CHECKING:
+    from ..judge.comparison import Comparison
+
+NOTE = (
+    "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval of "
+    "Student's t; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse the metric is on test "
+    "than on training data."
+)
+
+
+def headers(comparison: Comparison) -> list[str]:
+    """Return the titles of the columns."""
+    plan = comparison.plan
+    titles = [
+        "method",
+        f"test {plan.metric_name}",
+        f"difference to {plan.base}",
+        "train loss",
+        "gap",
+        "gradient evals" if plan.cost == "gradient_evaluations" else "example grads",
+        f"time / {plan.base}",
+    ]
+    return [*titles, "diverged"] if _any_diverged(comparison.rows) else titles
+
+
+def cells(comparison: Comparison) -> list[list[str]]:
+    """Return the texts of the table, row by row."""
+    rows, cost = comparison.rows, comparison.plan.cost
+    return [_cells(row, decimals(rows), cost, _any_diverged(rows)) for row in rows]
+
+
+def measures(comparison: Comparison) -> list[str]:
+    """Return the names of the measures of sharpness, the titles of further columns."""
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.sharpness))
+
+
+def sharpness_cells(comparison: Comparison) -> list[list[str]]:
+    """Return the texts of the further columns, row by row."""
+    return [[_sharpness(row.sharpness.get(name)) for name in measures(comparison)] for row in comparison.rows]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return table, verdict and note as Markdown."""
+    plan = comparison.plan
+    titles = [*headers(comparison), *measures(comparison)]
+    texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
+    lines = table([[escaped(cell) for cell in row] for row in [titles, *texts]], "lr")
+    title = f"# {escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
+    return "\n".join([title, "", lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
+
+
+def _difference(row: Row, digits: int) -> str:
+    if row.is_base:
+        return "-"
+    if row.difference is None:
+        return "n/a"
+    value = row.difference
+    interval = f"[{signed(value.low, digits)}, {signed(value.high, digits)}]"
+    return f"{signed(value.value, digits)} {interval}{'*' if value.significant else ''}"
+
+
+def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
+    spent = getattr(row, cost)
+    texts = [
+        row.method,
+        "n/a" if row.metric is None else with_error(row.metric, digits),
+        _difference(row, digits),
+        "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
+        "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
+        "n/a" if spent is None else f"{spent:.0f}",
+        "n/a" if row.relative_time is None else f"{row.relative_time:.2f}",
+    ]
+    return [*texts, f"{row.diverged} of {row.trials}" if row.diverged else "-"] if with_diverged else texts
+
+
+def _sharpness(mean: Mean | None) -> str:
+    if mean is None:
+        return "n/a"
+    return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")
+
+
+def _three(value: float) -> str:
+    """Format a number with three significant digits."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _any_diverged(rows: Sequence[Row]) -> bool:
+    return any(row.diverged for row in rows)
+
+
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return text.replace("\\", "\\\\").replace("<", "&lt;")
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"

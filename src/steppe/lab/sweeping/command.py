@@ -1,0 +1,95 @@
+"""The command ``steppe sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def sweep(
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is varied: NAME=LOW:HIGH:COUNT, NAME=LOW:HIGH:COUNTlog or NAME=A,B,C. More of them may follow.",
+            metavar="NAME=VALUES...",
+            show_default="rho=0.01:1:7log",
+        ),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method, or an arm of the file for --config.")] = "sam",
+    base: Annotated[str | None, typer.Option(help="adamw or sgd: what the method wraps.", show_default="adamw")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of every setting.", show_default="3")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a training.", show_default="the task's")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="grid: all settings; random or tpe: --trials of them, from within the ranges.")
+    ] = "grid",
+    trials: Annotated[
+        int | None, typer.Option(help="Settings that random and tpe try, all workers together.", show_default=False)
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Give up settings that look bad halfway.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes here, one thread each.", show_default="one a core, at most 8")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for database and report.", show_default="runs/sweep-TASK-BASE-METHOD")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for many machines, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.",
+            show_default="a file in --out",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="The sweep's name in the database.", show_default="from task, base and method")
+    ] = None,
+    heartbeat: Annotated[
+        int, typer.Option(help="Seconds between signs of life of a worker; after three without one it counts as dead.")
+    ] = 20,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file as of steppe compare: settings, schedules, updates and the like.")
+    ] = None,
+) -> None:
+    """Try many settings of a method: heatmap, best settings, report.
+
+    The same command on other machines, with one --storage, joins in; again, it goes on where it was stopped.
+    """
+    from ..plans import options as options
+
+    flags = {"task": task, "base": base, "seeds": seeds, "epochs": epochs, "jobs": jobs, "out": out}
+    asked = options.from_flags(flags)
+    if config is not None:
+        asked = options.merge(asked, options.from_file(config))
+    given = [*(grid or []), *(more or [])] or ["rho=0.01:1:7log"]
+    more_of_it = {"sampler": sampler, "trials": trials, "prune": prune, "storage": storage, "study": study}
+    _run(asked, method, given, {**more_of_it, "heartbeat": heartbeat})
+
+
+def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ..crew.processes import terminated_like_interrupted
+    from ..errors import RunError, UserError
+    from ..plans.options import Options
+    from ..plans.sweep import plan
+    from ..show.sweep_console import ConsoleObserver, show
+    from . import sweeping
+
+    assert isinstance(asked, Options)
+    if asked.measure or asked.keep_weights:
+        name = "measure" if asked.measure else "keep_weights"
+        raise UserError(f"a sweep cannot {name.replace('_', ' ')}; remove {name!r} from the file for --config")
+    console = Console()
+    made = plan(asked.task or "mnist1d", grid, asked.model_copy(update={"methods": (method,)}), **how)
+    with terminated_like_interrupted(), ConsoleObserver(made.definition, console) as observer:
+        found = sweeping.run(made, observer)
+    show(found, console)
+    given_up = sum(point.state == "given up" for point in found.points)
+    if given_up:
+        raise RunError(f"{given_up} of {len(found.points)} settings were given up, since workers died at them")

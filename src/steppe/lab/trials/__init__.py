@@ -1,0 +1,1 @@
+"""One training: everything that changes its numbers, and carrying it out."""

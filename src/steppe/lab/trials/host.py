@@ -1,0 +1,144 @@
+"""Where a trial runs: in a worker process on the CPU, or in processes that accelerate has launched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+_LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One process.
+
+    Attributes:
+        device: Where models and batches are.
+    """
+
+    device: torch.device | str = "cpu"
+
+    @property
+    def processes(self) -> int:
+        """How many processes share every batch."""
+        return 1
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return 0
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What belongs into a trial's key, since it changes numbers; nothing for one process on the CPU."""
+        return {}
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return what to call in training in place of a model on the device."""
+        return model
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Within this, gradients of the processes are not brought together yet."""
+        return nullcontext()
+
+    def mean(self, loss: Tensor) -> float:
+        """Return the mean of a number over the processes, the same in each of them."""
+        return float(loss)
+
+    def agree(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values of the first process."""
+        return list(values)
+
+    def one_by_one(self) -> AbstractContextManager[Any]:
+        """Within this, the first process goes before the others: they find the files that it has written."""
+        return nullcontext()
+
+
+class AcceleratedHost(Host):
+    """What ``accelerate launch`` has set up: any device, any number of processes with one share of each batch each.
+
+    Raises:
+        UserError: accelerate is not installed, or is to use float16, whose gradients would have to be unscaled.
+    """
+
+    _accelerator: Accelerator
+
+    def __init__(self) -> None:
+        """Join the other processes."""
+        from ..errors import UserError
+
+        # What cuBLAS needs to compute deterministically, which trials demand; read when CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise UserError('running under accelerate needs it: pip install "steppe[studies]"') from error
+        accelerator = Accelerator()
+        if accelerator.mixed_precision == "fp16":
+            raise UserError("trials cannot run in fp16; launch with --mixed_precision bf16 or no")
+        super().__init__(accelerator.device)
+        object.__setattr__(self, "_accelerator", accelerator)
+
+    @property
+    def processes(self) -> int:
+        """How many processes share every batch."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        return int(self._accelerator.process_index)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Kind and number of devices, and the precision."""
+        kind = self._accelerator.device.type
+        return {"host": f"{self.processes} x {kind}, {self._accelerator.mixed_precision}"}
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model as accelerate prepares it."""
+        wrapped: nn.Module = self._accelerator.prepare_model(model)
+        return wrapped
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients."""
+        self._accelerator.backward(loss)
+
+    def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Within this, gradients of the processes are not brought together yet."""
+        context: AbstractContextManager[Any] = self._accelerator.no_sync(wrapped)
+        return context
+
+    def mean(self, loss: Tensor) -> float:
+        """Return the mean of a number over the processes, the same in each of them."""
+        return float(self._accelerator.reduce(loss.detach(), reduction="mean"))
+
+    def agree(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values of the first process."""
+        from accelerate.utils import broadcast_object_list
+
+        shared = [list(values)]
+        broadcast_object_list(shared)
+        return shared[0]
+
+    def one_by_one(self) -> AbstractContextManager[Any]:
+        """Within this, the first process goes before the others: they find the files that it has written."""
+        context: AbstractContextManager[Any] = self._accelerator.main_process_first()
+        return context
+
+
+def launched() -> bool:
+    """Return whether this process was started by ``accelerate launch`` or ``torchrun``."""
+    return any(name in os.environ for name in _LAUNCHED)

@@ -1,0 +1,158 @@
+"""What a trial is and what it found: configuration and record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from typing import Literal
+
+from .fields import Model
+from .schedules import DEFAULTS, Schedules
+
+SCHEMA = 2
+
+Value = float | bool | tuple[float, ...]
+
+
+class TrialConfig(Model):
+    """Everything that changes the numbers of a trial, and nothing else.
+
+    Attributes:
+        task: The task's name.
+        task_digest: For a user's task, the hash of its file.
+        method: The method's name.
+        arm: What the row of the table is called, unless that is the method's name.
+        base: The base optimizer's name if the method wraps one.
+        hyperparameters: Of method and base together.
+        seed: Determines initial weights and batch order.
+        epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
+        batch_size: At least 1: that of the task. It has no effect if there is a schedule of batch sizes.
+        schedules: Of learning rate, batch size and radius.
+        updates: The budget: parameter updates in all, however many epochs they take; None goes by epochs.
+        test: Whether the test split is read at the end.
+        measure: Whether sharpness is measured at the end.
+        versions: Of the libraries that compute the numbers.
+    """
+
+    task: str
+    task_digest: str | None = None
+    method: str
+    arm: str | None = None
+    base: str | None = None
+    hyperparameters: dict[str, Value]
+    seed: int
+    epochs: int
+    batch_size: int
+    schedules: Schedules = DEFAULTS
+    updates: int | None = None
+    test: bool = True
+    measure: bool = False
+    versions: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of this configuration."""
+        content = {"schema": SCHEMA, **self.model_dump(mode="json")}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def row(self) -> str:
+        """The row of the table that the trial belongs to."""
+        return self.arm or self.method
+
+    @property
+    def label(self) -> str:
+        """How a trial is called in messages."""
+        return f"{self.row}, seed {self.seed}"
+
+
+class Curve(Model):
+    """One number per epoch in every list but one; the last epoch may be cut short by a budget of updates.
+
+    Attributes:
+        train_loss: The mean over the epoch's batches, each at the weights before its update.
+        validation_loss: Over the whole split, as all that follows is taken at the end of the epoch.
+        validation_metric: Over the whole split.
+        gradient_evaluations: So far.
+        examples: So far, of which a gradient was computed.
+        seconds: So far, spent in training steps.
+        batch_loss: The mean training loss of every `batch_loss_updates` updates, at most 500 numbers; where updates are
+            left over at the end, the last is of fewer.
+        batch_loss_updates: At least 1.
+    """
+
+    train_loss: list[float] = []
+    validation_loss: list[float] = []
+    validation_metric: list[float] = []
+    gradient_evaluations: list[int] = []
+    examples: list[int] = []
+    seconds: list[float] = []
+    batch_loss: list[float] = []
+    batch_loss_updates: int = 1
+
+
+class Final(Model):
+    """Loss and metric over whole splits after the last epoch, and measures of sharpness, None where not finite."""
+
+    train_loss: float
+    train_metric: float
+    validation_loss: float
+    validation_metric: float
+    test_loss: float | None = None
+    test_metric: float | None = None
+    sharpness: dict[str, float | None] | None = None
+
+
+class Diverged(Model):
+    """Where the loss stopped being finite; both counts begin at 1."""
+
+    epoch: int
+    step: int
+
+
+class Record(Model):
+    """The result of one trial.
+
+    Attributes:
+        schema_version: Of this format.
+        key: The key of `config`.
+        config: What was run.
+        status: Whether the trial came to its end.
+        diverged: Where the loss stopped being finite, if it did.
+        curve: What was measured after every epoch.
+        final: What was measured at the end, unless the trial diverged.
+        gradient_evaluations: How often the closure was called in all.
+        examples: Of how many examples a gradient was computed in all, every pass counted.
+        updates: Parameter updates in all.
+        seconds: Spent in training steps, evaluation excluded.
+        versions: Of torch, steppe and Python.
+    """
+
+    schema_version: Literal[2] = 2
+    key: str
+    config: TrialConfig
+    status: Literal["finished", "diverged"]
+    diverged: Diverged | None = None
+    curve: Curve
+    final: Final | None = None
+    gradient_evaluations: int
+    examples: int
+    updates: int
+    seconds: float
+    versions: dict[str, str]
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of torch and steppe, as part of a configuration."""
+    import torch
+
+    from ... import __version__
+
+    return {"torch": str(torch.__version__), "steppe": __version__}
+
+
+def all_versions() -> dict[str, str]:
+    """Return the versions of torch, steppe and Python, for the record."""
+    return {**library_versions(), "python": platform.python_version()}

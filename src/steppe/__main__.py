@@ -1,8 +1,8 @@
-"""Run the command line with ``python -m steppe``."""
+"""``python -m steppe`` is the command line."""
 
-import sys
+from __future__ import annotations
 
-from .cli import main
+from .cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -6,7 +6,9 @@ help, so they import torch and the like only inside their functions.
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -41,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(known), known.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
+
+
+def command() -> None:
+    """Run the command line, and end this process even where a thread that a task has started would not let it."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(code)
+    sys.exit(code)
 
 
 def build() -> typer.Typer:
@@ -100,4 +112,4 @@ def _fail(message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -386,8 +386,10 @@ def test_a_failing_trial_in_this_process(task, tmp_path, monkeypatch):
     real = workers.run
 
     def fail(source, config, *rest):
-        return workers.Failure("no") if config.row == "sam-grown" else real(source, config, *rest)
+        if config.row == "sam-grown":
+            raise UserError("no")
+        return real(source, config, *rest)
 
     monkeypatch.setattr(workers, "run", fail)
-    with pytest.raises(UserError, match=r"^no; 1 of 2 trials are kept in "):
+    with pytest.raises(UserError, match=r"^the trial sam-grown, seed 0 failed: no; 1 of 2 trials are kept in "):
         comparison.run(plan)

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from steppe.lab.errors import RunError
+from steppe.lab.judge import verdict
 from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import summarize
-from steppe.lab.judge.verdict import verdict
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.show.report import html, write_report
@@ -178,6 +178,13 @@ def test_the_page_needs_nothing_else_and_escapes_names(compared):
 def test_a_hostile_method_name_is_escaped(compared):
     text = html(compared({"adamw": BASE, "<b onclick=x>": SAM}))
     assert "<b onclick" not in text
+
+
+def test_a_name_of_the_users_is_no_mathematics(compared):
+    """It fails after all training where a figure takes it for a formula that is none."""
+    found = compared({"adamw": BASE, "sam": SAM}, metric="cost $x_$ y", name="a$_$b.py:f")
+    write_report(found)
+    assert "cost $x_$ y" in (found.plan.out / "report.html").read_text()
 
 
 def test_markdown_escapes_what_would_break_the_table(compared):

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_results_do_not_depend_on_the_number_of_jobs(command, tiny, tmp_path):
     assert "difference to adamw" in (tmp_path / "2/table.md").read_text()
 
 
-def test_finished_trials_are_skipped_and_damaged_records_run_again(command, tiny, tmp_path):
+def test_finished_trials_are_skipped_and_damaged_records_stand_until_they_are_moved_away(command, tiny, tmp_path):
     words = ("compare", "--task", tiny, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
     assert command(*words)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").iterdir()}
@@ -106,8 +107,12 @@ def test_finished_trials_are_skipped_and_damaged_records_run_again(command, tiny
     (tmp_path / "out/trials/.half.tmp").write_text("{")
     (tmp_path / "out/trials/foreign.json").write_text("{")
     code, out, error = command(*words)
+    assert code == 2
+    assert error.startswith(f"steppe: {damaged} is not the record of a finished trial: ")
+    assert error.endswith(". Move it away, and the trial is run again\n")
+    damaged.rename(tmp_path / "damaged")
+    code, out, error = command(*words)
     assert (code, error) == (0, "")
-    assert f"warning: {damaged} is not a readable record; this trial is run again" in out
     assert "8 of 9 trials were finished in an earlier run" in out
     (tmp_path / "out/trials/foreign.json").unlink()
     assert read(tmp_path / "out") == expected
@@ -200,17 +205,88 @@ def test_an_interrupt_between_trials_ends_the_workers(slow, tmp_path):
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_a_worker_that_dies(command, task_file, tmp_path):
+@pytest.mark.parametrize(
+    ("end", "said"), [("os._exit(0)", r"os\._exit\(0\)"), ("sys.exit(0)", "0"), ("sys.exit()", "")]
+)
+@pytest.mark.parametrize("when", ["True", "multiprocessing.parent_process()"], ids=["when it is tried", "in training"])
+def test_a_task_that_ends_its_process_has_failed(command, task_file, tmp_path, end, said, when):
+    """Also with the exit code of success."""
     name = task_file(
-        "import multiprocessing, os\nif multiprocessing.parent_process():\n    os._exit(9)\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        f"import multiprocessing, os, sys\nclass Model(nn.Linear):\n    def forward(self, x):\n"
+        f"        if {when}:\n            {end}\n        return super().forward(x)\n"
+        "return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)"
     )
     code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 2, "--out", tmp_path / "out")
+    assert code != 0
+    assert re.search(rf"failed .*with SystemExit{': ' if said else ''}{said} \(mine\.py, line 11\)", error), error
+    assert error.count("\n") == 1
+
+
+KILLS = """
+import multiprocessing, os, pathlib, signal
+counted = pathlib.Path({folder!r})
+class Model(nn.Linear):
+    def forward(self, x):
+        if len(list(counted.glob("*"))) < {times} and multiprocessing.parent_process():
+            (counted / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)
+"""
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_trial_whose_worker_is_killed_is_repeated(command, task_file, tmp_path, times):
+    (tmp_path / "counted").mkdir()
+    name = task_file(KILLS.format(folder=str(tmp_path / "counted"), times=times).strip())
+    words = ("--methods", "sgd", "--base", "sgd", "--seeds", 1, "--jobs", 1, "--out", tmp_path / "out")
+    code, out, error = command("compare", "--task", name, *words)
+    died = "a worker process died at the trial sgd, seed 0 (signal 9)"
+    assert out.count(f"{died}; another one begins with it anew") == 2
+    if times == 2:
+        assert (code, error) == (0, "")
+    else:
+        assert code == 1
+        assert error.startswith(
+            f"steppe: {died}, as 2 others before, perhaps for lack of memory (try fewer --jobs); 0 of 1"
+        )
+
+
+def test_a_thread_that_a_task_has_left_running_holds_nobody_up(start, task_file, tmp_path):
+    name = task_file(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+    )
+    words = ("--methods", "sgd", "--seeds", 1, "--base", "sgd", "--out", tmp_path / "out")
+    done = start(["compare", "--task", name, *words])
+    _, error = done.communicate(timeout=100)
+    assert (done.returncode, error) == (0, "")
+
+
+def test_a_trial_that_takes_too_long_is_ended(command, task_file, tmp_path):
+    name = task_file(
+        "import multiprocessing, time\nif multiprocessing.parent_process():\n    time.sleep(600)\n"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+    )
+    words = ("--methods", "sgd", "--base", "sgd", "--seeds", 1, "--timeout", 2, "--out", tmp_path / "out")
+    code, _, error = command("compare", "--task", name, *words)
     assert code == 1
     assert error.startswith(
-        "steppe: a worker process died, perhaps for lack of memory (try fewer --jobs): 0 of 9 trials"
+        "steppe: the trial sgd, seed 0 failed: it took longer than the 2 seconds of --timeout; 0 of 1"
     )
-    assert error.count("\n") == 1
+
+
+def test_a_script_without_a_guard_is_told_once(tiny, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"from steppe.lab import compare\ncompare({tiny!r}, seeds=1, jobs=2, out={str(tmp_path / 'out')!r})\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("steppe.lab.errors.RunError: every worker process imports the script that started it")
+    assert 'put what it does under if __name__ == "__main__":' in last
+    assert done.stderr.count("Traceback") <= 2
 
 
 def test_a_record_that_cannot_be_written(command, task_file, tmp_path):

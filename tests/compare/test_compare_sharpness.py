@@ -71,7 +71,7 @@ def test_kept_weights_are_those_that_were_evaluated(command, tiny, tmp_path):
     out = tmp_path / "out"
     command("compare", "--task", tiny, "--methods", "sam", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
     (config,) = comparison.plan(tiny, Options(methods=("sam",), seeds=1), out).trials()
-    record, _ = records.read(out, config)
+    record = records.read(out, config)
     task = find_task(tiny).load()
     model = task.model()
     model.load_state_dict(torch.load(records.weights_path(out, config), weights_only=True))

@@ -229,6 +229,15 @@ def test_wrong_files(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 100_000, "a\nb", "\x1b[31mred", "\ud800"])
+def test_a_metric_has_a_name_that_can_be_shown(name):
+    x, y = torch.randn(4, 3), torch.arange(4) % 2
+    with pytest.raises(UserError, match="metric_name must have at most 60 characters, all of them printable") as caught:
+        Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), metric_name=name)
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
 def test_a_task_that_does_not_fit_names_the_line_of_the_file(task_file):
     name = task_file(
         "def loss(o, t):\n    return o[:, 9].sum()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss)"

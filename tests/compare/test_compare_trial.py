@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -216,29 +220,90 @@ def test_the_key_does_not_depend_on_the_order_of_hyperparameters():
 def test_records_survive_a_round_trip(tmp_path):
     record = run_trial(config(hyperparameters={"lr": 0.1, "betas": (0.9, 0.99), "amsgrad": True}), task())
     records.write(tmp_path, record)
-    assert records.read(tmp_path, record.config) == (record, None)
+    assert records.read(tmp_path, record.config) == record
     (path,) = (tmp_path / "trials").iterdir()
     assert path.name == f"adamw-0-{record.key}.json"
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1}', "[]", "\x00\x01"])
-def test_damaged_records_are_not_read(tmp_path, text):
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 1}', "[]", "\x00\x01", "[" * 100_000])
+def test_what_is_no_record_is_refused(tmp_path, text):
     path = records.record_path(tmp_path, config())
     path.parent.mkdir()
     path.write_text(text)
-    record, warning = records.read(tmp_path, config())
-    assert record is None
-    assert warning == f"{path} is not a readable record; this trial is run again"
+    refused(tmp_path, config(), "")
+    assert path.read_text() == text
 
 
-def test_records_of_another_trial_are_not_read(tmp_path):
+def refused(folder, asked, reason):
+    with pytest.raises(UserError) as caught:
+        records.read(folder, asked)
+    message = str(caught.value)
+    assert message.startswith(f"{records.record_path(folder, asked)} is not the record of a finished trial: ")
+    assert message.endswith(". Move it away, and the trial is run again")
+    assert re.search(reason, message), message
+    assert "\n" not in message
+
+
+SPOILED = {
+    "no curve": (lambda r: r.update(curve={}), "a number for each epoch"),
+    "half a curve": (lambda r: r["curve"]["seconds"].pop(), "a number for each epoch"),
+    "no test metric": (lambda r: r["final"].update(test_metric=None), "has no test_metric"),
+    "no final numbers": (lambda r: r.update(final=None), "finished has final numbers"),
+    "diverged and finished": (lambda r: r.update(diverged={"epoch": 1, "step": 1}), "finished has final numbers"),
+    "a text": (lambda r: r["final"].update(test_metric="66.5"), r"final\.test_metric: "),
+    "a switch": (lambda r: r["final"].update(test_metric=True), r"final\.test_metric: "),
+    "a huge number": (lambda r: r["final"].update(test_metric=10**400), r"final\.test_metric: "),
+    "a negative time": (lambda r: r.update(seconds=-1.0), "must not be negative"),
+    "an unknown field": (lambda r: r.update(more=1), "more: "),
+    "another version": (lambda r: r.update(schema_version=3), "schema_version: "),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_record_that_is_not_whole_is_refused(tmp_path, name):
+    record = run_trial(config(), task())
+    records.write(tmp_path, record)
+    path = records.record_path(tmp_path, record.config)
+    content = json.loads(path.read_text())
+    spoil, reason = SPOILED[name]
+    spoil(content)
+    path.write_text(json.dumps(content))
+    refused(tmp_path, record.config, reason)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a link to nowhere"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    path = records.record_path(tmp_path, config())
+    path.parent.mkdir()
+    {"a folder": path.mkdir, "a pipe": lambda: os.mkfifo(path), "a link to nowhere": lambda: path.symlink_to("no")}[
+        kind
+    ]()
+    refused(tmp_path, config(), "it is no file")
+
+
+def test_records_of_another_trial_are_refused(tmp_path):
     record = run_trial(config(), task())
     path = records.record_path(tmp_path, config(seed=1))
     path.parent.mkdir()
     path.write_text(record.model_dump_json())
-    found, warning = records.read(tmp_path, config(seed=1))
-    assert found is None
-    assert warning.endswith("is the record of another trial; this trial is run again")
+    refused(tmp_path, config(seed=1), "it is the record of another trial")
+
+
+def test_what_broken_off_writes_have_left_is_swept_up(tmp_path):
+    """But never what somebody is writing, here or on another machine."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    names = {
+        f".{files._HERE}.{done.stdout.strip()}.abc.tmp": False,
+        f".{files._HERE}.{os.getpid()}.abc.tmp": True,
+        f".another.{done.stdout.strip()}.abc.tmp": True,
+        ".mine.tmp": True,
+    }
+    for name in names:
+        (tmp_path / name).touch()
+    files.check_writable(tmp_path)
+    assert {name: (tmp_path / name).exists() for name in names} == names
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from steppe.lab.crew.processes import _start, interrupt_held_back
+from steppe.lab.crew.processes import interrupt_held_back, start_worker
 
 GRACE = 5.0
 """Seconds that the other ranks have to finish after one has failed: most wait for it, and would for minutes."""
@@ -133,7 +133,7 @@ def _stacks(folder: Path, rank: int) -> Path:
 
 
 def _serve(rank: int, size: int, folder: Path, pipe: Connection, lifeline: Connection) -> None:
-    _start(lifeline)
+    start_worker(lifeline)
     import torch
     from torch import distributed
 

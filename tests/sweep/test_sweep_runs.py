@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from steppe.lab.crew.processes import Crew
+from steppe.lab.crew.processes import Processes
 from steppe.lab.errors import RunError
 from steppe.lab.judge.points import points
 from steppe.lab.sweeping import worker
@@ -78,7 +78,7 @@ def test_workers_that_are_killed_at_any_moment(planned, task, storage, tmp_path,
     chance, killed, kills = random.Random(3), 0, 3 if storage is None else 2
     failures = multiprocessing.get_context("spawn").Pipe(duplex=False)
     queue = Queue(made)  # looks on
-    with Crew() as crew:
+    with Processes() as crew:
         running = [crew.start(worker.main, made, "killed", failures[1]) for _ in range(2)]
         wait_until(lambda: trained(tmp_path) > 0)
         end = time.monotonic() + 150

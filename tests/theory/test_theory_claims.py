@@ -301,7 +301,7 @@ def test_a_claim_that_cannot_be_carried_out_is_one_line(theory, monkeypatch):
     monkeypatch.setitem(CLAIMS, QUICK[0], replace(CLAIMS[QUICK[0]], simulate=simulate))
     code, _, error = theory(QUICK[0], "--jobs", 1)
     assert code == 1
-    assert error.startswith("steppe: the claim sam-two-cycle could not be carried out: ValueError: no such thing (")
+    assert error.startswith("steppe: the claim sam-two-cycle failed with ValueError: no such thing (")
     assert error.count("\n") == 1
 
 

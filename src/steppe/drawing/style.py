@@ -70,3 +70,8 @@ def svg(figure: Figure) -> str:
     if start >= 0:
         text = text[:start] + text[end + len("</metadata>") :]
     return text.replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def literal(text: str) -> str:
+    """Return a text for a figure in which nothing is taken for mathematics: names of users may have a ``$``."""
+    return text.replace("$", r"\$")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _EXTRA_OF = {
@@ -20,6 +22,7 @@ _EXTRA_OF = {
     "sklearn": "compare",
     "typer": "compare",
     "yaml": "compare",
+    "distributed": "cluster",
     "optuna": "sweep",
     "sqlalchemy": "sweep",
     "hessian_eigenthings": "compare,measure",
@@ -39,6 +42,23 @@ class RunError(UserError):
     """The input was accepted, but a trial could not be carried out."""
 
     exit_code = 1
+
+
+@contextmanager
+def exits_raise() -> Iterator[None]:
+    """Within this, ``os._exit`` raises SystemExit, as ``sys.exit`` does: else the process would end without a word."""
+    here, leave = os.getpid(), os._exit
+
+    def refuse(code: int = 0) -> None:
+        if os.getpid() != here:  # a process that was forked here ends so
+            leave(code)
+        raise SystemExit(f"os._exit({code})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = leave
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -64,6 +84,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def one_line(text: object) -> str:
     """Return the text of an error with every run of white space made one blank."""
     return " ".join(str(text).split())
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text of libraries or users in at most so many characters, without any that a terminal would obey."""
+    plain = "".join(character if character.isprintable() else "?" for character in text)
+    return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
 
 def describe(error: BaseException, file: str | Path | None = None) -> str:

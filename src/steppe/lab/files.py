@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import tempfile
 from pathlib import Path
 
 from .errors import UserError
+
+_HERE = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "here"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -16,7 +20,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: The folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_HERE}.{os.getpid()}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -29,8 +33,31 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+def sweep_up(folder: Path) -> None:
+    """Remove the temporary files that writers of this machine who are no more have left in a folder.
+
+    Raises:
+        OSError: They cannot be removed.
+    """
+    for path in folder.glob(".*.tmp"):
+        machine, _, rest = path.name[1:].rpartition(".tmp")[0].partition(".")
+        number = rest.partition(".")[0]
+        if machine == _HERE and number.isdecimal() and not _lives(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
 def check_writable(folder: Path, *inside: str) -> None:
-    """Make a folder and try to write in it.
+    """Make a folder and try to write in it; what broken-off writes have left there is removed.
 
     Args:
         folder: The folder.
@@ -42,6 +69,7 @@ def check_writable(folder: Path, *inside: str) -> None:
     try:
         for place in (folder, *(folder / name for name in inside)):
             place.mkdir(parents=True, exist_ok=True)
+            sweep_up(place)
             with tempfile.TemporaryFile(dir=place, prefix=".", suffix=".tmp"):
                 pass
     except OSError as error:

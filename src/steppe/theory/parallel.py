@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
-from ..lab.errors import RunError, describe
+from ..lab.crew import carrying
+from ..lab.crew.here import Here
+from ..lab.crew.jobs import Crew, Interrupted, Job
+from ..lab.crew.local import LocalCrew
 from .claim import Claim, Judgement, Point
 from .claims import CLAIMS
-
-
-class Interrupted(RunError):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -70,44 +68,32 @@ def _outcomes(ids: Sequence[str], jobs: int, progress: Callable[[int, int], None
 
 
 def _results(tasks: Sequence[tuple[str, int]], jobs: int) -> Iterator[tuple[Point, float]]:
-    if min(jobs, len(tasks)) == 1:
-        import torch
+    waiting = iter(tasks)
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in workers: problems are small
-        try:
-            for name, index in tasks:
-                try:
-                    yield _measure(name, index)
-                except Exception as error:
-                    raise RunError(f"the claim {name} could not be carried out: {describe(error)}") from error
-        finally:
-            torch.set_num_threads(threads)
-        return
-    from concurrent.futures.process import BrokenProcessPool
+    def following() -> Job | None:
+        task = next(waiting, None)
+        return None if task is None else Job(task, f"the claim {task[0]}", _measure, task)
 
-    from ..lab.crew.processes import interrupt_held_back, worker_processes
-
-    with worker_processes(min(jobs, len(tasks))) as executor:
-        with interrupt_held_back():
-            futures = [executor.submit(_measure_in_worker, name, index) for name, index in tasks]
-        for (name, _), future in zip(tasks, futures, strict=True):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                raise RunError("a worker process died, perhaps for lack of memory (try fewer --jobs)") from None
-            except Exception as error:
-                raise RunError(f"the claim {name} could not be carried out: {describe(error)}") from error
+    crew: Crew
+    jobs = min(jobs, len(tasks))
+    with nullcontext(Here()) if jobs == 1 else LocalCrew(jobs) as crew:
+        found: dict[tuple[str, int], tuple[Point, float]] = {}
+        left = list(reversed(tasks))  # they come as they end, and go on in their order
+        with closing(carrying.carry_out(following, crew)) as results:
+            for job, result in results:
+                found[job.key] = result
+                while left and left[-1] in found:
+                    yield found.pop(left.pop())
 
 
-def _measure(name: str, index: int) -> tuple[Point, float]:
-    claim = CLAIMS[name]
-    begun = time.perf_counter()
-    return claim.measure(claim.grid[index]), time.perf_counter() - begun
-
-
-def _measure_in_worker(name: str, index: int) -> tuple[Point, float]:
+def _measure(name: str, index: int, say: object) -> tuple[Point, float]:
     import torch
 
-    torch.set_num_threads(1)
-    return _measure(name, index)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # problems are small
+    try:
+        claim = CLAIMS[name]
+        begun = time.perf_counter()
+        return claim.measure(claim.grid[index]), time.perf_counter() - begun
+    finally:
+        torch.set_num_threads(threads)

@@ -22,6 +22,15 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
     ] = None,
+    crew: Annotated[
+        str | None,
+        typer.Option(
+            help="Dask scheduler whose workers train, such as tcp://HOST:8786.", show_default="processes here"
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a trial may take.", show_default="no limit")
+    ] = None,
     keep_weights: Annotated[
         bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
     ] = None,
@@ -55,6 +64,8 @@ def compare(
         "seeds": seeds,
         "epochs": epochs,
         "jobs": jobs,
+        "timeout": timeout,
+        "crew": crew,
         "keep_weights": keep_weights,
         "measure": measure,
         "out": out,

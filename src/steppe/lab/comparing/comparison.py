@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def compare(
     seeds: int = 10,
     epochs: int | None = None,
     jobs: int | None = None,
+    timeout: float | None = None,
+    crew: str | Executor | None = None,
     out: str | Path | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     schedules: Mapping[str, Any] | None = None,
@@ -49,6 +52,10 @@ def compare(
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
         jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        timeout: Seconds that a trial may take, above 0; one that takes longer is ended, and the comparison with it.
+        crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
+            ``tcp://HOST:8786``, or an executor of ``concurrent.futures``, which gets `jobs` trials at a time. Files are
+            written here alone.
         out: Where to write; by default ``runs/TASK-BASE``.
         settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``. A name that is
             no method makes an arm, another row of the table: ``{"sam+": {"method": "sam", "rho": 0.2}}``. ``schedules``
@@ -82,6 +89,8 @@ def compare(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "timeout": timeout,
+            "crew": crew if isinstance(crew, str) else None,
             "schedules": None if schedules is None else dict(schedules),
             "updates": updates,
             "keep_weights": keep_weights,
@@ -91,15 +100,16 @@ def compare(
         prefix="",
     )
     comparison_plan = plan(task, options, None if out is None else Path(out))
-    return run(comparison_plan, observer)
+    return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)
 
 
-def run(comparison_plan: Plan, observer: Observer | None = None) -> Comparison:
+def run(comparison_plan: Plan, observer: Observer | None = None, executor: Executor | None = None) -> Comparison:
     """Carry out a plan and write its report.
 
     Args:
         comparison_plan: The plan.
         observer: Is told how the comparison proceeds.
+        executor: Carries trials out, if not processes here or a cluster that the plan names.
 
     Returns:
         Table, verdict and records.
@@ -114,6 +124,8 @@ def run(comparison_plan: Plan, observer: Observer | None = None) -> Comparison:
         comparison_plan.jobs,
         observer,
         keep_weights=comparison_plan.keep_weights,
+        timeout=comparison_plan.timeout,
+        crew=comparison_plan.crew if executor is None else executor,
         host=comparison_plan.host,
     )
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)

@@ -8,39 +8,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-
-@contextmanager
-def worker_processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Make worker processes that end at once if anything goes wrong here."""
-    # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    lifeline, our_end = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(lifeline,))
-    try:
-        yield executor
-    except BaseException:
-        our_end.close()
-        raise
-    finally:
-        with interrupt_held_back():
-            executor.shutdown(wait=True, cancel_futures=True)
-            our_end.close()
-            lifeline.close()
+_LEAVE = os._exit
+"""That of the system, whatever stands there later."""
 
 
-class Crew:
-    """Worker processes of which each may die on its own, unlike those of an executor.
+class Processes:
+    """Worker processes of which each may die on its own.
 
     They end at once when the block ends, however it does, or this process.
     """
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Processes:
         """Prepare to start them."""
         self._context = multiprocessing.get_context("spawn")
         self._lifeline, self._our_end = self._context.Pipe(duplex=False)
@@ -74,7 +57,7 @@ class Crew:
 
 
 def _tied(lifeline: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    _start(lifeline)
+    start_worker(lifeline)
     function(*arguments)
 
 
@@ -101,7 +84,7 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _start(lifeline: Connection) -> None:
+def start_worker(lifeline: Connection) -> None:
     """Prepare a worker: it ends when its parent does, or when the other end of `lifeline` is closed.
 
     Args:
@@ -115,4 +98,4 @@ def _start(lifeline: Connection) -> None:
 def _watch(lifeline: Connection) -> None:
     parent = multiprocessing.parent_process()
     wait([lifeline] if parent is None else [lifeline, parent.sentinel])
-    os._exit(1)
+    _LEAVE(1)

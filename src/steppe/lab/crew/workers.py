@@ -1,72 +1,49 @@
-"""What happens inside a worker process. Heavy imports wait until a trial runs, so that the parent starts quickly."""
+"""A trial as a job. Heavy imports wait until one runs, so that the command starts quickly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import io
 from typing import TYPE_CHECKING, Any
 
+from ..tasks.sources import TaskSource
+from ..trials.records import Record, TrialConfig
+from .jobs import Job, Say
+
 if TYPE_CHECKING:
-    from ..tasks.sources import TaskSource
     from ..tasks.task import Task
     from ..trials.host import Host
-    from ..trials.records import Curve, Record, TrialConfig
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a trial could not be carried out, in one line."""
-
-    message: str
+def job(source: TaskSource, config: TrialConfig, keep_weights: bool = False, host: Host | None = None) -> Job:
+    """Return the job that runs a trial; its result is the record, and the final weights if they are to be kept."""
+    return Job(config.key, f"the trial {config.label}", run, (source, config, keep_weights, host), source.path)
 
 
 def run(
-    source: TaskSource,
-    config: TrialConfig,
-    folder: Path | None,
-    keep_weights: bool = False,
-    host: Host | None = None,
-    each_epoch: Callable[[Curve], object] | None = None,
-) -> Record | Failure:
-    """Run a trial and write its record here, so that it survives even if the parent is killed at this moment.
+    source: TaskSource, config: TrialConfig, keep_weights: bool, host: Host | None, say: Say | None
+) -> tuple[Record, bytes | None]:
+    """Run a trial.
 
     Args:
         source: Where the task comes from.
         config: What to run.
-        folder: The folder of the comparison; None writes nothing.
-        keep_weights: Whether to write the final weights too.
+        keep_weights: Whether to return the final weights too, as ``torch.save`` writes them.
         host: Where the trial runs; by default the CPU.
-        each_epoch: Is given the curve so far after every epoch, and may raise `trial.Stopped`.
-
-    Returns:
-        The record, or why there is none.
-
-    Raises:
-        Stopped: If `each_epoch` does.
+        say: Is given the curve so far after every epoch, and may raise `Stopped`; None if nobody listens.
     """
-    from ..errors import UserError, describe
-    from ..store import records
-    from ..trials.trial import Stopped, run_trial
+    from ..trials.trial import run_trial
 
     weights: dict[str, Any] = {}
-    try:
-        record = run_trial(config, _task(source), host, weights.update if keep_weights else None, each_epoch)
-    except Stopped:
-        raise
-    except UserError as error:
-        return Failure(f"the trial {config.label} failed: {error}")
-    except Exception as error:
-        return Failure(f"the trial {config.label} failed with {describe(error, source.path)}")
-    if folder is None:
-        return record
-    try:
-        if weights:  # before the record, which says that all is there
-            records.write_weights(folder, config, weights)
-        records.write(folder, record)
-    except OSError as error:
-        return Failure(f"the record of {config.label} cannot be written to {folder}: {error.strerror}")
-    return record
+    record = run_trial(config, _task(source), host, weights.update if keep_weights else None, say)
+    return record, _saved(weights) if weights else None
+
+
+def _saved(weights: dict[str, Any]) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
 
 
 _loaded: dict[TaskSource, Task] = {}

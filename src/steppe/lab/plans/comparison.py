@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError, missing_extra
+from ..errors import UserError, exits_raise, missing_extra
 from ..files import check_writable
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task, check_fit, size
@@ -44,6 +44,8 @@ class Plan:
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
         host: Where trials run, one after the other, if not in worker processes on the CPU.
+        timeout: Seconds that a trial may take in a worker process; None sets no limit.
+        crew: The address of a Dask scheduler, if its workers carry trials out.
     """
 
     source: TaskSource
@@ -59,6 +61,8 @@ class Plan:
     keep_weights: bool = False
     measure: bool = False
     host: Host | None = None
+    timeout: float | None = None
+    crew: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -165,6 +169,8 @@ def plan(
     epochs = options.epochs or loaded.epochs
     if options.measure:
         _check_measures()
+    if options.crew is not None and options.timeout is not None:
+        raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
     check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
@@ -182,6 +188,8 @@ def plan(
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
         host=host,
+        timeout=options.timeout,
+        crew=options.crew,
     )
 
 
@@ -191,11 +199,12 @@ def load(source: TaskSource) -> Task:
     Raises:
         UserError: The task does not fit together.
     """
-    task = source.load()
-    try:
-        check_fit(task, source.path)
-    except UserError as error:
-        raise UserError(f"{source.name}: {error}") from error
+    with exits_raise():
+        task = source.load()
+        try:
+            check_fit(task, source.path)
+        except UserError as error:
+            raise UserError(f"{source.name}: {error}") from error
     return task
 
 

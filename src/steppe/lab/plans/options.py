@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, StrictBool, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from ..errors import UserError, nearest, one_line
-from ..trials.fields import Count, Model, as_number
+from ..trials.fields import Count, Model, Number, as_number
 from ..trials.schedules import DEFAULTS, Schedules, known_fields
+from .reading import read
 
 _RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
 _ARM = re.compile(r"[A-Za-z0-9+_.@-]{1,40}")  # it becomes part of file names
@@ -27,7 +28,7 @@ def _names(value: object) -> object:
 
 
 def _arm_name(name: str) -> str:
-    if not _ARM.fullmatch(name):
+    if not _ARM.fullmatch(name) or not name.strip("."):
         raise ValueError(f"the name of an arm must be 1 to 40 letters, digits and -+_.@, got {_shown(name)}")
     return name
 
@@ -71,7 +72,7 @@ class Entry(Model):
     name: str
     method: Annotated[str, AfterValidator(_method_name)] | None = None
     schedules: Schedules = DEFAULTS
-    updates: Count | None = None
+    updates: Annotated[Count, Field(le=1_000_000)] | None = None
     hyperparameters: dict[str, Value] = {}
 
     @model_validator(mode="after")
@@ -90,12 +91,14 @@ class Options(Model):
         task: ``mnist1d``, ``digits`` or ``FILE.py:FUNCTION``.
         methods: Names of methods and arms; the base is one of them if it is to be compared with.
         base: ``adamw`` or ``sgd``.
-        seeds: How many seeds, at least 1.
-        epochs: At least 1.
+        seeds: How many seeds, 1 to 10,000.
+        epochs: 1 to 1,000,000.
         jobs: Worker processes, at least 1.
+        crew: The address of a Dask scheduler whose workers carry trials out, such as ``tcp://HOST:8786``.
+        timeout: Seconds that a trial may take, above 0; None sets no limit.
         out: The folder for everything that is written.
         schedules: Of all methods.
-        updates: Parameter updates of every trial, in place of epochs.
+        updates: Parameter updates of every trial, in place of epochs: 1 to 1,000,000.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
         settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
@@ -104,12 +107,14 @@ class Options(Model):
     task: str | None = None
     methods: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
     base: str | None = None
-    seeds: Count | None = None
-    epochs: Count | None = None
-    jobs: Count | None = None
+    seeds: Annotated[Count, Field(le=10_000)] | None = None
+    epochs: Annotated[Count, Field(le=1_000_000)] | None = None
+    jobs: Annotated[Count, Field(le=1_000)] | None = None
+    crew: str | None = None
+    timeout: Annotated[Number, Field(gt=0)] | None = None
     out: str | None = None
     schedules: Schedules = DEFAULTS
-    updates: Count | None = None
+    updates: Annotated[Count, Field(le=1_000_000)] | None = None
     keep_weights: StrictBool | None = None
     measure: StrictBool | None = None
     settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
@@ -149,18 +154,7 @@ def from_file(path: Path) -> Options:
     Raises:
         UserError: The file cannot be read, is not YAML, or holds a wrong field; names the line and the field.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the file {str(path)!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the file {str(path)!r} is not UTF-8 text") from error
-    try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_repetitions(tree, path)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}{_yaml_position(error)}: not valid YAML: {_yaml_reason(error)}") from error
+    tree, content = read(path)
     if content is None:
         return Options()
     if not isinstance(content, dict):
@@ -283,32 +277,3 @@ def _line(tree: yaml.Node | None, path: tuple[int | str, ...]) -> int:
             node = node.value[part]
             line = node.start_mark.line + 1
     return line
-
-
-def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _mappings(value)
-
-
-def _refuse_repetitions(tree: yaml.Node | None, path: Path) -> None:
-    """Refuse a key that is there twice; YAML would silently keep the last."""
-    for mapping in _mappings(tree):
-        seen: set[str] = set()
-        for key, _ in mapping.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise UserError(f"{path}:{key.start_mark.line + 1}: the field {key.value!r} is there twice; keep one")
-            seen.add(str(key.value))
-
-
-def _yaml_position(error: yaml.YAMLError) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return "" if mark is None else f":{mark.line + 1}"
-
-
-def _yaml_reason(error: yaml.YAMLError) -> str:
-    return one_line(error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else error)

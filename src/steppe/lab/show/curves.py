@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...drawing import style as drawing
-from ...drawing.style import INK, STYLE, looks
+from ...drawing.style import INK, STYLE, literal, looks
 from ..judge.stats import COSTS
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _draw(axes: Axes, plan: Plan, lines: Mapping[str, _Line], *, metric: bool, a
         _zoom(axes, lines, plan.higher_is_better)
     up = f"validation {plan.metric_name}" if metric else "train loss"
     across = COSTS[plan.cost] if against_cost else "epochs"
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(literal(across))
+    axes.set_ylabel(literal(up))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=INK)
     return f"{up} against {across}"

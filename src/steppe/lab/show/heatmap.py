@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from ...drawing import heatmaps as heatmaps
 from ...drawing import style as drawing
 from ...drawing.heatmaps import BEST, GREY, Cell
-from ...drawing.style import INK, STYLE
+from ...drawing.style import INK, STYLE, literal
 from ..judge.points import Point
 from ..plans.grid import Axis, shown
 
@@ -32,9 +32,8 @@ def png(sweep: Sweep) -> bytes:
     """Draw the sweep as a PNG file."""
     with rc_context({**STYLE, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=_size(sweep), layout="constrained")
-        figure.suptitle(
-            f"{sweep.plan.definition.task}, {sweep.plan.definition.name}: {_draw(figure, sweep)}", fontsize=9, wrap=True
-        )
+        title = f"{sweep.plan.definition.task}, {sweep.plan.definition.name}: {_draw(figure, sweep)}"
+        figure.suptitle(literal(title), fontsize=9, wrap=True)
         return drawing.png(figure)
 
 
@@ -166,7 +165,7 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
                 linestyle="",
             )
     axes.set_xlabel(axis.name + (" (log)" if axis.spread else ""))
-    axes.set_ylabel(f"validation {sweep.plan.definition.metric}")
+    axes.set_ylabel(literal(f"validation {sweep.plan.definition.metric}"))
     axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=INK)
     _legend(figure, axes.get_legend_handles_labels()[0])
     return f"validation {sweep.plan.definition.metric} over {axis.name}"

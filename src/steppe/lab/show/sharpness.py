@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from ...drawing import style as drawing
-from ...drawing.style import INK, STYLE, looks
+from ...drawing.style import INK, STYLE, literal, looks
 from ..judge.stats import rank_correlation, sharpness_and_metric
 from .table import measures
 
@@ -115,7 +115,7 @@ def _draw(axes: Axes, comparison: Comparison, name: str) -> None:
         axes.xaxis.set_major_formatter("{x:g}" if few else LogFormatterSciNotation())
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(name)
-    axes.set_ylabel(f"test {plan.metric_name}")
+    axes.set_ylabel(literal(f"test {plan.metric_name}"))
     axes.grid(linewidth=0.4, alpha=0.25, color=INK)
 
 

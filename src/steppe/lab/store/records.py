@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from ..errors import UserError, one_line, shortened
 from ..files import write_atomically
 from ..trials.records import Record, TrialConfig
 
@@ -35,55 +36,66 @@ def write(folder: Path, record: Record) -> None:
     write_atomically(record_path(folder, record.config), record.model_dump_json(indent=1) + "\n")
 
 
-def write_weights(folder: Path, config: TrialConfig, weights: dict[str, Any]) -> None:
+def write_weights(folder: Path, config: TrialConfig, weights: bytes) -> None:
     """Write final weights, to be read with ``torch.load(path, weights_only=True)``.
 
     Args:
         folder: The folder of the comparison.
         config: The trial.
-        weights: The model's ``state_dict``.
+        weights: The model's ``state_dict``, as ``torch.save`` writes it.
 
     Raises:
         OSError: The folder cannot be written.
     """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    write_atomically(weights_path(folder, config), buffer.getvalue())
+    write_atomically(weights_path(folder, config), weights)
 
 
-def read(folder: Path, config: TrialConfig) -> tuple[Record | None, str | None]:
+def read(folder: Path, config: TrialConfig) -> Record | None:
     """Read the record of a trial if there is one.
 
     Args:
         folder: The folder of the comparison.
         config: The trial.
 
-    Returns:
-        The record, or None; and a warning if a file is there but cannot be used.
+    Raises:
+        UserError: What stands in its place is no such record; it is left there.
     """
     path = record_path(folder, config)
-    try:
-        record = Record.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None, None
-    except (OSError, ValidationError, ValueError):
-        return None, f"{path} is not a readable record; this trial is run again"
-    if record.config != config or record.key != config.key:
-        return None, f"{path} is the record of another trial; this trial is run again"
-    return record, None
+    record = _read(path) if path.is_file() or os.path.lexists(path) else None
+    if record is None or (record.config == config and record.key == config.key):
+        return record
+    raise _refused(path, "it is the record of another trial")
 
 
 def trained(folder: Path) -> list[TrialConfig]:
     """Return the configurations of all readable records in the folder of a comparison, the oldest first."""
     found = []
     for path in sorted((folder / "trials").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            found.append(Record.model_validate_json(path.read_bytes()).config)
-        except (OSError, ValidationError, ValueError):
-            continue  # of another version of the format, or broken: not one that this version can use
+        with suppress(UserError):  # of another version of the format, or broken: not one that this version can use
+            found.append(_read(path).config)
     return found
+
+
+def _read(path: Path) -> Record:
+    if not path.is_file():  # a pipe would be waited for
+        raise _refused(path, "it is no file")
+    try:
+        return Record.model_validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = one_line(first["msg"]).removeprefix("Value error, ")
+        raise _refused(path, f"{where}: {reason}" if where else reason) from error
+    except OSError as error:
+        raise _refused(path, error.strerror or "it cannot be read") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise _refused(path, one_line(error)) from error
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is not the record of a finished trial: {shortened(reason)}. Move it away, and the trial is run again"
+    )
 
 
 def _stem(config: TrialConfig) -> str:

@@ -82,8 +82,8 @@ def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> No
     from . import sweeping
 
     assert isinstance(asked, Options)
-    if asked.measure or asked.keep_weights:
-        name = "measure" if asked.measure else "keep_weights"
+    name = next((name for name in ("measure", "keep_weights", "timeout", "crew") if getattr(asked, name)), None)
+    if name is not None:
         raise UserError(f"a sweep cannot {name.replace('_', ' ')}; remove {name!r} from the file for --config")
     console = Console()
     made = plan(asked.task or "mnist1d", grid, asked.model_copy(update={"methods": (method,)}), **how)

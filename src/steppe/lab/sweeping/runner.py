@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
-from ..crew.processes import Crew, interrupt_held_back
-from ..crew.runner import Interrupted
+from ..crew.jobs import Interrupted
+from ..crew.processes import Processes, interrupt_held_back
 from ..errors import RunError
 from ..judge.points import DIED, Point
 from ..plans.sweep import SweepPlan
@@ -85,7 +85,7 @@ def _work(plan: SweepPlan, queue: Queue, session: str, observer: Observer) -> No
     found = queue.points()
     observer.begin(found, session)
     count = min(plan.jobs, sum(not point.settled for point in found))
-    with Crew() as crew, _Failures() as failures:
+    with Processes() as crew, _Failures() as failures:
         running = [crew.start(worker.main, plan, session, failures.theirs) for _ in range(count)]
         idle = 0
         while running:

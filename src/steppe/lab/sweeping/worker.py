@@ -90,10 +90,10 @@ def run(plan: SweepPlan, claim: Claim) -> None:
 
 def _train(plan: SweepPlan, claim: Claim) -> None:
     from ..crew import workers
+    from ..crew.jobs import Stopped
     from ..errors import RunError
     from ..judge.points import SeedResult
     from ..plans.grid import words
-    from ..trials.trial import Stopped
 
     setting = claim.choose()
     first, *_ = plan.definition.seeds
@@ -106,13 +106,14 @@ def _train(plan: SweepPlan, claim: Claim) -> None:
 
     for seed in plan.definition.seeds:
         if seed not in claim.seeds:
+            job = workers.job(plan.source, plan.trial(setting, seed))
             try:
-                record = workers.run(plan.source, plan.trial(setting, seed), None, each_epoch=each_epoch)
+                record, _ = job.call(*job.arguments, each_epoch)
             except Stopped:
                 claim.prune()
                 return
-            if isinstance(record, workers.Failure):
-                raise RunError(f"{record.message}, with {words(setting)}")
+            except Exception as error:
+                raise RunError(f"{job.failed(error)}, with {words(setting)}") from error
             claim.keep(SeedResult.of(record))
         if claim.seeds[seed].diverged is not None:
             break

@@ -7,14 +7,16 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..errors import RunError, UserError, describe, nearest
+from ..files import write_atomically
 from .task import Task
 
 
@@ -27,12 +29,14 @@ class TaskSource:
         path: The user's file, or None for a built-in task.
         function: The function in that file, or None for a built-in task.
         digest: The hash of the file's bytes, or None for a built-in task.
+        text: The file's bytes, for workers that cannot see it.
     """
 
     name: str
     path: str | None = None
     function: str | None = None
     digest: str | None = None
+    text: bytes | None = field(default=None, repr=False)
 
     @property
     def file_name(self) -> str:
@@ -62,9 +66,18 @@ class TaskSource:
             from .builtin import BUILTIN
 
             return BUILTIN[self.name]()
-        if _digest(Path(self.path)) != self.digest:
-            raise RunError(f"{self.path} has changed while it was in use; run the command again")
-        return _call(_function(_module(self.path), self.function, self.path), self.path)
+        path = self.path if self.text is None or Path(self.path).exists() else self._brought_along(self.text)
+        if _digest(Path(path)) != self.digest:
+            raise RunError(f"{path} has changed while it was in use; run the command again")
+        return _call(_function(_module(path), self.function, path), path)
+
+    def _brought_along(self, text: bytes) -> str:
+        """Write the file down where it is not, as on another machine."""
+        assert self.path is not None
+        path = Path(tempfile.gettempdir()) / f"steppe-{self.digest}" / Path(self.path).name
+        if not path.is_file():
+            write_atomically(path, text)
+        return str(path)
 
 
 def find_task(task: str | Callable[[], Task]) -> TaskSource:
@@ -99,7 +112,7 @@ def find_task(task: str | Callable[[], Task]) -> TaskSource:
         raise UserError(f"the task file {file!r} does not exist; name an existing one as FILE.py:FUNCTION")
     path = path.resolve()
     _check_defined(path, function)
-    return TaskSource(f"{path.name}:{function}", str(path), function, _digest(path))
+    return TaskSource(f"{path.name}:{function}", str(path), function, _digest(path), path.read_bytes())
 
 
 def _source_of(function: Callable[[], Task]) -> TaskSource:

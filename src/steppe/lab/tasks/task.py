@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..errors import UserError, describe
+from ..errors import UserError, describe, shortened
 
 Split: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
 
@@ -34,6 +34,9 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
         50.0
     """
     return 100.0 * float((outputs.argmax(dim=1) == targets).double().mean())
+
+
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class Task:
         _check_same_shape(self)
         if not isinstance(self.metric_name, str) or not self.metric_name.strip():
             raise UserError(f"Task: metric_name must be a text, got {self.metric_name!r}")
+        if len(self.metric_name) > _LONGEST_NAME or not self.metric_name.isprintable():
+            raise UserError(
+                f"Task: metric_name must have at most {_LONGEST_NAME} characters, all of them printable, got "
+                f"{shortened(repr(self.metric_name), 60)}"
+            )
         if not isinstance(self.higher_is_better, bool):
             raise UserError(f"Task: higher_is_better must be True or False, got {self.higher_is_better!r}")
         for name in ("batch_size", "epochs"):
@@ -163,7 +171,7 @@ def check_fit(task: Task, file: str | None = None) -> None:
             x, y = _two_examples(task.train)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"reading two training examples failed with {describe(error, file)}") from error
         _check_training(task, x, y, file)
 
@@ -179,7 +187,7 @@ def _check_training(task: Task, x: Tensor, y: Tensor, file: str | None) -> None:
     shapes = f"inputs of shape {tuple(x.shape)}"
     try:
         model = task.model()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"making the model failed with {describe(error, file)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"Task: model must return a torch.nn.Module, got {_kind(model)}")
@@ -187,14 +195,14 @@ def _check_training(task: Task, x: Tensor, y: Tensor, file: str | None) -> None:
         raise UserError("Task: the model has no parameter to train")
     try:
         outputs = model(x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the model failed on {shapes} with {describe(error, file)}") from error
     if not isinstance(outputs, Tensor):
         raise UserError(f"Task: the model must return a tensor, got {_kind(outputs)}")
     shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)} ({y.dtype})"
     try:
         loss = task.loss(outputs, y)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the loss failed on {shapes} with {describe(error, file)}") from error
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else _kind(loss)
@@ -207,7 +215,7 @@ def _check_training(task: Task, x: Tensor, y: Tensor, file: str | None) -> None:
 def _check_metric(task: Task, outputs: Tensor, y: Tensor, shapes: str, file: str | None) -> None:
     try:
         value = task.metric(outputs, y)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the metric failed on {shapes} with {describe(error, file)}") from error
     try:
         math.isfinite(float(value))

@@ -25,4 +25,4 @@ def as_number(value: object) -> object:
 
 Number: TypeAlias = Annotated[float, Field(strict=True), BeforeValidator(as_number)]
 Fraction: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
-Count: TypeAlias = Annotated[int, Field(ge=1, strict=True)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9, strict=True)]

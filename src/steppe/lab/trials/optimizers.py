@@ -16,7 +16,7 @@ from ...groups import norm_layers
 from ...methods import METHODS
 from ...optimizer import SharpnessAware
 from ...triggers import After, Always, Every, Randomly, Trigger
-from ..errors import UserError, nearest, one_line
+from ..errors import UserError, exits_raise, nearest, one_line, shortened
 
 Value: TypeAlias = "float | bool | tuple[float, ...]"
 Hyperparameters: TypeAlias = "Mapping[str, Value]"
@@ -88,9 +88,16 @@ def find(method: str) -> Callable[..., Optimizer]:
             raise UserError(f"unknown method {method!r}{nearest(method, known)}, or MODULE:FUNCTION")
         return known[method]
     try:
-        found: Callable[..., Optimizer] = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:  # the last for ":name"
-        raise UserError(f"the method {method!r} cannot be imported: {one_line(error)}") from error
+        with exits_raise():
+            found: Callable[..., Optimizer] = getattr(import_module(module), function)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the method {method!r} cannot be imported: {_reason(error)}") from error
+    try:
+        takes = inspect.signature(found).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the method {method!r} is no function or class whose parameters can be seen") from error
+    if not takes:
+        raise UserError(f"the method {method!r} takes no parameters to optimize")
     return found
 
 
@@ -170,7 +177,22 @@ def check_hyperparameters(method: str, base: str, hyperparameters: Hyperparamete
     Raises:
         UserError: A hyper-parameter is unknown, missing, or refused by the optimizer.
     """
-    build(method, base, [nn.Parameter(torch.zeros(1))], hyperparameters)
+    weight = nn.Parameter(torch.zeros(1))
+    made = build(method, base, [weight], hyperparameters)
+    if ":" in method:  # it may be made for other parameters than this one
+        return
+
+    def closure() -> torch.Tensor:
+        made.zero_grad()
+        loss = (weight - 1).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    try:
+        for _ in range(2):
+            made.step(closure)  # type: ignore[arg-type]
+    except (Exception, SystemExit) as error:
+        raise _refused(method, hyperparameters, error) from error
 
 
 def _trigger(method: str, when: Mapping[str, Any]) -> Trigger:
@@ -182,13 +204,13 @@ def _trigger(method: str, when: Mapping[str, Any]) -> Trigger:
             found = found & After(_whole("after", when["after"]))
         if "probability" in when:
             found = found & Randomly(float(when["probability"]))
-    except ValueError as error:
-        raise UserError(f"{method}: {one_line(error)}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{method}: {_reason(error)}") from error
     return found
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
+    if isinstance(value, (bool, tuple)) or int(value) != value:
         raise ValueError(f"{name} must be a whole number of steps, got {value!r}.")
     return int(value)
 
@@ -219,12 +241,32 @@ def _make(
     ]
     if required:
         raise UserError(f"{label} needs a value for {required[0]!r}; give it in a file for --config, under settings")
-    whole = [name for name in hyperparameters if inspect.signature(make).parameters[name].annotation in (int, "int")]
-    for name in whole:
-        if not float(hyperparameters[name]).is_integer():  # type: ignore[arg-type]
-            raise UserError(f"{label} needs a whole number for {name!r}, got {hyperparameters[name]}")
+    known_parameters = inspect.signature(make).parameters
+    given = {name: _fitting(label, name, known_parameters[name], value) for name, value in hyperparameters.items()}
     try:
-        return make(first, **{**hyperparameters, **{name: int(hyperparameters[name]) for name in whole}})  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        values = ", ".join(f"{name}={value}" for name, value in hyperparameters.items())
-        raise UserError(f"{label} refuses {values}: {one_line(error)}") from error
+        with exits_raise():
+            return make(first, **given)
+    except (Exception, SystemExit) as error:
+        raise _refused(label, hyperparameters, error) from error
+
+
+def _fitting(label: str, name: str, parameter: inspect.Parameter, value: Value) -> Any:
+    """Return a value as a parameter wants it: numbers of files are floats, also where whole ones are meant."""
+    counts = parameter.annotation in (int, "int")
+    if isinstance(value, (bool, tuple)):
+        if counts or (isinstance(value, bool) and type(parameter.default) in (int, float)):
+            raise UserError(f"{label} needs a number for {name!r}, got {value}")
+        return value
+    if counts and not float(value).is_integer():
+        raise UserError(f"{label} needs a whole number for {name!r}, got {value}")
+    return int(value) if counts or (type(parameter.default) is int and float(value).is_integer()) else value
+
+
+def _refused(label: str, hyperparameters: Hyperparameters, error: BaseException) -> UserError:
+    values = ", ".join(f"{name}={value}" for name, value in hyperparameters.items())
+    return UserError(f"{label} refuses {values}: {_reason(error)}")
+
+
+def _reason(error: BaseException) -> str:
+    text, plain = one_line(error), (AttributeError, ImportError, TypeError, ValueError)
+    return shortened(text if isinstance(error, plain) else f"{type(error).__name__}: {text}")

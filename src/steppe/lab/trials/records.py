@@ -7,6 +7,8 @@ import json
 import platform
 from typing import Literal
 
+from pydantic import model_validator
+
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
 
@@ -142,6 +144,24 @@ class Record(Model):
     updates: int
     seconds: float
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Record:
+        finished = self.status == "finished"
+        if (self.final is not None) != finished or (self.diverged is None) != finished:
+            raise ValueError(f"a trial that has {self.status} has {'final numbers' if finished else 'a place of that'}")
+        lengths = {name: len(getattr(self.curve, name)) for name in _BY_EPOCH}
+        if len(set(lengths.values())) > 1 or (finished and not lengths["seconds"]):
+            raise ValueError(f"the lists of its curve must have a number for each epoch, got {lengths}")
+        numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)
+        if min(numbers) < 0:
+            raise ValueError(f"counts and seconds must not be negative, got {min(numbers)}")
+        if finished and self.config.test and self.final is not None and self.final.test_metric is None:
+            raise ValueError("it has read the test data, but has no test_metric")
+        return self
+
+
+_BY_EPOCH = ("train_loss", "validation_loss", "validation_metric", "gradient_evaluations", "examples", "seconds")
 
 
 def library_versions() -> dict[str, str]:

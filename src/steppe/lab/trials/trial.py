@@ -31,10 +31,6 @@ _MEASURED_EXAMPLES = 1024
 _RANKS_APART = 1_000_003
 
 
-class Stopped(Exception):
-    """Raised by `each_epoch` of `run_trial`: the trial is of no interest any more, and has no record."""
-
-
 def run_trial(
     config: TrialConfig,
     task: Task,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ...drawing import heatmaps as heatmaps
 from ...drawing import style as drawing
-from ...drawing.style import INK, STYLE
+from ...drawing.style import INK, STYLE, literal
 from .grids import Grid
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def grids(task: str, run: Run, names: Mapping[str, str]) -> bytes:
     with rc_context({**STYLE, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=(12.8, 6.0), layout="constrained")
         figure.suptitle(
-            f"{task}: validation {run.metric} over learning rates and radii; "
+            f"{literal(f'{task}: validation {run.metric}')} over learning rates and radii; "
             "the best of each in a frame, hatched where a seed diverged"
         )
         panels = list(figure.subplots(2, -(-len(run.grids) // 2)).flat)
@@ -79,7 +79,7 @@ def radii(runs: Mapping[str, Run], names: Mapping[str, str]) -> bytes:
                     linestyle=look.dashes,
                 )  # fmt: skip
             axes.set_yscale("log")
-            axes.set_title(task, fontsize=9)
+            axes.set_title(literal(task), fontsize=9)
             axes.set_xlabel("step")
         panels[0].set_ylabel("length of the climb")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)

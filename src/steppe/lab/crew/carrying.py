@@ -1,0 +1,71 @@
+"""Carry out jobs as a plan gives them, and tell it what came of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any
+
+from ..errors import RunError
+from .jobs import Crew, Ended, Failed, Job, Lost, Said
+
+MOST_LOST = 3
+"""So many workers may die at one job before it is given up."""
+
+
+class JobError(RunError):
+    """A job failed, or workers die at it."""
+
+
+def carry_out(
+    following: Callable[[], Job | None],
+    crew: Crew,
+    *,
+    running: Callable[[list[Job]], object] = lambda jobs: None,
+    said: Callable[[Job, Any], bool] = lambda job, value: True,
+    warn: Callable[[str], object] = lambda message: None,
+) -> Generator[tuple[Job, Any]]:
+    """Carry out jobs, and yield each with its result as soon as it is there.
+
+    Args:
+        following: Returns the next job; None if there is none for now, as while others must end first. It is asked
+            again whenever one has ended.
+        crew: Who carries them out.
+        running: Is told which jobs run, whenever that changes.
+        said: Is given what a job tells of itself, and returns whether it is to go on; the result of one that is not is
+            None.
+        warn: Is told of workers that died.
+
+    Raises:
+        JobError: A job failed, or so many workers died at one.
+    """
+    at_work: dict[Any, Job] = {}
+    again: list[Job] = []
+    lost: Counter[Any] = Counter()
+    while True:
+        while len(at_work) < crew.size and (job := again.pop() if again else following()) is not None:
+            crew.start(job)
+            at_work[job.key] = job
+        if not at_work:
+            return
+        running(list(at_work.values()))
+        for event in crew.events():
+            job = event.job
+            if isinstance(event, Said):
+                if not said(job, event.value):
+                    crew.stop(job)
+                continue
+            del at_work[job.key]
+            if isinstance(event, Failed):
+                raise JobError(event.reason)
+            if isinstance(event, Lost):
+                lost[job.key] += 1
+                if lost[job.key] == MOST_LOST:
+                    raise JobError(
+                        f"a worker process died at {job.label} ({event.reason}), as {MOST_LOST - 1} others before, "
+                        "perhaps for lack of memory (try fewer --jobs)"
+                    )
+                warn(f"a worker process died at {job.label} ({event.reason}); another one begins with it anew")
+                again.append(job)
+            if isinstance(event, Ended):
+                yield job, event.result

@@ -1,0 +1,183 @@
+"""Processes of this machine as a crew."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import Any
+
+from ..errors import exits_raise
+from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped
+from .processes import interrupt_held_back, start_worker
+
+_SHUTDOWN = 5.0
+
+_NO_GUARD = 87
+_GUARD = (
+    "every worker process imports the script that started it, and this script starts workers when it is imported; put "
+    'what it does under if __name__ == "__main__":'
+)
+
+
+class _Worker:
+    """A process, and the job that it has."""
+
+    def __init__(self, process: SpawnProcess, pipe: Connection) -> None:
+        self.process, self.pipe = process, pipe
+        self.job: Job | None = None
+        self.waits = False  # for an answer
+        self.deadline: float | None = None
+
+
+class LocalCrew:
+    """Worker processes on this machine, each with one thread and one job at a time.
+
+    They end at once when the block ends, however it does, or this process. One that dies loses its job, and another
+    takes its place.
+
+    Args:
+        size: How many, at least 1.
+        timeout: Seconds that a job may take; None sets no limit.
+    """
+
+    def __init__(self, size: int, timeout: float | None = None) -> None:
+        """See the class."""
+        self.size, self.timeout = size, timeout
+        # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> LocalCrew:
+        """Prepare to start them."""
+        _refuse_to_begin()
+        self._lifeline, self._our_end = self._context.Pipe(duplex=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End them, whatever they do."""
+        with interrupt_held_back():
+            self._our_end.close()
+            deadline = time.monotonic() + _SHUTDOWN
+            for worker in self._workers:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+                self._end(worker)
+            self._lifeline.close()
+
+    def start(self, job: Job) -> None:
+        """Give a job to a process that has none, or to a new one."""
+        worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
+        worker.job, worker.waits = job, False
+        worker.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        with suppress(OSError):  # it has died meanwhile, which is noticed when it is looked at
+            worker.pipe.send(job)
+
+    def stop(self, job: Job) -> None:
+        """Let a job end that waits for an answer."""
+        for worker in self._workers:
+            if worker.job is job and worker.waits:
+                self._answer(worker, go_on=False)
+
+    def events(self) -> list[Event]:
+        """Wait until something happens."""
+        for worker in self._workers:
+            if worker.waits:
+                self._answer(worker, go_on=True)
+        busy = [worker for worker in self._workers if worker.job is not None]
+        deadlines = [worker.deadline for worker in busy if worker.deadline is not None]
+        left = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        wait([end for worker in busy for end in (worker.pipe, worker.process.sentinel)], left)
+        return [event for worker in busy for event in self._look(worker)]
+
+    def _look(self, worker: _Worker) -> list[Event]:
+        job = worker.job
+        assert job is not None
+        dead = worker.process.exitcode is not None  # before the pipe is read: nothing comes after that
+        try:
+            if worker.pipe.poll():
+                kind, value = worker.pipe.recv()
+                if kind == "said":
+                    worker.waits = True
+                    return [Said(job, value)]
+                worker.job = None
+                return [Ended(job, value) if kind == "ended" else Failed(job, value)]
+        except (EOFError, OSError):
+            dead = True
+        if dead:
+            worker.process.join()
+            code = worker.process.exitcode or 0
+            self._end(worker)
+            self._workers.remove(worker)
+            return [Failed(job, _GUARD) if code == _NO_GUARD else Lost(job, _why(code))]
+        if worker.deadline is not None and time.monotonic() >= worker.deadline:
+            self._end(worker)
+            self._workers.remove(worker)
+            return [Failed(job, f"{job.label} failed: it took longer than the {self.timeout:g} seconds of --timeout")]
+        return []
+
+    def _answer(self, worker: _Worker, *, go_on: bool) -> None:
+        worker.waits = False
+        with suppress(OSError):
+            worker.pipe.send(go_on)
+
+    def _new(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(self._lifeline, theirs))
+        with interrupt_held_back():
+            process.start()
+        theirs.close()
+        worker = _Worker(process, ours)
+        self._workers.append(worker)
+        return worker
+
+    def _end(self, worker: _Worker) -> None:
+        if worker.process.exitcode is None:
+            worker.process.kill()
+            worker.process.join()
+        worker.process.close()
+        worker.pipe.close()
+
+
+def _why(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _refuse_to_begin() -> None:
+    """End a worker that imports a script which starts workers: its parent says why."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.stderr.flush()
+        os._exit(_NO_GUARD)
+
+
+def _serve(lifeline: Connection, pipe: Connection) -> None:
+    """Carry out one job after the other, in a worker process."""
+    start_worker(lifeline)
+
+    def say(value: Any) -> None:
+        pipe.send(("said", value))
+        if not pipe.recv():
+            raise Stopped
+
+    while True:
+        try:
+            job: Job = pipe.recv()
+        except EOFError:
+            os._exit(0)  # not by return: threads that a task has started could keep the process for ever
+        try:
+            with exits_raise():
+                found = ("ended", job.call(*job.arguments, say if job.tells else None))
+        except Stopped:
+            found = ("ended", None)
+        except BaseException as error:  # SystemExit too
+            found = ("failed", job.failed(error))
+        try:
+            pipe.send(found)
+        except Exception as error:
+            pipe.send(("failed", job.failed(error)))

@@ -1,0 +1,146 @@
+"""Who carries out jobs: all alike, and whatever becomes of a job is told."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+
+import calls
+import pytest
+
+from steppe.lab import UserError
+from steppe.lab.crew.carrying import JobError, carry_out
+from steppe.lab.crew.executors import ExecutorCrew, cluster
+from steppe.lab.crew.here import Here
+from steppe.lab.crew.jobs import Job
+from steppe.lab.crew.local import LocalCrew
+
+
+def executor():
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+
+class Borrowed:
+    """An executor of processes, as somebody else's."""
+
+    def __enter__(self):
+        self.executor = executor()
+        return ExecutorCrew(self.executor, 2)
+
+    def __exit__(self, *error):
+        self.executor.shutdown()
+
+
+CREWS = {"processes": lambda: LocalCrew(2), "here": lambda: nullcontext(Here()), "executor": Borrowed}
+over_crews = pytest.mark.parametrize("make", CREWS.values(), ids=CREWS)
+
+
+def job(call, *arguments, key=None, **more):
+    return Job(key or call.__name__, f"the job {call.__name__}", call, arguments, **more)
+
+
+def carried(crew, jobs, **more):
+    left = iter(jobs)
+    return {job.key: result for job, result in carry_out(lambda: next(left, None), crew, **more)}
+
+
+@over_crews
+def test_every_job_is_carried_out_once(make):
+    with make() as crew:
+        found = carried(crew, [job(calls.square, x, key=("square", x)) for x in range(20)])
+    assert found == {("square", x): x * x for x in range(20)}
+
+
+@over_crews
+def test_nothing_to_do(make):
+    with make() as crew:
+        assert carried(crew, []) == {}
+
+
+@over_crews
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (job(calls.fails), r"^the job fails failed with ValueError: no such thing \(calls.py, line \d+\)$"),
+        (job(calls.ends, "exit"), r"^the job ends failed with SystemExit: 0 \(calls.py, line \d+\)$"),
+        (job(calls.ends, "_exit"), r"^the job ends failed with SystemExit: os._exit\(0\) \(calls.py, line \d+\)$"),
+    ],
+)
+def test_a_job_that_fails_is_named_with_file_and_line(make, made, message):
+    more = Job(made.key, made.label, made.call, made.arguments, file=calls.__file__)
+    with make() as crew, pytest.raises(JobError, match=message):
+        carried(crew, [more])
+
+
+def test_a_result_that_cannot_be_sent_has_failed():
+    with LocalCrew(1) as crew, pytest.raises(JobError, match=r"^the job cannot_be_sent failed with .*pickle"):
+        carried(crew, [job(calls.cannot_be_sent)])
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_job_whose_worker_dies_is_given_to_another(tmp_path, times):
+    warnings = []
+    with LocalCrew(2) as crew:
+        if times == 2:
+            found = carried(crew, [job(calls.dies, str(tmp_path), times), job(calls.square, 3)], warn=warnings.append)
+            assert found == {"dies": "done", "square": 9}
+        else:
+            with pytest.raises(
+                JobError, match=r"^a worker process died at the job dies \(signal 9\), as 2 others before"
+            ):
+                carried(crew, [job(calls.dies, str(tmp_path), times)], warn=warnings.append)
+    assert warnings == ["a worker process died at the job dies (signal 9); another one begins with it anew"] * 2
+
+
+def test_a_job_says_how_far_it_is_and_may_be_stopped():
+    heard = []
+
+    def said(job, value):
+        heard.append((job.key, value))
+        return job.key == "all" or value < 2
+
+    jobs = [job(calls.counts, 4, key="all", tells=True), job(calls.counts, 9, key="some", tells=True)]
+    with LocalCrew(2) as crew:
+        assert carried(crew, jobs, said=said) == {"all": 4, "some": None}
+    assert [value for key, value in heard if key == "all"] == [0, 1, 2, 3]
+    assert [value for key, value in heard if key == "some"] == [0, 1, 2]
+
+
+def test_a_job_that_takes_too_long_is_ended():
+    begun = time.monotonic()
+    with LocalCrew(1, timeout=1.5) as crew, pytest.raises(JobError, match=r"longer than the 1\.5 seconds of --timeout"):
+        carried(crew, [job(calls.sleeps, 600)])
+    assert time.monotonic() - begun < 60
+
+
+def test_workers_end_with_the_crew_whatever_they_do():
+    before = set(multiprocessing.active_children())
+
+    def broken_off():
+        with LocalCrew(2) as crew:
+            for i in range(2):
+                crew.start(job(calls.sleeps, 600, key=i))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_off()
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_workers_stay_for_the_next_job():
+    with LocalCrew(1) as crew:
+        found = carried(crew, [job(calls.where, key=i) for i in range(3)])
+    assert len(set(found.values())) == 1
+
+
+def test_threads_are_refused():
+    with ThreadPoolExecutor(1) as threads, pytest.raises(UserError, match="trials cannot run in threads"):
+        ExecutorCrew(threads, 1)
+
+
+def test_a_scheduler_that_is_not_there():
+    pytest.importorskip("distributed")
+    with pytest.raises(UserError, match="no Dask scheduler answers at nowhere://1"), cluster("nowhere://1"):
+        pass

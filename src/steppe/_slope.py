@@ -105,6 +105,8 @@ class Slope:
 
     def write_back(self) -> None:
         """Give vectors that were changed in another dtype than their own what they are now."""
+        if self.ops.kind:
+            return
         for g, changed in zip(self.scaled, self.grads, strict=True):
             if g.dtype is not changed.dtype:
                 g.copy_(changed)
@@ -134,19 +136,21 @@ class Slope:
             found.append(memory[name])
         return found
 
-    def keep(self, name: str, values: Tensors) -> None:
-        """Make tensors, one for every parameter, what the next steps `remember`.
+    def keep(self, name: str, values: Tensors, old: Tensors) -> None:
+        """Make tensors, one for every parameter, what the next steps `remember`, in place of ``old`` ones.
 
         Tiny ones go into the memory that there is: new ones that stay would set off a collection of all garbage.
         """
         if self.ops.tiny(values):
-            self.ops.copy_(self.remember(name, 0.0), values)
+            self.ops.copy_(old, values)
             return
         for owner, value in zip(self.owners, values, strict=True):
             self.state[owner][name] = value
 
     def forget_others(self, name: str) -> None:
         """Let go of what is remembered by ``name`` of parameters that are not among these."""
+        if len(self.state) == len(self.owners) + sum(room in self.state for room in ("engine", "shared")):
+            return  # there is nobody else
         owners = set(map(id, self.owners))
         for p, memory in self.state.items():
             if name in memory and id(p) not in owners:

@@ -101,7 +101,8 @@ class Reuse(Blend):
         rounded = size * square**0.5 * _rounding(sharp)
         before = self._length(sharp)
         length = rest.number_or_else(above(rest.norm, rounded), before)
-        rest.keep("orthogonal", rest.or_else(rest.grads, sharp.remember("orthogonal", 0.0)))
+        old = sharp.remember("orthogonal", 0.0)
+        rest.keep("orthogonal", rest.or_else(rest.grads, old), old)
         sharp.shared["length"] = length
         if length is not before:  # it is of this climb, and so must be all
             sharp.forget_others("orthogonal")
@@ -118,7 +119,7 @@ class Reuse(Blend):
 
 def _rounding(slope: Slope) -> float:
     """Return what part of a gradient may be the rounding of weights and gradients, or of sums, in at least float32."""
-    dtypes = {x.dtype for x in (*slope.params, *slope.scaled)}
+    dtypes = {slope.ops.kind[1]} if slope.ops.kind else {x.dtype for x in (*slope.params, *slope.scaled)}
     sums = {torch.promote_types(dtype, torch.float32) for dtype in dtypes}
     return max(max(4 * torch.finfo(x).eps for x in dtypes), max(16 * torch.finfo(x).eps for x in sums))
 

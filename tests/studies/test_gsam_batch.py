@@ -33,6 +33,7 @@ from steppe.measure.worst import M_APGD_LINF
 from steppe.studies.gsam_batch import design, report, run
 from steppe.studies.gsam_batch.claims import SHARPNESS, Claim, claims, judge
 from steppe.studies.gsam_batch.design import AT_EQUAL_UPDATES, COLUMNS, PRESETS, Preset
+from steppe.studies.verdicts import verdict as verdict_of
 
 EXAMPLES = {"smoke": 4000, "small": 4000, "paper": 49_920}  # of 50,000, 80 are set aside
 GROWN = [f"{name}+B" for name in ("sgd", "sam", "gsam")]
@@ -295,6 +296,10 @@ def test_p_values_are_corrected_within_the_claim():
     few = judge(three, [one for one in many if (one.config.row, one.config.seed) != ("gsam+B", 0)])
     assert few.differences[2] is None
     assert [one.p_holm for one in few.differences[:2]] == holm(raw[:2])
+
+
+def test_nothing_replicates_nothing():
+    assert verdict_of([], above=True) is None
 
 
 def test_holm_can_take_a_verdict_away():

@@ -291,3 +291,32 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch):
 def test_wrong_columns(texts, label, message):
     with pytest.raises(UserError, match=message):
         read("a.csv", texts, label)
+
+
+def test_labels_beyond_all_bounds_are_named(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text(f"text,label\ngood,1\nbad,{'9' * 5000}\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 3: the label has 5000 characters, and 200 are the most"):
+        read(file, ["text"], "label")
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "good", "label": 1}}\n{{"text": "bad", "label": {10**400}}}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: the label is a number that is too large"):
+        read(file, ["text"], "label")
+    file.write_text(f'{{"text": "good", "label": 1}}\n{{"text": "bad", "label": 1{"0" * 5000}}}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON: "):
+        read(file, ["text"], "label")
+
+
+def test_what_parquet_has_and_python_has_not(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    late = pyarrow.array([2**62], type=pyarrow.timestamp("us"))
+    nowhere = pyarrow.array([0], type=pyarrow.timestamp("us", tz="Nowhere/Land"))
+    for k, column in enumerate((late, nowhere)):
+        file = tmp_path / f"{k}.parquet"
+        parquet.write_table(pyarrow.table({"text": ["a"], "label": column}), file)
+        with pytest.raises(UserError) as caught:
+            read(file, ["text"], "label")
+        assert str(file) in str(caught.value)
+        assert "\n" not in str(caught.value)

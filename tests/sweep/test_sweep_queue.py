@@ -6,16 +6,17 @@ import sqlite3
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from dataclasses import replace
 
 import optuna
 import pytest
 import sqlalchemy
-from steppe.lab.sweeping.storage import file_url
 
 from steppe.lab.errors import RunError, UserError
 from steppe.lab.judge.points import MOST_LOST, SeedResult
+from steppe.lab.store.database import file_url, shown_url
 from steppe.lab.sweeping import worker
 from steppe.lab.sweeping.queue import Lost, Queue
 
@@ -381,3 +382,23 @@ def test_an_error_puts_the_setting_back(planned, task):
     queue.fill()
     assert [(point.state, point.lost) for point in queue.points()] == [("waiting", 0)]
     queue.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me@127.0.0.1:1/x?password=hunter2",
+        "postgresql+psycopg://me:hunter2@127.0.0.1:1/x?sslpassword=hunter2&connect_timeout=1",
+        "me:hunter2@127.0.0.1/x",
+        "postgresql://me:hunter2@127.0.0.1:port/x",
+        "sqlite:///:memory:?password=hunter2",
+        "nothing://me:hunter2@127.0.0.1/x?token=hunter2",
+    ],
+)
+def test_no_secret_of_a_url_is_ever_said(planned, url):
+    with pytest.raises(UserError) as caught:
+        Queue(planned(storage=url))
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in shown_url(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    assert "\n" not in str(caught.value)

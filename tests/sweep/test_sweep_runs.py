@@ -110,7 +110,7 @@ def test_workers_that_are_killed_at_any_moment(planned, task, storage, tmp_path,
 OPEN = """
 import sys, time
 from pathlib import Path
-from steppe.lab.sweeping.storage import close, open_storage
+from steppe.lab.store.database import close, open_storage
 
 url, ready, go = sys.argv[1:]
 Path(ready).touch()

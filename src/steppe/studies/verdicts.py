@@ -28,10 +28,10 @@ def verdict(differences: Sequence[Difference | None], *, above: bool) -> Verdict
         above: Whether the right way is up.
 
     Returns:
-        The verdict; None if a difference is not known.
+        The verdict; None if there is no difference, or one is not known.
     """
     known = [one for one in differences if one is not None]
-    if len(known) < len(differences):
+    if len(known) < len(differences) or not known:
         return None
     right = sum(one.significant and (one.value > 0) == above for one in known)
     wrong = sum(one.significant and (one.value > 0) != above for one in known)

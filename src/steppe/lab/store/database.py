@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
@@ -17,7 +18,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from ..errors import RunError, UserError, one_line
+from ..errors import RunError, UserError, one_line, shortened
 
 GRACE = 3
 """How many heartbeats may fail to come before a worker is taken for dead."""
@@ -33,6 +34,7 @@ _PACKAGES = {
     "pyodbc": "pyodbc",
 }
 _AT_ONCE = ("already exists", "duplicate", "unique", "locked", "deadlock")  # somebody makes the tables too
+_NO_SECRETS = ("application_name", "charset", "mode", "sslmode", "timeout", "uri")
 _TRIES = 20
 _WAITS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 _SQLITE_TIMEOUT = 120
@@ -71,7 +73,8 @@ def open_storage(url: str, heartbeat: int) -> RDBStorage:
     except ImportError as error:
         raise _missing_driver(url, error) from error
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:  # or tables of another version of Optuna
-        raise UserError(f"the storage {shown_url(url)} cannot be used: {one_line(_root(error))}") from error
+        reason = shortened(without_secrets(one_line(_root(error)), url))
+        raise UserError(f"the storage {shown_url(url)} cannot be used: {reason}") from None
     if sqlite:
         _lock_before_reading(storage.engine)
     return storage
@@ -96,11 +99,30 @@ def close(storage: RDBStorage) -> None:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL without its password."""
+    """Return a URL without its password, nor anything in its query that may be one."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return repr(url)
+        parsed = sqlalchemy.make_url(url)
+        query = {name: value if name.lower() in _NO_SECRETS else "***" for name, value in parsed.query.items()}
+        return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    except (ArgumentError, ValueError):
+        plain = not any(character in url for character in "@=?")
+        return repr(url) if plain else "given, which is not shown since it may have a password,"
+
+
+def without_secrets(text: str, url: str) -> str:
+    """Return what a driver said without the secrets of a URL."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (ArgumentError, ValueError):
+        return text.replace(url, "***")
+    values = [value for name, value in parsed.query.items() if name.lower() not in _NO_SECRETS]
+    secrets = [
+        str(parsed.password or ""),
+        *(part for value in values for part in ([value] if isinstance(value, str) else value)),
+    ]
+    for secret in (url, *secrets, *map(quote, secrets)):
+        text = text.replace(secret, "***") if secret else text
+    return text
 
 
 @contextmanager
@@ -116,12 +138,12 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def patiently(call: Callable[[], _Result], where: str) -> _Result:
+def patiently(call: Callable[[], _Result], url: str) -> _Result:
     """Ask the database again after a moment if it fails, as when it restarts.
 
     Args:
         call: What to do; it may have been done although it failed.
-        where: The database, for the message.
+        url: The database, for the message.
 
     Raises:
         RunError: It went on failing for a quarter of a minute.
@@ -131,7 +153,8 @@ def patiently(call: Callable[[], _Result], where: str) -> _Result:
             return call()
         except (SQLAlchemyError, StorageInternalError) as error:
             if wait is None:
-                raise RunError(f"the storage {where} failed: {one_line(_root(error))}") from error
+                reason = shortened(without_secrets(one_line(_root(error)), url))
+                raise RunError(f"the storage {shown_url(url)} failed: {reason}") from None
             time.sleep(wait)
     raise AssertionError  # not reached
 
@@ -154,13 +177,15 @@ def _is_sqlite(url: str) -> bool:
         parsed = sqlalchemy.make_url(url)
         backend = parsed.get_backend_name()
         parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError):
         raise UserError(
             f"the storage {shown_url(url)} is no URL of a database; write for example sqlite:///FOLDER/sweep.db or "
             "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-        ) from error
+        ) from None
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise UserError(f"the storage {url} is in the memory of one process; name a file: sqlite:///FOLDER/sweep.db")
+        raise UserError(
+            f"the storage {shown_url(url)} is in the memory of one process; name a file: sqlite:///FOLDER/sweep.db"
+        )
     return backend == "sqlite"
 
 

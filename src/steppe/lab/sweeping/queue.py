@@ -154,7 +154,7 @@ class Queue:
     def __init__(self, plan: SweepPlan) -> None:
         """Open the storage, and make the study if need be."""
         self.definition: Definition = plan.definition
-        self.where = shown_url(plan.storage)
+        self._url, self.where = plan.storage, shown_url(plan.storage)
         self.settings = self.definition.settings
         self.storage = open_storage(plan.storage, self.definition.heartbeat)
         try:
@@ -323,7 +323,7 @@ class Queue:
 
     def ask(self, call: Callable[[], _Result]) -> _Result:
         """Ask the database, again and again if it fails for a moment."""
-        return patiently(call, self.where)
+        return patiently(call, self._url)
 
 
 def _chosen(attempts: list[FrozenTrial]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from ...errors import UserError, nearest, one_line
 Label: TypeAlias = "str | float | int"
 
 _NUMBERS_SHOWN = 5
+_LONGEST_LABEL = 200
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,15 @@ class Table:
         if name != self.wanted[-1]:
             return None if isinstance(value, str) else f"{name!r} is not a text but {shown(value)}"
         if isinstance(value, str):
+            if len(value.strip()) > _LONGEST_LABEL:
+                return f"the label has {len(value.strip())} characters, and {_LONGEST_LABEL} are the most"
             return "the label is not a number (NaN)" if value.strip().lower() == "nan" else None
         if not isinstance(value, (int, float)):
             return f"the label is neither a text nor a number but {shown(value)}"
-        return None if math.isfinite(value) else f"the label is not a finite number but {value}"
+        try:
+            return None if math.isfinite(value) else f"the label is not a finite number but {value}"
+        except OverflowError:
+            return "the label is a number that is too large"
 
     def refuse(self, number: int, problem: str) -> UserError:
         """Return the error for a file that cannot be read beyond a row."""
@@ -131,5 +137,8 @@ def _label(value: Any) -> Label:
 
 def shown(value: object) -> str:
     """Return the type of a value and its beginning."""
-    text = one_line(repr(value))
+    try:
+        text = one_line(repr(value))
+    except ValueError:  # a number with very many digits
+        text = "with very many digits"
     return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import UserError, missing_extra, one_line
+from ...errors import UserError, missing_extra, one_line, shortened
 from .rows import Rows, Table, shown
 
 
@@ -156,7 +156,11 @@ def _parquet(table: Table, data: bytes) -> None:
         found = opened.read(columns=table.wanted)
     except (ArrowException, OSError, NotImplementedError) as error:
         raise UserError(f"{table.file}: this is not a parquet file: {one_line(error)}; write it again") from error
-    columns = [found.column(name).to_pylist() for name in table.wanted]
+    try:  # it may have times, zones and bytes that Python has not
+        columns = [found.column(name).to_pylist() for name in table.wanted]
+    except (ArrowException, LookupError, OverflowError, ValueError) as error:
+        reason = shortened(one_line(error))
+        raise UserError(f"{table.file}: a value cannot be read: {reason}; write texts and numbers") from error
     for number, values in enumerate(zip(*columns, strict=True), start=1):
         table.add(number, values)
 

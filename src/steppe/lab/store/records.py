@@ -80,16 +80,19 @@ def _read(path: Path) -> Record:
     if not path.is_file():  # a pipe would be waited for
         raise _refused(path, "it is no file")
     try:
-        return Record.model_validate_json(path.read_bytes(), strict=True)
+        record = Record.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        reason = one_line(first["msg"]).removeprefix("Value error, ")
+        reason = one_line(first["msg"])
         raise _refused(path, f"{where}: {reason}" if where else reason) from error
     except OSError as error:
         raise _refused(path, error.strerror or "it cannot be read") from error
     except (ValueError, OverflowError, RecursionError) as error:
         raise _refused(path, one_line(error)) from error
+    if record.problem is not None:
+        raise _refused(path, record.problem)
+    return record
 
 
 def _refused(path: Path, reason: str) -> UserError:

@@ -7,8 +7,6 @@ import json
 import platform
 from typing import Literal
 
-from pydantic import model_validator
-
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
 
@@ -145,20 +143,21 @@ class Record(Model):
     seconds: float
     versions: dict[str, str]
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> Record:
+    @property
+    def problem(self) -> str | None:
+        """What contradicts itself in this record, if something does."""
         finished = self.status == "finished"
         if (self.final is not None) != finished or (self.diverged is None) != finished:
-            raise ValueError(f"a trial that has {self.status} has {'final numbers' if finished else 'a place of that'}")
+            return f"a trial that has {self.status} has {'final numbers' if finished else 'a place of that'}"
         lengths = {name: len(getattr(self.curve, name)) for name in _BY_EPOCH}
         if len(set(lengths.values())) > 1 or (finished and not lengths["seconds"]):
-            raise ValueError(f"the lists of its curve must have a number for each epoch, got {lengths}")
+            return f"the lists of its curve must have a number for each epoch, got {lengths}"
         numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)
         if min(numbers) < 0:
-            raise ValueError(f"counts and seconds must not be negative, got {min(numbers)}")
+            return f"counts and seconds must not be negative, got {min(numbers)}"
         if finished and self.config.test and self.final is not None and self.final.test_metric is None:
-            raise ValueError("it has read the test data, but has no test_metric")
-        return self
+            return "it has read the test data, but has no test_metric"
+        return None
 
 
 _BY_EPOCH = ("train_loss", "validation_loss", "validation_metric", "gradient_evaluations", "examples", "seconds")

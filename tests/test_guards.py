@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -228,6 +229,22 @@ def test_another_closure_that_does_not_zero_is_refused_too(case):
     with pytest.raises(RuntimeError, match="The closure does not zero the gradients"):
         opt.step(backward_of(problem, batch))
     assert same_bits(weights(problem.model), before)
+
+
+@over_two_passes
+def test_nothing_of_a_closure_is_held(case):
+    """It may be a partial, which has the batch."""
+    problem, opt, batch = ready(case)
+    held = torch.zeros(3)
+    watch = weakref.ref(held)
+
+    def evaluate(_, batch):
+        return problem.closure(opt, batch)()
+
+    opt.step(partial(evaluate, held, batch=batch))
+    del held
+    assert watch() is None
+    assert opt._zeroes in (None, evaluate.__code__)
 
 
 @over_two_passes

@@ -31,8 +31,14 @@ def need_gradient(params: Sequence[Tensor], when: str) -> None:
 
 
 def code_of(closure: Callable[..., Any]) -> object:
-    """Return what two closures have in common that do the same, made anew for every batch: their code."""
-    return getattr(closure, "__code__", None) or getattr(closure, "__func__", closure)
+    """Return what two closures have in common that do the same, made anew for every batch: their code, or their class.
+
+    It holds nothing of a batch.
+    """
+    inner: Any = closure
+    while isinstance(inner, partial):
+        inner = inner.func
+    return getattr(inner, "__code__", type(inner))
 
 
 def evaluate(closure: Callable[[], Result]) -> Result:

@@ -33,6 +33,7 @@ WRONG = {
     "too many epochs": ("epochs: 1000000000000000000", ":1: epochs: must be less than or equal to 1000000"),
     "too many updates": ("updates: 1000000000", ":1: updates: must be less than or equal to 1000000"),
     "a huge number": (f"epochs: 1{'0' * 400}", ":1: epochs: must be less than or equal to 1000000"),
+    "a field with an end of line": ('"\\n": 1', r":1: \?: unknown field"),
     "no time": ("timeout: 0", ":1: timeout: must be greater than 0"),
     "an arm of dots": ("settings: {..: {method: sam}}", "the name of an arm must be"),
 }

@@ -12,12 +12,13 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
-from ..errors import UserError, nearest, one_line
+from ..errors import UserError, nearest, one_line, shortened
 from ..trials.fields import Count, Model, Number, as_number
 from ..trials.schedules import DEFAULTS, Schedules, known_fields
 from .reading import read
 
 _RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
+_LONGEST = 1000
 _ARM = re.compile(r"[A-Za-z0-9+_.@-]{1,40}")  # it becomes part of file names
 
 _AnyModel = TypeVar("_AnyModel", bound=Model)
@@ -139,7 +140,7 @@ def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in _path(problem["loc"], given))
-        raise UserError(f"{prefix}{name}: {_reason(problem)}") from error
+        raise UserError(shortened(f"{prefix}{name}: {_reason(problem)}", _LONGEST)) from error
 
 
 def from_file(path: Path) -> Options:
@@ -165,7 +166,7 @@ def from_file(path: Path) -> Options:
         problem = error.errors()[0]
         place = _path(problem["loc"], content)
         name = ".".join(str(part) for part in place)
-        raise UserError(f"{path}:{_line(tree, place)}: {name}: {_reason(problem)}") from error
+        raise UserError(f"{path}:{_line(tree, place)}: {shortened(f'{name}: {_reason(problem)}', _LONGEST)}") from error
 
 
 def merge(over: _AnyModel, under: _AnyModel) -> _AnyModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -64,12 +65,20 @@ class LocalCrew:
     ) -> None:
         """End them, whatever they do."""
         with interrupt_held_back():
+            if kind is None:  # in good order: what libraries hold in the system is given back
+                for worker in self._workers:
+                    worker.pipe.close()
+                self._wait()
             self._our_end.close()
-            deadline = time.monotonic() + _SHUTDOWN
+            self._wait()
             for worker in self._workers:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
                 self._end(worker)
             self._lifeline.close()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _SHUTDOWN
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
 
     def start(self, job: Job) -> None:
         """Give a job to a process that has none, or to a new one."""
@@ -169,6 +178,8 @@ def _serve(lifeline: Connection, pipe: Connection) -> None:
         try:
             job: Job = pipe.recv()
         except EOFError:
+            if all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+                return
             os._exit(0)  # not by return: threads that a task has started could keep the process for ever
         try:
             with exits_raise():

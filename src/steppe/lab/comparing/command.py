@@ -29,7 +29,8 @@ def compare(
         ),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that a trial may take.", show_default="no limit")
+        float | None,
+        typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
     ] = None,
     keep_weights: Annotated[
         bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)

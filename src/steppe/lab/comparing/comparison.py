@@ -52,10 +52,11 @@ def compare(
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
         jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
-        timeout: Seconds that a trial may take, above 0; one that takes longer is ended, and the comparison with it.
+        timeout: Seconds that a trial may take, above 0, the start of its worker included; one that takes longer is
+            ended, and the comparison with it.
         crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
             ``tcp://HOST:8786``, or an executor of ``concurrent.futures``, which gets `jobs` trials at a time. Files are
-            written here alone.
+            written here alone. The file of a task travels along; what it imports must be there already.
         out: Where to write; by default ``runs/TASK-BASE``.
         settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``. A name that is
             no method makes an arm, another row of the table: ``{"sam+": {"method": "sam", "rho": 0.2}}``. ``schedules``

@@ -104,7 +104,7 @@ def cluster(address: str) -> Iterator[ExecutorCrew]:
     with client:
         threads: dict[str, int] = client.nthreads()
         if not threads:
-            raise RunError(f"the Dask scheduler at {address} has no worker; start some: dask worker {address}")
+            raise RunError(f"the Dask scheduler at {address} has no worker; start: dask worker {address} --nthreads 1")
         if max(threads.values()) > 1:
             raise UserError(
                 f"workers of the Dask scheduler at {address} have several threads, which share their random state; "

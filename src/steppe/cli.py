@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """Run the command line, and end this process even where a thread that a task has started would not let it."""
-    code = main()
+    from .lab.crew.processes import terminated_like_interrupted
+
+    with terminated_like_interrupted():
+        code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):

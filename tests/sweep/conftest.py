@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -16,13 +17,13 @@ import pytest
 
 import steppe
 from steppe import cli
+from steppe.lab.crew.here import Here
 from steppe.lab.plans import options as config
 from steppe.lab.plans.sweep import SweepPlan, plan
-from steppe.lab.sweeping import worker
-from steppe.lab.sweeping.queue import Queue
-from steppe.lab.sweeping.sweeping import Sweep
+from steppe.lab.sweeping.sweeping import Sweep, run
 
 SOURCE = Path(steppe.__file__).parents[1]
+_COUNTED = itertools.count()
 
 TASK = """
 import multiprocessing, os, time
@@ -68,12 +69,12 @@ def task(tmp_path: Path) -> Callable[..., str]:
 def planned(tmp_path: Path, task) -> Callable[..., SweepPlan]:
     """Plan a sweep of SAM over SGD."""
 
-    def make(grid=("rho=0.05,0.1", "lr=0.01,0.1"), name="square", **more) -> SweepPlan:
+    def make(grid=("rho=0.05,0.1", "lr=0.01,0.1"), **more) -> SweepPlan:
         fields = {"base": "sgd", "seeds": 1, "out": str(tmp_path / "out"), "jobs": 1}
         fields |= {key: more.pop(key) for key in list(more) if key in config.Options.model_fields}
         asked = config.from_flags(fields).model_copy(update={"methods": (more.pop("method", "sam"),)})
         source = fields["task"] if "task" in fields else task()
-        return plan(source, grid, asked, **{"heartbeat": 1, "study": name, **more})
+        return plan(source, grid, asked, **more)
 
     return make
 
@@ -82,15 +83,7 @@ def planned(tmp_path: Path, task) -> Callable[..., SweepPlan]:
 def alone() -> Callable[[SweepPlan], Sweep]:
     """Carry out a sweep in this process."""
 
-    def run(made: SweepPlan) -> Sweep:
-        queue = Queue(made)
-        try:
-            worker.work(made, queue, "alone")
-            return Sweep(made, tuple(queue.points()))
-        finally:
-            queue.close()
-
-    return run
+    return lambda made: run(made, joined=Here)
 
 
 @pytest.fixture
@@ -166,6 +159,13 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def storage(request: pytest.FixtureRequest) -> str | None:
-    """A database: None is the file in the output folder."""
-    return None if request.param == "sqlite" else request.getfixturevalue("postgres")
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that is there for the test alone."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'copy.db'}"
+    import psycopg
+
+    server, name = request.getfixturevalue("postgres"), f"test{next(_COUNTED)}"
+    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("/postgres", f"/{name}")

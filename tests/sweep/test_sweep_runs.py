@@ -1,30 +1,21 @@
-"""Real processes on real databases, some of which are killed."""
+"""Real commands and real processes, some of which are killed."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 
-from steppe.lab.crew.processes import Processes
-from steppe.lab.errors import RunError
-from steppe.lab.judge.points import points
-from steppe.lab.sweeping import worker
-from steppe.lab.sweeping.queue import Queue
-from steppe.lab.sweeping.runner import run
+from steppe.lab.sweeping.sweeping import run
 from steppe.lab.trials.trial import run_trial
 
-WORDS = ["sweep", "--method", "sam", "--base", "sgd", "--heartbeat", "1", "--jobs", "1"]
+WORDS = ["sweep", "--method", "sam", "--base", "sgd"]
 
 
 def wait_until(condition, seconds=90.0):
@@ -65,165 +56,131 @@ def check_found(made, found):
             assert result.test_metric == alone.final.test_metric
 
 
-def test_workers_that_are_killed_at_any_moment(planned, task, storage, tmp_path, request):
+def test_workers_that_are_killed_at_any_moment(start, task, planned, tmp_path):
     """Nothing is lost, and nothing is done twice but what the dead had begun."""
-    seeds = 2
-    made = planned(
-        ("rho=0.02:0.2:4log", "lr=0.01,0.03"),
-        storage=storage,
-        seeds=seeds,
-        task=task(pause=0.004),
-        name=request.node.name,
-    )
-    chance, killed, kills = random.Random(3), 0, 3 if storage is None else 2
-    failures = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    queue = Queue(made)  # looks on
-    with Processes() as crew:
-        running = [crew.start(worker.main, made, "killed", failures[1]) for _ in range(2)]
-        wait_until(lambda: trained(tmp_path) > 0)
-        end = time.monotonic() + 150
-        while running:
-            assert time.monotonic() < end, "waited too long"
-            for process in [process for process in running if process.exitcode is not None]:
-                running.remove(process)
-                if process.exitcode != 0:
-                    assert process.exitcode == -signal.SIGKILL
-                    running.append(crew.start(worker.main, made, "killed", failures[1]))
-            settled = sum(point.settled for point in queue.points())
-            if killed < kills and settled > 2 * killed and len(running) == 2:  # also one that has not begun yet
-                os.kill(chance.choice(running).pid, signal.SIGKILL)
-                killed += 1
-            time.sleep(chance.uniform(0.0, 0.3))
-    assert not failures[0].poll()
-    for end_of_pipe in failures:
-        end_of_pipe.close()
-    found, trials = queue.points(), queue._trials()
-    queue.close()
-    assert killed == kills
+    seeds, kills = 2, 3
+    out = tmp_path / "out"
+    words = [*WORDS, "--jobs", 2, "--task", task(pause=0.004), "--grid", "rho=0.02:0.2:4log", "lr=0.01,0.03"]
+    process = start([*words, "--seeds", seeds, "--out", out])
+    chance, killed, dead = random.Random(3), 0, set()
+    wait_until(lambda: trained(tmp_path) > 0)
+    end = time.monotonic() + 150
+    while process.poll() is None:
+        assert time.monotonic() < end, "waited too long"
+        began = (tmp_path / "trained.txt").read_text().split()  # three newcomers would die at the same trial
+        there = [pid for pid in workers_of(process) if pid not in dead and began.count(str(pid)) > 1]
+        if killed < kills and len(list((out / "trials").glob("*.json"))) > 3 * killed and there:
+            dead.add(pid := chance.choice(there))
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        time.sleep(chance.uniform(0.0, 0.2))
+    said, error = process.communicate()
+    assert (process.returncode, error, killed) == (0, "", kills)
+    assert said.count("; another one begins with it anew") <= kills  # some had nothing to do
+    made = planned(("rho=0.02:0.2:4log", "lr=0.01,0.03"), seeds=seeds, task=f"{tmp_path / 'square.py'}:task")
+    before = trained(tmp_path)
+    found = run(made).points
+    assert trained(tmp_path) == before <= 8 * seeds + killed
     check_found(made, found)
-    assert 8 * seeds <= trained(tmp_path) <= 8 * seeds + killed
-    completed = [trial.user_attrs["slot"] for trial in trials if trial.state.name == "COMPLETE"]
-    assert sorted(completed) == list(range(8))
-    assert [point.state for point in points(trials, [], 8)] == ["finished"] * 8
+    assert list((out / "trials").glob(".*")) == []
 
 
-OPEN = """
-import sys, time
-from pathlib import Path
-from steppe.lab.store.database import close, open_storage
-
-url, ready, go = sys.argv[1:]
-Path(ready).touch()
-while not Path(go).exists():
-    pass
-storage = open_storage(url, 1)
-print(storage.get_all_studies())
-close(storage)
-"""
-
-
-def test_several_make_the_tables_at_the_same_instant(storage, tmp_path):
-    url = f"sqlite:///{tmp_path / 'new.db'}"
-    if storage is not None:
-        import psycopg
-
-        with psycopg.connect(storage.replace("+psycopg", ""), autocommit=True) as connection:
-            connection.execute("CREATE DATABASE empty")
-        url = storage.replace("/postgres", "/empty")
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", OPEN, url, tmp_path / f"ready{i}", tmp_path / "go"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(4)
-    ]
-    try:
-        wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 4)
-        (tmp_path / "go").touch()
-        assert [process.communicate(timeout=60) for process in running] == [("[]\n", "")] * 4
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_command_that_is_killed_and_again(start, task, tmp_path, sampler):
+    what = ["--grid", "lr=0.01:0.1:6log"] if sampler == "grid" else ["--grid", "lr=0.01:0.1:log", "--trials", 6]
+    words = [*WORDS, "--task", task(pause=0.002), *what, "--sampler", sampler, "--seeds", 2, "--prune", "--jobs", 2]
+    for count in (3, 7):
+        process = start([*words, "--out", tmp_path / "killed"])
+        wait_until(lambda count=count: len(list((tmp_path / "killed/trials").glob("*.json"))) >= count)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    points = []
+    for name in ("killed", "whole"):
+        process = start([*words, "--out", tmp_path / name])
+        out, error = process.communicate(timeout=120)
+        assert (process.returncode, error) == (0, "")
+        assert out.startswith("3 of 6 settings were done before\n") or name == "whole" or "settings were done" in out
+        content = json.loads((tmp_path / name / "sweep.json").read_text())["points"]
+        points.append([(point["setting"], point["state"], point["validation"]) for point in content])
+    assert points[0] == points[1]
+    assert not list((tmp_path / "killed").rglob(".*.tmp"))
 
 
-def test_two_commands_at_the_same_instant(start, task, tmp_path):
-    """On one machine or on two: both take part, both wait for the end, and both write the whole report."""
-    words = [*WORDS, "--task", task(pause=0.01), "--grid", "rho=0.05,0.1", "lr=0.01:0.1:4log", "--seeds", 1]
-    words += ["--storage", f"sqlite:///{tmp_path / 'both.db'}"]
-    both = [start([*words, "--out", tmp_path / name]) for name in ("one", "two")]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [(process.returncode, error) for process, (_, error) in zip(both, said, strict=True)] == [(0, "")] * 2
-    assert trained(tmp_path) == 8  # each of the settings once
-    pids = (tmp_path / "trained.txt").read_text().split()
-    assert len(set(pids)) == 2
-    results = [json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("one", "two")]
-    assert results[0]["points"] == results[1]["points"]
-    assert results[0]["best"] == results[1]["best"]
-    for out, _ in said:
-        assert len(re.findall(r"^\d/8  rho \S+, lr \S+: validation squared error [\d.]+, [\d.]+ s$", out, re.M)) > 0
-        assert "Best of 8: rho " in out
-
-
-def test_ctrl_c_and_again(start, task, tmp_path):
-    words = [*WORDS, "--task", task(pause=0.02), "--grid", "rho=0.05,0.1,0.2", "--seeds", 2, "--out", tmp_path / "out"]
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_again(start, task, tmp_path, how):
+    words = [*WORDS, "--task", task(pause=0.02), "--grid", "rho=0.05,0.1,0.2", "--seeds", 2, "--jobs", 1]
+    words += ["--out", tmp_path / "out"]
     process = start(words)
     wait_until(lambda: trained(tmp_path) >= 4)  # the second setting's second seed runs
     (child,) = workers_of(process)
-    os.killpg(process.pid, signal.SIGINT)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    message = r"steppe: interrupted: 1 of 3 settings are done and kept in sqlite:\S+; the same command continues.*\n"
+    message = r"steppe: interrupted: 1 of 3 settings are done and kept in \S+; the same command continues from there\n"
     assert re.fullmatch(message, error)
     assert not Path(f"/proc/{child}").exists()
-    left = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'out/sweep.db'}").get_trials()
-    assert {trial.state.name for trial in left} == {"FAIL", "COMPLETE", "WAITING"}  # nothing runs: back at once
     again = start(words)
     out, error = again.communicate(timeout=120)
     assert (again.returncode, error) == (0, "")
     assert out.startswith("1 of 3 settings were done before\n")
     assert trained(tmp_path) == 7  # six, and the one that was interrupted; what its first seed found was kept
     content = json.loads((tmp_path / "out/sweep.json").read_text())
-    assert [(point["state"], point["lost"], len(point["seeds"])) for point in content["points"]] == [
-        ("finished", 0, 2)
-    ] * 3
+    assert [(point["state"], len(point["seeds"])) for point in content["points"]] == [("finished", 2)] * 3
 
 
-def test_a_worker_that_dies_is_replaced_and_a_deadly_setting_given_up(command, task, tmp_path):
-    deadly = task(also="if multiprocessing.parent_process() is not None: os._exit(9)")
-    words = [*WORDS, "--task", deadly, "--grid", "rho=0.05", "--seeds", 1, "--heartbeat", 60, "--out", tmp_path / "out"]
+DEADLY = "if multiprocessing.parent_process() is not None and {}: os.kill(os.getpid(), 9)"
+
+
+def test_a_deadly_setting_is_given_up_and_the_others_go_on(command, task, tmp_path):
+    once = tmp_path / "first"
+    deadly = task(also=DEADLY.format(f"len(Path({str(tmp_path)!r}, 'trained.txt').read_text().split()) <= 3"))
+    words = [*WORDS, "--task", deadly, "--grid", "rho=0.05,0.1", "--seeds", 1, "--jobs", 1, "--out", tmp_path / "out"]
     code, out, error = command(*words)
-    assert (code, error) == (1, "steppe: 1 of 1 settings were given up, since workers died at them\n")
-    assert out.count("warning: a worker process died (exit code 9); another one takes its place") == 3
-    assert trained(tmp_path) == 3
-    assert "1/1  rho 0.05: given up" in out
-    assert "Of 1 settings, 1 given up (3 workers died at it)." in (tmp_path / "out/table.md").read_text()
+    assert (code, error) == (1, "steppe: 1 of 2 settings were given up, since workers died at them\n")
+    died = "warning: a worker process died at the trial sam, seed 1000, rho 0.05 (signal 9)"
+    assert out.count(f"{died}; another one begins with it anew\n") == 2
+    assert out.count(f"{died}, as 2 others before, perhaps for lack of memory (try fewer --jobs)\n") == 1
+    assert "1/2  rho 0.05: given up" in out
+    assert "2/2  rho 0.1: validation squared error" in out
+    assert "Of 2 settings, 1 given up (workers died at it)." in (tmp_path / "out/table.md").read_text()
+    code, out, error = command(*words)  # it is tried again: there may be more memory now
+    assert (code, error) == (0, "")
+    assert not once.exists()
+    assert trained(tmp_path) == 5
 
 
-def die(*rest):
-    os._exit(9)
-
-
-def test_workers_that_die_before_they_begin(planned, monkeypatch):
-    made = planned()
-    monkeypatch.setattr("steppe.lab.sweeping.runner.worker.main", die)
-    message = (
-        r"^worker processes die before they begin \(exit code 9\); is there memory for them\?; 0 of 4 settings are"
+def test_where_all_workers_die_the_sweep_ends(command, task, tmp_path):
+    words = [*WORDS, "--task", task(also=DEADLY.format(True)), "--grid", "rho=0.01:1:9log", "--seeds", 1, "--jobs", 1]
+    code, _, error = command(*words, "--out", tmp_path / "out")
+    assert code == 1
+    assert re.fullmatch(
+        r"steppe: a worker process died at the trial sam, seed 1000, rho 0.03162 \(signal 9\), as 2 others before, "
+        r"perhaps for lack of memory \(try fewer --jobs\); 2 of 9 settings are done and kept in \S+; the same .*\n",
+        error,
     )
-    with pytest.raises(RunError, match=message):
-        run(made)
+    assert trained(tmp_path) == 9
 
 
 def test_an_error_in_the_users_task_stops_and_keeps(command, task, tmp_path):
     wrong = task(also="if torch.initial_seed() == 1001: raise ValueError('no model')")
     out = tmp_path / "out"
-    code, _, error = command(*WORDS, "--task", wrong, "--grid", "rho=0.05,0.1", "--seeds", 2, "--out", out)
+    words = [*WORDS, "--task", wrong, "--grid", "rho=0.05,0.1", "--seeds", 2, "--jobs", 1]
+    code, _, error = command(*words, "--out", out)
     assert code == 1
     assert re.fullmatch(
-        r"steppe: the trial sam, seed 1001 failed with ValueError: no model \(square.py, line \d+\), with rho 0.05; "
-        r"0 of 2 settings are done and kept in sqlite:\S+; the same command continues from there\n",
+        r"steppe: the trial sam, seed 1001, rho 0.05 failed with ValueError: no model \(square.py, line \d+\); "
+        r"0 of 2 settings are done and kept in \S+; the same command continues from there\n",
         error,
     )
     assert not (out / "sweep.json").exists()
+    assert len(list((out / "trials").iterdir())) == 1
+
+
+def test_a_trial_that_takes_too_long_ends_the_sweep(command, task, tmp_path):
+    words = [*WORDS, "--task", task(pause=60), "--grid", "rho=0.05", "--seeds", 1, "--timeout", 3]
+    code, _, error = command(*words, "--out", tmp_path / "out")
+    assert code == 1
+    assert "the trial sam, seed 1000, rho 0.05 failed: it took longer than the 3 seconds of --timeout; 0 of 1" in error

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import json
+import os
+from statistics import median
 
+import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.pruners import MedianPruner
 
-from steppe.lab import sweep
-from steppe.lab.errors import UserError
-from steppe.lab.judge.points import Point, SeedResult, score
+from steppe.lab import UserError, sweep
+from steppe.lab.crew.here import Here
+from steppe.lab.crew.local import LocalCrew
+from steppe.lab.judge.points import Point, SeedResult, point, score
+from steppe.lab.judge.pruning import falls_behind, medians
 from steppe.lab.plans.options import Options
 from steppe.lab.plans.sweep import plan
-from steppe.lab.sweeping.queue import Queue
+from steppe.lab.sweeping.sweeping import run
 
 
-def test_random_settings_depend_on_their_number_alone(planned, alone):
+def test_random_settings_depend_on_their_number_alone(planned, alone, tmp_path):
     grid = ("rho=0.01:1:log", "lr=0.01:0.1", "nesterov=true,false")
     more = {"settings": {"sam": {"momentum": 0.9}}, "sampler": "random", "trials": 9}
-    first = [point.setting for point in alone(planned(grid, "first", **more)).points]
-    again = [point.setting for point in alone(planned(grid, "again", **more)).points]
-    assert first == again
+    first = [point.setting for point in alone(planned(grid, **more)).points]
+    other = planned(grid, out=str(tmp_path / "other"), **{**more, "trials": 4})
+    assert [point.setting for point in alone(other).points] == first[:4]
     assert len({setting["rho"] for setting in first}) == 9
     assert all(0.01 <= setting["rho"] <= 1 and 0.01 <= setting["lr"] <= 0.1 for setting in first)
     assert {setting["nesterov"] for setting in first} == {True, False}
@@ -35,16 +43,71 @@ def test_tpe_learns(planned, alone):
     assert sum(good[20:]) > 13
 
 
-def test_a_setting_that_a_sampler_chose_is_kept_when_its_worker_dies(planned):
-    made = planned(("rho=0.01:1:log",), sampler="random", trials=1)
-    queue = Queue(made)
-    queue.fill()
-    claim = queue.claim("s", "w")
-    assert queue.points()[0].setting is None
-    setting = claim.choose()
-    queue.release("s", reason="died")
-    assert queue.claim("s", "w").choose() == setting == queue.points()[0].setting
-    queue.close()
+def told(swept):
+    """All that a sweep says but how long it took."""
+    return [
+        (
+            point.setting,
+            point.state,
+            [result.model_copy(update={"seconds": 0.0}) for result in point.seeds],
+            point.curve,
+        )
+        for point in swept.points
+    ]
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_what_tpe_tries_and_finds_does_not_depend_on_the_crew(planned, tmp_path, prune):
+    found = []
+    for name, jobs in (("three", 3), ("here", 0)):
+        made = planned(
+            ("lr=1e-6:1e5:log", "momentum=0,0.9"),
+            sampler="tpe",
+            trials=16,
+            epochs=4,
+            seeds=2,
+            method="sgd",
+            prune=prune,
+            out=str(tmp_path / name),
+        )
+        if jobs == 0:  # nobody listens there, so nothing is stopped early
+            found.append(told(run(made, joined=Here)))
+        else:
+            with LocalCrew(jobs) as crew:
+                found.append(told(run(made, joined=lambda crew=crew: crew)))
+    assert found[0] == found[1]
+    states = {state for _, state, _, _ in found[0]}
+    assert states == {"finished", "diverged", "pruned"} if prune else states == {"finished", "diverged"}
+
+
+def test_settings_that_were_chosen_are_kept_and_more_may_follow(planned, alone, tmp_path):
+    few = alone(planned(("rho=0.01:1:log",), sampler="tpe", trials=6))
+    names = sorted(path.name for path in (tmp_path / "out" / "settings").iterdir())
+    assert [name[:6] for name in names] == [f"{slot:05d}-" for slot in range(6)]
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 6
+    more = alone(planned(("rho=0.01:1:log",), sampler="tpe", trials=9))
+    assert told(more)[:6] == told(few)
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 9
+
+
+def test_a_finer_grid_trains_what_is_new(planned, alone, tmp_path):
+    alone(planned(("rho=0.1,0.2",)))
+    found = alone(planned(("rho=0.05,0.1,0.2,0.4",)))
+    assert [point.state for point in found.points] == ["finished"] * 4
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 4
+
+
+def test_equal_settings_are_trained_once(planned, alone, tmp_path):
+    found = alone(planned(("nesterov=true,false",), settings={"sam": {"momentum": 0.9}}, sampler="random", trials=6))
+    assert [point.state for point in found.points] == ["finished"] * 6
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 2
+    with LocalCrew(3) as crew:  # also where the first of them still runs
+        again = run(
+            planned(("nesterov=true,false",), settings={"sam": {"momentum": 0.8}}, sampler="random", trials=6),
+            joined=lambda: crew,
+        )
+    assert [point.state for point in again.points] == ["finished"] * 6
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 4
 
 
 def test_divergence_is_a_result(planned, alone):
@@ -55,18 +118,29 @@ def test_divergence_is_a_result(planned, alone):
     assert (bad.validation, bad.test) == (None, None)
     assert found.best is good
     assert found.verdict[-1] == "Of 2 settings, 1 diverged."
-    queue = Queue(found.plan)
-    assert [trial.value for trial in queue._trials()[1:]] == [pytest.approx(good.validation.value), math.inf]
-    queue.close()
+
+
+def seed(number, value):
+    return SeedResult(
+        seed=number,
+        validation_metric=value,
+        diverged=3 if value is None else None,
+        curve=() if value is None else (2 * value, value),
+        gradient_evaluations=1,
+        seconds=1.0,
+    )
 
 
 def test_a_setting_is_as_bad_as_its_worst_seed():
-    fine = SeedResult(seed=0, validation_metric=0.9, gradient_evaluations=1, seconds=1.0)
-    bad = SeedResult(seed=1, diverged=3, gradient_evaluations=1, seconds=1.0)
-    assert score([fine, fine], higher_is_better=True) == 0.9
-    assert score([fine, bad], higher_is_better=True) == -math.inf
-    assert score([fine, bad], higher_is_better=False) == math.inf
-    assert Point(0, {}, "diverged", (fine, bad)).validation is None
+    fine, bad, more = seed(0, 0.9), seed(1, None), seed(2, 0.8)
+    whole = point(0, {}, [fine, more], stopped=None, given_up=False)
+    assert (whole.state, whole.curve) == ("finished", (1.8, 0.9))
+    assert score(whole, higher_is_better=True) == pytest.approx(0.85)
+    broken = point(0, {}, [fine, bad, more], stopped=None, given_up=False)
+    assert (broken.state, broken.seeds, broken.validation) == ("diverged", (fine, bad), None)
+    assert score(broken, higher_is_better=True) == float("-inf")
+    assert score(broken, higher_is_better=False) == float("inf")
+    assert point(0, {}, [fine], stopped=None, given_up=True).state == "given up"
 
 
 def test_the_best_is_chosen_on_validation_data(planned, alone):
@@ -80,21 +154,90 @@ def test_the_best_is_chosen_on_validation_data(planned, alone):
     assert found.edges == ["lr"]
 
 
-def test_settings_that_look_bad_are_pruned(planned, alone):
+def test_settings_that_look_bad_are_pruned(planned, alone, tmp_path):
     """After five that were finished, and halfway through the first seed, though this one is bad from the beginning."""
-    grid = {"weight_decay": [0, 0.001, 0.002, 0.003, 0.004, 20.0]}
-    found = alone(planned(grid, prune=True, epochs=6, seeds=2, method="sgd"))
+    grid = {"weight_decay": [0, 1e-5, 2e-5, 3e-5, 1e-4, 2e-4, 3e-4, 4e-4, 20.0]}
+    more = {"epochs": 6, "seeds": 2, "method": "sgd"}
+    found = run(planned(grid, prune=True, **more))
     *others, worst = found.points
-    assert [point.state for point in others] == ["finished"] * 5
-    assert (worst.state, worst.seeds, worst.validation) == ("pruned", (), None)
-    queue = Queue(found.plan)
-    last = queue._trials()[-1]
-    assert (last.user_attrs["slot"], sorted(last.intermediate_values)) == (5, [1, 2, 3])
-    queue.close()
-    assert found.verdict[-1] == "Of 6 settings, 1 pruned (looked bad halfway)."
-    kept = alone(planned(grid, "kept", epochs=6, seeds=2, method="sgd"))
-    assert [point.state for point in kept.points] == ["finished"] * 6
+    assert [point.state for point in others] == ["finished"] * 8
+    assert (worst.state, worst.seeds, worst.validation, len(worst.curve)) == ("pruned", (), None, 3)
+    assert found.verdict[-1] == "Of 9 settings, 1 pruned (looked bad halfway)."
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 16
+    trained = (tmp_path / "trained.txt").read_text()
+    assert told(run(planned(grid, prune=True, **more))) == told(found)
+    assert (tmp_path / "trained.txt").read_text() == trained  # also what was stopped is not trained again
+    kept = alone(planned(grid, **more))
+    assert [point.state for point in kept.points] == ["finished"] * 9
     assert kept.ranked[-1].setting == {"weight_decay": 20.0}
+
+
+curves = st.lists(st.floats(-10, 10).map(lambda x: round(x, 1)), min_size=4, max_size=4)
+
+
+@given(others=st.lists(curves, max_size=9), curve=curves, higher=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_pruning_is_that_by_the_median_of_optuna(others, curve, higher):
+    points = [Point(i, {}, "finished", (), tuple(other)) for i, other in enumerate(others)]
+    points.append(Point(99, {}, "diverged", (), (1.0,)))
+    bars = medians(points)
+    assert (bars is None) == (len(others) < 5)
+    assert bars is None or list(bars) == [median(column) for column in zip(*others, strict=True)]
+    ours = None if bars is None else falls_behind(curve, bars, higher)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize" if higher else "minimize", pruner=MedianPruner(5, 2))
+    for other in others:
+        study.add_trial(optuna.create_trial(value=0.0, intermediate_values=dict(enumerate(other, start=1))))
+    trial, theirs = study.ask(), None
+    for epoch, value in enumerate(curve, start=1):
+        trial.report(value, epoch)
+        if trial.should_prune():
+            theirs = epoch
+            break
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "Invalid JSON: EOF while parsing a value"),
+        ("[]", "Input should be an object"),
+        ('{"setting": {"rho": "0.1"}}', "setting.rho."),
+        ('{"setting": {"rho": NaN}}', "setting.rho."),
+        ('{"setting": {"rho": 7.0}}', "its values are not of the grid"),
+        ('{"setting": {"rho": true}}', "its values are not of the grid"),
+        ('{"setting": {"lr": 0.1}}', "its values are not of the grid"),
+        ('{"setting": {"rho": 0.1}, "more": 1}', "more: Extra inputs are not permitted"),
+        ('{"setting": {"rho": 0.1}, "stopped": [1e999]}', "stopped."),
+        (None, "it is no file"),
+    ],
+)
+def test_settings_are_read_strictly_and_left_where_they_are(planned, alone, tmp_path, content, message):
+    asked = {"grid": ("rho=0.01:1:log",), "sampler": "random", "trials": 2}
+    alone(planned(**asked))
+    path = min((tmp_path / "out" / "settings").iterdir())
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        alone(planned(**asked))
+    assert str(caught.value).startswith(f"{path} is not a setting of this sweep: {message}")
+    assert str(caught.value).endswith(". Move it away, and the setting is chosen again")
+    assert content is None or path.read_text() == content
+
+
+def test_a_record_of_something_else_is_refused(planned, alone, tmp_path):
+    alone(planned(("rho=0.1,0.2",)))
+    one, other = sorted((tmp_path / "out" / "trials").iterdir())
+    content = json.loads(one.read_text())
+    one.write_text(json.dumps({**content, "seconds": -1.0}))
+    with pytest.raises(UserError, match=r"is not the record of a finished trial: counts and seconds must not be neg"):
+        alone(planned(("rho=0.1,0.2",)))
+    one.write_text(other.read_text())
+    with pytest.raises(UserError, match=r"it is the record of another trial"):
+        alone(planned(("rho=0.1,0.2",)))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +251,9 @@ def test_settings_that_look_bad_are_pruned(planned, alone):
         ({"sampler": "tpe"}, "the sampler tpe needs --trials, the number of settings to try"),
         ({"trials": 3}, "--trials goes with the samplers tpe and random; a grid has as many settings"),
         ({"sampler": "tpe", "trials": 0}, "--trials must lie in 1..10000, got 0"),
-        ({"heartbeat": 0}, "--heartbeat must be at least 1 second, got 0"),
+        ({"study": "mine"}, "--study is a name in the database of --storage; give that too"),
+        ({"crew": "tcp://h:1", "timeout": 9}, "--timeout is of worker processes here; a Dask cluster has limits"),
+        ({"timeout": 0}, "timeout: must be greater than 0, got 0"),
         ({"method": "smm"}, "unknown method 'smm'; did you mean 'sam'"),
         ({"settings": {"sam": {"rho": 0.1}}}, "'rho' is in the grid and in the settings of sam; remove it from one"),
         ({"prune": True, "updates": 9}, "--prune goes by epochs and cannot be used with a budget of updates"),
@@ -117,8 +262,8 @@ def test_settings_that_look_bad_are_pruned(planned, alone):
 def test_wrong_sweeps_are_refused_before_anything_runs(planned, change, message, tmp_path):
     with pytest.raises(UserError) as caught:
         planned(**change)
-    assert str(caught.value).startswith(message)
-    assert not (tmp_path / "out" / "sweep.db").exists()
+    assert str(caught.value).removeprefix("--").startswith(message.removeprefix("--"))
+    assert not (tmp_path / "out" / "trials").exists()
 
 
 def test_a_sweep_is_of_one_method(task):
@@ -135,9 +280,7 @@ def test_an_arm_of_ones_own(planned, alone):
 
 
 def test_from_python(task, tmp_path):
-    found = sweep(
-        task(), "sam", {"rho": [0.05, 0.1]}, base="sgd", seeds=2, epochs=2, jobs=1, out=tmp_path / "o", heartbeat=1
-    )
+    found = sweep(task(), "sam", {"rho": [0.05, 0.1]}, base="sgd", seeds=2, epochs=2, jobs=1, out=tmp_path / "o")
     assert found.setting["rho"] in (0.05, 0.1)
     assert found.plan.definition.seeds == (1000, 1001)
     assert str(found) == (tmp_path / "o/table.md").read_text()

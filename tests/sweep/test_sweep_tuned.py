@@ -68,10 +68,13 @@ class Looking:
     def __exit__(self, *error):
         pass
 
-    def begin(self, points, session):
+    def begin(self, total, kept):
         pass
 
-    def look(self, points):
+    def running(self, trials):
+        pass
+
+    def finished(self, point):
         pass
 
     def warn(self, message):

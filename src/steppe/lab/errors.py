@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 _EXTRA_OF = {
@@ -111,6 +112,19 @@ def describe(error: BaseException, file: str | Path | None = None) -> str:
     for frame in (own or frames)[-1:]:
         text += f" ({Path(frame.filename).name}, line {frame.lineno})"
     return text
+
+
+def require(*modules: str) -> None:
+    """Import what will be needed now, not after the first training.
+
+    Raises:
+        UserError: One is not installed; says which extra has it.
+    """
+    try:
+        for name in modules:
+            import_module(name)
+    except ImportError as error:
+        raise missing_extra(error) or error from error
 
 
 def missing_extra(error: ImportError) -> UserError | None:

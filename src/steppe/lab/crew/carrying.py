@@ -24,6 +24,7 @@ def carry_out(
     running: Callable[[list[Job]], object] = lambda jobs: None,
     said: Callable[[Job, Any], bool] = lambda job, value: True,
     warn: Callable[[str], object] = lambda message: None,
+    given_up: Callable[[Job], object] | None = None,
 ) -> Generator[tuple[Job, Any]]:
     """Carry out jobs, and yield each with its result as soon as it is there.
 
@@ -35,6 +36,8 @@ def carry_out(
         said: Is given what a job tells of itself, and returns whether it is to go on; the result of one that is not is
             None.
         warn: Is told of workers that died.
+        given_up: Is given a job at which `MOST_LOST` workers died; by default that is an error, and so are as many of
+            such jobs in a row.
 
     Raises:
         JobError: A job failed, or so many workers died at one.
@@ -42,6 +45,7 @@ def carry_out(
     at_work: dict[Any, Job] = {}
     again: list[Job] = []
     lost: Counter[Any] = Counter()
+    in_a_row = 0  # jobs that were given up
     while True:
         while len(at_work) < crew.size and (job := again.pop() if again else following()) is not None:
             crew.start(job)
@@ -60,12 +64,17 @@ def carry_out(
                 raise JobError(event.reason)
             if isinstance(event, Lost):
                 lost[job.key] += 1
-                if lost[job.key] == MOST_LOST:
-                    raise JobError(
-                        f"a worker process died at {job.label} ({event.reason}), as {MOST_LOST - 1} others before, "
-                        "perhaps for lack of memory (try fewer --jobs)"
-                    )
-                warn(f"a worker process died at {job.label} ({event.reason}); another one begins with it anew")
-                again.append(job)
+                died = f"a worker process died at {job.label} ({event.reason})"
+                if lost[job.key] < MOST_LOST:
+                    warn(f"{died}; another one begins with it anew")
+                    again.append(job)
+                    continue
+                died += f", as {MOST_LOST - 1} others before, perhaps for lack of memory (try fewer --jobs)"
+                in_a_row += 1
+                if given_up is None or in_a_row == MOST_LOST:  # it is not the jobs
+                    raise JobError(died)
+                warn(died)
+                given_up(job)
             if isinstance(event, Ended):
+                in_a_row = 0
                 yield job, event.result

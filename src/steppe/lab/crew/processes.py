@@ -7,58 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any
 
 _LEAVE = os._exit
 """That of the system, whatever stands there later."""
-
-
-class Processes:
-    """Worker processes of which each may die on its own.
-
-    They end at once when the block ends, however it does, or this process.
-    """
-
-    def __enter__(self) -> Processes:
-        """Prepare to start them."""
-        self._context = multiprocessing.get_context("spawn")
-        self._lifeline, self._our_end = self._context.Pipe(duplex=False)
-        self._started: list[SpawnProcess] = []
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End those that still run, and wait for it."""
-        with interrupt_held_back():
-            self._our_end.close()
-            for process in self._started:
-                process.join()
-                process.close()
-            self._lifeline.close()
-
-    def start(self, function: Callable[..., object], *arguments: Any) -> SpawnProcess:
-        """Start one more.
-
-        Args:
-            function: At the top level of a module that is quick to import.
-            arguments: Of the function.
-
-        Returns:
-            The process; it belongs to the crew, which closes it.
-        """
-        process = self._context.Process(target=_tied, args=(self._lifeline, function, arguments))
-        with interrupt_held_back():
-            process.start()
-        self._started.append(process)
-        return process
-
-
-def _tied(lifeline: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    start_worker(lifeline)
-    function(*arguments)
 
 
 @contextmanager
@@ -76,7 +30,7 @@ def interrupt_held_back() -> Iterator[None]:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Answer SIGTERM, by which batch systems end jobs, like Ctrl-C: what runs here goes back to the queue at once."""
+    """Answer SIGTERM, by which batch systems end jobs, like Ctrl-C: workers are ended, and what is kept is said."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +12,15 @@ from ..errors import RunError
 from ..store import records
 from ..tasks.sources import TaskSource
 from ..trials.host import Host
-from ..trials.records import Record, TrialConfig
+from ..trials.records import Curve, Record, TrialConfig
 from . import workers
 from .carrying import JobError, carry_out
 from .executors import ExecutorCrew, cluster
 from .here import Here
 from .jobs import Crew, Interrupted, Job
 from .local import LocalCrew
+
+_AGAIN = "the same command continues from there"
 
 
 class Observer(Protocol):
@@ -94,41 +96,125 @@ def run_trials(
             done[config.key] = record
     observer.begin(len(trials), len(done))
     missing = [config for config in trials if config.key not in done]
-    configs = {config.key: config for config in missing}
     if host is not None:  # the first process may see files that the others do not
         keys = host.agree([config.key for config in missing])
         missing = [config for config in trials if config.key in keys]
     waiting = iter(missing)
 
-    def following() -> Job | None:
-        config = next(waiting, None)
-        return None if config is None else workers.job(source, config, keep_weights, host)
+    def kept() -> str:
+        count = sum(records.record_path(folder, config).is_file() for config in trials)
+        return f"{count} of {len(trials)} trials are kept in {folder}"
 
-    try:
-        with _joined(crew, min(jobs, len(missing)), timeout, host) as joined:
-            found = carry_out(
-                following,
-                joined,
-                running=lambda now: observer.running([configs[job.key] for job in now]),
-                warn=observer.warn,
-            )
-            # Closed at once also when the observer is what raises, so that no worker goes on.
-            with closing(found):
-                for _, (record, weights) in found:
-                    if host is None or host.rank == 0:
-                        _write(folder, record, weights)
-                    done[record.key] = record
-                    observer.finished(record)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted: {_kept(trials, folder)}") from None
-    except JobError as failed:
-        raise RunError(f"{failed}; {_kept(trials, folder)}") from None
+    with saying(kept), joined(crew if missing else None, min(jobs, len(missing)), timeout, host) as opened:
+        found = carry_trials(
+            lambda: next(waiting, None),
+            opened,
+            source,
+            folder,
+            running=observer.running,
+            warn=observer.warn,
+            keep_weights=keep_weights,
+            host=host,
+        )
+        with closing(found):
+            for config, record in found:
+                assert record is not None
+                done[config.key] = record
+                observer.finished(record)
     return [done[config.key] for config in trials if config.key in done]  # all of them, in the process that writes
 
 
-def _joined(
-    crew: str | Executor | None, jobs: int, timeout: float | None, host: Host | None
+def carry_trials(
+    following: Callable[[], TrialConfig | None],
+    crew: Crew,
+    source: TaskSource,
+    folder: Path,
+    *,
+    running: Callable[[list[TrialConfig]], object],
+    warn: Callable[[str], object],
+    label: Callable[[TrialConfig], str] = lambda config: f"the trial {config.label}",
+    goes_on: Callable[[TrialConfig, Curve], bool] | None = None,
+    given_up: Callable[[TrialConfig], object] | None = None,
+    keep_weights: bool = False,
+    host: Host | None = None,
+) -> Generator[tuple[TrialConfig, Record | None]]:
+    """Carry out trials as they come, write their records, and yield each as soon as that is done.
+
+    Close it at once, so that no worker goes on.
+
+    Args:
+        following: Returns the next trial; None if there is none for now.
+        crew: Who carries them out.
+        source: Where the task comes from.
+        folder: Records are written to ``trials`` in here.
+        running: Is told which trials run, whenever that changes.
+        warn: Is told of workers that died.
+        label: Says which trial one is.
+        goes_on: Is given the curve of a trial after every epoch and returns whether it goes on; the record of one that
+            does not is None.
+        given_up: Is given a trial at which workers die, which else is an error.
+        keep_weights: Whether the final weights are written too.
+        host: Where trials run, if not in workers.
+
+    Raises:
+        JobError: A trial failed, or its record cannot be written.
+    """
+    configs: dict[str, TrialConfig] = {}
+
+    def next_job() -> Job | None:
+        config = following()
+        if config is None:
+            return None
+        configs[config.key] = config
+        return workers.job(source, config, label(config), keep_weights, host, tells=goes_on is not None)
+
+    found = carry_out(
+        next_job,
+        crew,
+        running=lambda jobs: running([configs[job.key] for job in jobs]),
+        said=lambda job, curve: goes_on is None or goes_on(configs[job.key], curve),
+        warn=warn,
+        given_up=None if given_up is None else lambda job: given_up(configs.pop(job.key)),
+    )
+    with closing(found):
+        for job, result in found:
+            config = configs.pop(job.key)
+            if result is None:
+                yield config, None
+                continue
+            record, weights = result
+            if host is None or host.rank == 0:
+                _write(folder, record, weights)
+            yield config, record
+
+
+@contextmanager
+def saying(kept: Callable[[], str]) -> Iterator[None]:
+    """Within this, what ends the work is said with what is kept of it.
+
+    Raises:
+        RunError: A trial failed.
+        Interrupted: The user pressed Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {kept()}; {_AGAIN}") from None
+    except JobError as failed:
+        raise RunError(f"{failed}; {kept()}; {_AGAIN}") from None
+
+
+def joined(
+    crew: str | Executor | None, jobs: int, timeout: float | None, host: Host | None = None
 ) -> AbstractContextManager[Crew]:
+    """Return who carries trials out.
+
+    Args:
+        crew: The address of a Dask scheduler, or an executor; None are processes here.
+        jobs: How many at a time.
+        timeout: Seconds that a trial may take in a process here; None sets no limit.
+        host: If given, this process carries them out.
+    """
     if host is not None:
         return nullcontext(Here())
     if isinstance(crew, str):
@@ -145,11 +231,6 @@ def _write(folder: Path, record: Record, weights: bytes | None) -> None:
         raise JobError(
             f"the record of {record.config.label} cannot be written to {folder}: {error.strerror}"
         ) from error
-
-
-def _kept(trials: Sequence[TrialConfig], folder: Path) -> str:
-    kept = sum(records.record_path(folder, config).is_file() for config in trials)
-    return f"{kept} of {len(trials)} trials are kept in {folder}; the same command continues from there"
 
 
 def _lacks_weights(folder: Path, record: Record) -> bool:

@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     from ..trials.host import Host
 
 
-def job(source: TaskSource, config: TrialConfig, keep_weights: bool = False, host: Host | None = None) -> Job:
+def job(
+    source: TaskSource,
+    config: TrialConfig,
+    label: str,
+    keep_weights: bool = False,
+    host: Host | None = None,
+    tells: bool = False,
+) -> Job:
     """Return the job that runs a trial; its result is the record, and the final weights if they are to be kept."""
-    return Job(config.key, f"the trial {config.label}", run, (source, config, keep_weights, host), source.path)
+    return Job(config.key, label, run, (source, config, keep_weights, host), source.path, tells)
 
 
 def run(

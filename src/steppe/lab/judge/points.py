@@ -1,30 +1,16 @@
-"""The settings of a sweep, and what has become of each: read from the trials of the storage, and nothing else."""
+"""The settings of a sweep, and what has become of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any, Literal, TypeAlias
-
-from optuna.trial import FrozenTrial, TrialState
+from typing import Literal, TypeAlias
 
 from ..plans.grid import Setting
 from ..trials.fields import Model
 from ..trials.records import Record
 from .stats import Mean, mean
 
-MOST_LOST = 3
-"""So many workers may die at one setting before it is given up."""
-
-SLOT, SESSION, ENDED, SEED = "slot", "session", "ended", "seed "
-"""Keys of what a trial carries: its setting's number, who runs it, why it ended, and before a seed its result."""
-
-DIED = "died"
-"""Why a trial has ended: its worker is no more."""
-
-State: TypeAlias = Literal["waiting", "running", "finished", "diverged", "pruned", "given up"]
-LIVE = (TrialState.WAITING, TrialState.RUNNING)
+State: TypeAlias = Literal["finished", "diverged", "pruned", "given up"]
 
 
 class SeedResult(Model):
@@ -76,24 +62,17 @@ class Point:
 
     Attributes:
         slot: Its number, from 0.
-        setting: The values; None where the sampler has not chosen yet.
-        state: Whether it is finished, and how.
-        seeds: The results that are there.
-        session: Who runs it, if somebody does.
-        lost: How many workers have died at it, before they had finished a seed.
+        setting: The values.
+        state: How it has ended.
+        seeds: The results that count: of all seeds, or up to the first that diverged.
+        curve: The validation metric of the first seed after every epoch, up to where it was stopped.
     """
 
     slot: int
-    setting: Setting | None
+    setting: Setting
     state: State
     seeds: tuple[SeedResult, ...] = ()
-    session: str | None = None
-    lost: int = 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.state not in ("waiting", "running")
+    curve: tuple[float, ...] = ()
 
     @property
     def validation(self) -> Mean | None:
@@ -117,74 +96,29 @@ class Point:
         return mean(values)
 
 
-def points(trials: Iterable[FrozenTrial], settings: Sequence[Setting], count: int) -> list[Point]:
-    """Find out what has become of every setting.
+def point(
+    slot: int, setting: Setting, results: list[SeedResult], *, stopped: tuple[float, ...] | None, given_up: bool
+) -> Point:
+    """Judge a setting of which nothing runs any more.
 
     Args:
-        trials: All of the study, in the order of their numbers.
-        settings: Those of a grid; empty if a sampler chooses.
-        count: How many there are.
-
-    Returns:
-        One point a setting, in order.
+        slot: Its number.
+        setting: The values.
+        results: Of its seeds, in their order.
+        stopped: The curve of the first seed if that was worse than most.
+        given_up: Whether workers died at it.
     """
-    attempts: list[list[FrozenTrial]] = [[] for _ in range(count)]
-    for trial in trials:
-        slot = trial.user_attrs.get(SLOT)
-        if isinstance(slot, int) and 0 <= slot < count:
-            attempts[slot].append(trial)
-    return [_point(slot, settings[slot] if settings else None, found) for slot, found in enumerate(attempts)]
+    if stopped is not None:
+        return Point(slot, setting, "pruned", curve=stopped)
+    curve = results[0].curve if results else ()
+    diverged = [index for index, result in enumerate(results) if result.diverged is not None]
+    if diverged:  # whether later seeds were trained is a matter of chance
+        return Point(slot, setting, "diverged", tuple(results[: diverged[0] + 1]), curve)
+    return Point(slot, setting, "given up" if given_up else "finished", tuple(results), curve)
 
 
-def real(attempts: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Return the one trial of a setting that counts, of which nobody may run another; None if it has to be made.
-
-    That is the one that is settled, else the first that is waiting or running. All workers see the same order, since
-    numbers are given one after the other, and no trial comes to life again: so all agree. Duplicates, which come about
-    when several workers fill the queue at the same time, are thrown away by whoever takes them.
-    """
-    settled = [trial for trial in attempts if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    live = [trial for trial in attempts if trial.state in LIVE]
-    return next(iter(settled or live), None)
-
-
-def lost(attempts: Iterable[FrozenTrial]) -> int:
-    """Count the trials whose workers died before they had finished a seed: who ends a trial otherwise says why."""
-    failed = [trial.user_attrs for trial in attempts if trial.state == TrialState.FAIL]
-    return sum(said.get(ENDED, DIED) == DIED and not any(key.startswith(SEED) for key in said) for said in failed)
-
-
-def found_seeds(attempts: Iterable[FrozenTrial]) -> dict[int, SeedResult]:
-    """Return the results of all seeds that were finished in any of the attempts."""
-    values: dict[str, Any] = {}
-    for trial in attempts:
-        values.update((key, value) for key, value in trial.user_attrs.items() if key.startswith(SEED))
-    results = [SeedResult.model_validate(value) for value in values.values()]
-    return {result.seed: result for result in sorted(results, key=lambda result: result.seed)}
-
-
-def score(results: Iterable[SeedResult], higher_is_better: bool) -> float:
-    """Return the value of a setting for the sampler: the mean validation metric, or the worst if a seed diverged."""
-    values = [result.validation_metric for result in results]
-    finite = [value for value in values if value is not None]
-    if len(finite) < len(values):
+def score(found: Point, higher_is_better: bool) -> float:
+    """Return what a sampler learns of a setting: the mean validation metric, or the worst if a seed diverged."""
+    if found.validation is None:
         return float("-inf") if higher_is_better else float("inf")
-    return fmean(finite)
-
-
-def _point(slot: int, setting: Setting | None, attempts: Sequence[FrozenTrial]) -> Point:
-    trial, died = real(attempts), lost(attempts)
-    if setting is None:
-        setting = next((dict(one.params) for one in reversed(attempts) if one.params), None)
-    seeds = tuple(found_seeds(attempts).values())
-    state: State = "waiting"
-    if trial is not None and trial.state == TrialState.COMPLETE:
-        state = "diverged" if any(result.diverged is not None for result in seeds) else "finished"
-    elif trial is not None and trial.state == TrialState.PRUNED:
-        state = "pruned"
-    elif died >= MOST_LOST:
-        state = "given up"
-    elif trial is not None and trial.state == TrialState.RUNNING:
-        state = "running"
-    session = trial.user_attrs.get(SESSION, [None])[0] if trial is not None and state == "running" else None
-    return Point(slot, setting, state, seeds, session, died)
+    return found.validation.value

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
-from ..store.database import shown_url
-from .points import MOST_LOST, Point
+from .points import Point
 from .verdict import decimals_of, with_error
 
 
@@ -62,7 +61,7 @@ class Sweep:
         """The answer in a few sentences."""
         asked, best = self.plan.definition, self.best
         sentences = []
-        if best is None or best.validation is None or best.setting is None:
+        if best is None or best.validation is None:
             sentences.append("No answer: no setting came to its end with finite numbers. Try smaller learning rates.")
         else:
             value = with_error(best.validation, self.digits)
@@ -79,8 +78,8 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """The command line that joins this sweep, or shows it again."""
-        return self.plan.command(shown_url(self.plan.storage))
+        """The command line that shows this sweep again."""
+        return self.plan.command
 
     def __str__(self) -> str:
         """Return the table and the verdict as Markdown."""
@@ -92,7 +91,7 @@ def _others(points: Sequence[Point]) -> list[str]:
     texts = {
         "diverged": "diverged",
         "pruned": "pruned (looked bad halfway)",
-        "given up": f"given up ({MOST_LOST} workers died at it)",
+        "given up": "given up (workers died at it)",
     }
     counts = {state: sum(point.state == state for point in points) for state in texts}
     said = [f"{count} {texts[state]}" for state, count in counts.items() if count]

@@ -6,11 +6,10 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError, exits_raise, missing_extra
+from ..errors import UserError, exits_raise, require
 from ..files import check_writable
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task, check_fit, size
@@ -168,9 +167,8 @@ def plan(
     loaded = load(source)
     epochs = options.epochs or loaded.epochs
     if options.measure:
-        _check_measures()
-    if options.crew is not None and options.timeout is not None:
-        raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
+        require("hessian_eigenthings", "steppe.measure.quick")
+    check_crew(options)
     check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
@@ -191,6 +189,16 @@ def plan(
         timeout=options.timeout,
         crew=options.crew,
     )
+
+
+def check_crew(options: config.Options) -> None:
+    """Refuse what those who carry trials out cannot do.
+
+    Raises:
+        UserError: A cluster is to end trials that take too long.
+    """
+    if options.crew is not None and options.timeout is not None:
+        raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
 
 
 def load(source: TaskSource) -> Task:
@@ -219,15 +227,3 @@ def cores() -> int:
 def usual_jobs() -> int:
     """Return how many worker processes there are unless the user says otherwise: one a core, but not on and on."""
     return min(cores(), _MOST_JOBS)
-
-
-def _check_measures() -> None:
-    """Import what measures sharpness now, not after the first training."""
-    try:
-        for name in ("hessian_eigenthings", "steppe.measure.quick"):
-            import_module(name)
-    except ImportError as error:
-        known = missing_extra(error)
-        if known is None:
-            raise
-        raise known from error

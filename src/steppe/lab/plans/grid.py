@@ -50,6 +50,12 @@ class Axis(Model):
             return self.log
         return self.numeric and min(self.values) > 0 and max(self.values) >= 10 * min(self.values)
 
+    def has(self, value: Value) -> bool:
+        """Return whether this is one of the values that a sweep may try."""
+        if self.low is not None and self.high is not None and not self.values:
+            return not isinstance(value, bool) and self.low <= value <= self.high
+        return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in self.values)
+
     @property
     def words(self) -> str:
         """As the user may write it."""

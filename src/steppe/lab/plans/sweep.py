@@ -8,40 +8,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, require
 from ..files import check_writable
-from ..store.database import file_url
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import size
 from ..trials import optimizers
 from ..trials.records import TrialConfig, library_versions
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, packaged
-from .comparison import FIRST_SEED, Plan, load, usual_jobs
-from .definition import HEARTBEAT, SAMPLERS, Definition
+from .comparison import FIRST_SEED, Plan, check_crew, load, usual_jobs
+from .definition import SAMPLERS, Definition
 from .grid import Axis
 from .options import Entry, Options
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep, and how this machine takes part in it.
+    """A sweep, and how it is carried out.
 
     Attributes:
-        definition: What all workers agree on.
+        definition: All that can change what it finds.
         plan: As that of a comparison with one row, without what is varied.
-        storage: The database, as a URL.
-        study: The sweep's name in it.
-        own_storage: Whether the storage is the user's choice.
-        own_study: Whether the name is.
+        storage: The database that gets a copy, as a URL; None if none does.
+        study: The sweep's name in it; None is one made of task, base and method.
+        shown_storage: The URL as it may be shown.
     """
 
     definition: Definition
     plan: Plan
-    storage: str
-    study: str
-    own_storage: bool = False
-    own_study: bool = False
+    storage: str | None = None
+    study: str | None = None
+    shown_storage: str | None = None
 
     @property
     def source(self) -> TaskSource:
@@ -67,12 +64,14 @@ class SweepPlan:
         """Return the configuration of one training."""
         return replace(self.at(setting), seeds=(seed,)).trials()[0]
 
-    def command(self, shown_storage: str) -> str:
-        """The command line that joins this sweep.
+    @property
+    def study_name(self) -> str:
+        """What the sweep is called in the database."""
+        return self.study or f"sweep {self.source.file_name}-{self.definition.base}-{self.definition.name}"
 
-        Args:
-            shown_storage: The URL as it may be shown, without a password.
-        """
+    @property
+    def command(self) -> str:
+        """The command line of this sweep."""
         asked = self.definition
         task = f"{self.source.path}:{self.source.function}" if self.source.path else self.source.name
         words = ["steppe", "sweep", "--task", task, "--method", asked.name, "--base", asked.base]
@@ -81,9 +80,8 @@ class SweepPlan:
         if asked.sampler != "grid":
             words += ["--sampler", asked.sampler, "--trials", str(asked.trials)]
         words += ["--prune"] if asked.prune else []
-        words += ["--heartbeat", str(asked.heartbeat)] if asked.heartbeat != HEARTBEAT else []
-        words += ["--storage", shown_storage] if self.own_storage else []
-        words += ["--study", self.study] if self.own_study else []
+        words += ["--storage", self.shown_storage] if self.shown_storage else []
+        words += ["--study", self.study] if self.study else []
         words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
@@ -110,7 +108,6 @@ def plan(
     sampler: str = "grid",
     trials: int | None = None,
     prune: bool = False,
-    heartbeat: int = HEARTBEAT,
     storage: str | None = None,
     study: str | None = None,
 ) -> SweepPlan:
@@ -123,7 +120,6 @@ def plan(
         sampler: See `sweep`.
         trials: See `sweep`.
         prune: See `sweep`.
-        heartbeat: See `sweep`.
         storage: See `sweep`.
         study: See `sweep`.
 
@@ -140,13 +136,18 @@ def plan(
         )
     if not 1 <= (1 if trials is None else trials) <= grids.MOST_SETTINGS:
         raise UserError(f"--trials must lie in 1..{grids.MOST_SETTINGS}, got {trials}")
-    if heartbeat < 1:
-        raise UserError(f"--heartbeat must be at least 1 second, got {heartbeat}")
+    if study is not None and storage is None:
+        raise UserError("--study is a name in the database of --storage; give that too")
+    if sampler != "grid" or storage is not None:
+        require("optuna", "sqlalchemy")
+    check_crew(options)
     axes = grids.parse(grid, counted=sampler == "grid")
     base = options.base or "adamw"
     optimizers.check_base(base)
     source = find_task(task)
     arm = _arm(source.name, base, options, axes)
+    if prune and arm.updates is not None:
+        raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
     loaded = load(source)
     epochs = options.epochs or loaded.epochs
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
@@ -154,7 +155,7 @@ def plan(
     check_arms([arm], base, epochs, loaded.batch_size, size(loaded.train))
     name = f"{source.file_name}-{base}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
-    check_writable(out)
+    check_writable(out, "trials")
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}
     compared = Plan(
         source=source,
@@ -167,9 +168,9 @@ def plan(
         out=out,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
+        timeout=options.timeout,
+        crew=options.crew,
     )
-    if prune and arm.updates is not None:
-        raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
     definition = Definition(
         task=source.name,
         task_digest=source.digest,
@@ -186,13 +187,15 @@ def plan(
         sampler=sampler,  # type: ignore[arg-type]
         trials=trials,
         prune=prune,
-        heartbeat=heartbeat,
         metric=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
         versions=library_versions(),
     )
-    url = storage or file_url(out / "sweep.db")
-    return SweepPlan(definition, compared, url, study or f"sweep {name}", storage is not None, study is not None)
+    if storage is None:
+        return SweepPlan(definition, compared)
+    from ..store.urls import shown_url
+
+    return SweepPlan(definition, compared, storage, study, shown_url(storage))
 
 
 def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Arm:

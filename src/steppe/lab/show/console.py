@@ -36,16 +36,19 @@ class LiveLine:
     def __init__(self, what: str, console: Console, **fields: str) -> None:
         """Prepare to show progress."""
         self._console = console
+        columns = {"left": "", **fields}
         self._progress = Progress(
             TextColumn(what),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            *(TextColumn(f"{style}{{task.fields[{name}]}}") for name, style in fields.items()),
+            *(TextColumn(f"{style}{{task.fields[{name}]}}") for name, style in columns.items()),
             console=console,
             transient=True,
         )
-        nothing: dict[str, Any] = dict.fromkeys(fields, "")
+        nothing: dict[str, Any] = dict.fromkeys(columns, "")
         self._bar = self._progress.add_task(what, total=None, **nothing)
+        self._total = self._done = self._finished_here = 0
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Self:
         """Do nothing yet: there is nothing to show before the work begins."""
@@ -61,6 +64,33 @@ class LiveLine:
         """Show a warning."""
         self._print(f"warning: {message}")
 
+    def _begin(self, total: int, kept: int, said: str) -> None:
+        """Start the clock; what was kept of an earlier run is said."""
+        self._total, self._done, self._begun = total, kept, time.monotonic()
+        if kept:
+            self._print(said)
+        if self._console.is_terminal and kept < total:
+            self._progress.start()
+        self._update()
+
+    def _count(self, said: str) -> None:
+        """Count one that is finished, and say it where there is no live line."""
+        self._done += 1
+        self._finished_here += 1
+        if not self._console.is_terminal:
+            self._print(f"{self._done}/{self._total}  {said}")
+        self._update(left=self._left())
+
+    def _update(self, **fields: str) -> None:
+        shown: dict[str, Any] = {name: escape(text) for name, text in fields.items()}
+        self._progress.update(self._bar, total=self._total, completed=self._done, **shown)
+
+    def _left(self) -> str:
+        if self._done == self._total:
+            return ""
+        seconds = round((time.monotonic() - self._begun) / self._finished_here * (self._total - self._done))
+        return f"about {seconds // 60}:{seconds % 60:02d} left"
+
     def _print(self, text: str) -> None:
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
@@ -75,33 +105,20 @@ class ConsoleObserver(LiveLine):
 
     def __init__(self, metric_name: str, console: Console) -> None:
         """Prepare to show progress."""
-        super().__init__("trials", console, left="", running="[dim]")
+        super().__init__("trials", console, running="[dim]")
         self._metric_name = metric_name
-        self._total = self._done = 0
-        self._running: list[str] = []
-        self._begun, self._finished_here = time.monotonic(), 0
 
     def begin(self, total: int, kept: int) -> None:
         """Say how much there is to do."""
-        self._total, self._done, self._begun = total, kept, time.monotonic()
-        if kept:
-            self._print(f"{kept} of {total} trials were finished in an earlier run")
-        if self._console.is_terminal and kept < total:
-            self._progress.start()
-        self._update()
+        self._begin(total, kept, f"{kept} of {total} trials were finished in an earlier run")
 
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """Show what runs now."""
-        self._running = [trial.label for trial in trials]
-        self._update()
+        self._update(running=", ".join(trial.label for trial in trials))
 
     def finished(self, record: Record) -> None:
         """Count a trial."""
-        self._done += 1
-        self._finished_here += 1
-        if not self._console.is_terminal:
-            self._print(f"{self._done}/{self._total}  {record.config.label}: {self._result(record)}")
-        self._update()
+        self._count(f"{record.config.label}: {self._result(record)}")
 
     def _result(self, record: Record) -> str:
         if record.final is None:
@@ -111,18 +128,6 @@ class ConsoleObserver(LiveLine):
         if metric is None:
             metric, split = final.validation_metric, "validation"
         return f"{split} {self._metric_name} {metric:.4g}, {record.seconds:.1f} s"
-
-    def _update(self) -> None:
-        self._progress.update(
-            self._bar, total=self._total, completed=self._done, left=self._left(), running=", ".join(self._running)
-        )
-
-    def _left(self) -> str:
-        if not self._finished_here or self._done == self._total:
-            return ""
-        per_trial = (time.monotonic() - self._begun) / self._finished_here
-        seconds = round(per_trial * (self._total - self._done))
-        return f"about {seconds // 60}:{seconds % 60:02d} left"
 
 
 def show(comparison: Comparison, console: Console) -> None:

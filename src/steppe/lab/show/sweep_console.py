@@ -1,8 +1,7 @@
-"""What `steppe sweep` shows: progress of all workers while it runs, the table at the end."""
+"""What `steppe sweep` shows: progress while it runs, the table at the end."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rich import box
@@ -15,10 +14,9 @@ from ..judge.sweep import Sweep
 from ..judge.verdict import decimals_of, with_error
 from ..plans.definition import Definition
 from ..plans.grid import words
+from ..trials.records import TrialConfig
 from . import sweep_table as table
 from .console import WIDE, LiveLine
-
-_BETWEEN = 60.0  # seconds between two lines that say what is waited for
 
 
 class ConsoleObserver(LiveLine):
@@ -31,68 +29,37 @@ class ConsoleObserver(LiveLine):
 
     def __init__(self, definition: Definition, console: Console) -> None:
         """Prepare to show progress."""
-        super().__init__("settings", console, counts="[dim]", best="")
+        super().__init__("settings", console, best="", running="[dim]")
         self._asked = definition
-        self._seen: set[int] = set()
-        self._session, self._said, self._waits = "", 0.0, False
+        self._best: Point | None = None
 
-    def begin(self, points: Sequence[Point], session: str) -> None:
-        """Say what there is already."""
-        self._session, self._said = session, time.monotonic()
-        self._seen = {point.slot for point in points if point.settled}
-        if self._seen:
-            self._print(f"{len(self._seen)} of {len(points)} settings were done before")
-        self.look(points)
-        if self._console.is_terminal and len(self._seen) < len(points):
-            self._progress.start()
+    def begin(self, total: int, kept: Sequence[Point]) -> None:
+        """Say how much there is to do."""
+        for point in kept:
+            self._compare(point)
+        self._begin(total, len(kept), f"{len(kept)} of {total} settings were done before")
 
-    def look(self, points: Sequence[Point]) -> None:
-        """Show what is new."""
-        new = [point for point in points if point.settled and point.slot not in self._seen]
-        for point in new:
-            self._seen.add(point.slot)
-            if not self._console.is_terminal:
-                self._print(f"{len(self._seen)}/{len(points)}  {self._result(point)}")
-                self._said = time.monotonic()
-        counts = self.counts(points)
-        only_waits = counts.startswith("waiting")
-        long_ago = time.monotonic() - self._said > _BETWEEN
-        if not self._console.is_terminal and (long_ago or (only_waits and not self._waits)):
-            self._print(f"{len(self._seen)}/{len(points)}  {counts}")
-            self._said = time.monotonic()
-        self._waits = only_waits
-        self._progress.update(
-            self._bar,
-            total=len(points),
-            completed=len(self._seen),
-            counts=escape(counts),
-            best=escape(self._best(points)),
-        )
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """Show what runs now."""
+        self._update(running=f"{len(trials)} training{'s' if len(trials) > 1 else ''}")
 
-    def counts(self, points: Sequence[Point]) -> str:
-        """Return what is not done, and what went wrong, in words."""
-        here = sum(point.state == "running" and point.session == self._session for point in points)
-        elsewhere = sum(point.state == "running" and point.session != self._session for point in points)
-        waiting = sum(point.state == "waiting" for point in points)
-        said = [f"{here} running here"] if here else []
-        if elsewhere:
-            said.append(f"{elsewhere} running elsewhere" if here or waiting else f"waiting for {elsewhere} elsewhere")
-        said += [f"{waiting} to do"] if waiting else []
-        for state in ("diverged", "pruned", "given up"):
-            count = sum(point.state == state for point in points)
-            said += [f"{count} {state}"] if count else []
-        return ", ".join(said)
+    def finished(self, point: Point) -> None:
+        """Count a setting."""
+        self._compare(point)
+        self._count(self._result(point))
+        if self._best is not None and self._best.validation is not None:
+            value = self._best.validation.value
+            self._update(best=f"best {value:.{decimals_of([value])}f}: {words(self._best.setting)}")
 
-    def _best(self, points: Sequence[Point]) -> str:
-        found = [(point.validation.value, point) for point in points if point.validation is not None]
-        if not found:
-            return ""
-        choose = max if self._asked.higher_is_better else min
-        value, best = choose(found, key=lambda pair: pair[0])
-        return f"best {value:.{decimals_of([value])}f}: {words(best.setting or {})}"
+    def _compare(self, point: Point) -> None:
+        sign = 1.0 if self._asked.higher_is_better else -1.0
+        value = None if point.validation is None else sign * point.validation.value
+        best = None if self._best is None or self._best.validation is None else sign * self._best.validation.value
+        if value is not None and (best is None or value > best):
+            self._best = point
 
     def _result(self, point: Point) -> str:
-        text = f"{words(point.setting or {})}: "
+        text = f"{words(point.setting)}: "
         if point.validation is None:
             epochs = [result.diverged for result in point.seeds if result.diverged is not None]
             return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)

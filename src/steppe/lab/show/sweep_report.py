@@ -12,7 +12,6 @@ from ..errors import RunError
 from ..files import write_atomically
 from ..judge.points import Point
 from ..plans.grid import shown, words
-from ..store.database import shown_url
 from ..trials.records import all_versions
 from . import heatmap as pictures
 from . import sweep_table as table
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def write_report(sweep: Sweep) -> None:
-    """Write all files of the report into the folder of the sweep; whoever took part can do it from the storage.
+    """Write all files of the report into the folder of the sweep.
 
     Raises:
         RunError: The folder cannot be written.
@@ -46,8 +45,6 @@ def results(sweep: Sweep) -> dict[str, Any]:
     best = sweep.best
     return {
         "definition": sweep.plan.definition.model_dump(mode="json"),
-        "study": sweep.plan.study,
-        "storage": shown_url(sweep.plan.storage),
         "command": sweep.command,
         "verdict": sweep.verdict,
         "best": None if best is None else _json(best, test=True),
@@ -93,7 +90,6 @@ def _json(point: Point, *, test: bool) -> dict[str, Any]:
         "state": point.state,
         "validation": None if point.validation is None else asdict(point.validation),
         **({"test": None if point.test is None else asdict(point.test)} if test else {}),
-        "lost": point.lost,
         "seeds": [result.model_dump(mode="json", exclude=hidden) for result in point.seeds],
     }
 
@@ -103,7 +99,7 @@ def _line(sweep: Sweep, point: Point) -> list[str]:
     epochs = [result.diverged for result in point.seeds if result.diverged is not None]
     numbers = [f"{x.validation_metric:.{digits}f}" for x in point.seeds if x.validation_metric is not None]
     state = f"diverged in epoch {epochs[0]}" if epochs else point.state
-    values = [shown((point.setting or {}).get(axis.name, float("nan"))) for axis in sweep.plan.definition.grid]
+    values = [shown(point.setting[axis.name]) for axis in sweep.plan.definition.grid]
     return [*values, state, ", ".join(numbers) or "-", f"{point.seconds:.3g}"]
 
 

@@ -50,7 +50,7 @@ def markdown(sweep: Sweep) -> str:
 
 
 def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:
-    setting, digits = point.setting or {}, sweep.digits
+    setting, digits = point.setting, sweep.digits
     losses = [result.train_loss for result in point.seeds if result.train_loss is not None]
     return [
         str(rank),

@@ -6,11 +6,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from ..errors import UserError, one_line, shortened
+from ..errors import UserError
 from ..files import write_atomically
 from ..trials.records import Record, TrialConfig
+from . import reading
+
+_WHAT = "the record of a finished trial"
+_INSTEAD = "Move it away, and the trial is run again"
 
 
 def record_path(folder: Path, config: TrialConfig) -> Path:
@@ -61,10 +63,10 @@ def read(folder: Path, config: TrialConfig) -> Record | None:
         UserError: What stands in its place is no such record; it is left there.
     """
     path = record_path(folder, config)
-    record = _read(path) if path.is_file() or os.path.lexists(path) else None
+    record = _read(path) if os.path.lexists(path) else None
     if record is None or (record.config == config and record.key == config.key):
         return record
-    raise _refused(path, "it is the record of another trial")
+    raise reading.refused(path, "it is the record of another trial", _WHAT, _INSTEAD)
 
 
 def trained(folder: Path) -> list[TrialConfig]:
@@ -77,28 +79,10 @@ def trained(folder: Path) -> list[TrialConfig]:
 
 
 def _read(path: Path) -> Record:
-    if not path.is_file():  # a pipe would be waited for
-        raise _refused(path, "it is no file")
-    try:
-        record = Record.model_validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = one_line(first["msg"])
-        raise _refused(path, f"{where}: {reason}" if where else reason) from error
-    except OSError as error:
-        raise _refused(path, error.strerror or "it cannot be read") from error
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise _refused(path, one_line(error)) from error
+    record = reading.read(path, Record, _WHAT, _INSTEAD)
     if record.problem is not None:
-        raise _refused(path, record.problem)
+        raise reading.refused(path, record.problem, _WHAT, _INSTEAD)
     return record
-
-
-def _refused(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path} is not the record of a finished trial: {shortened(reason)}. Move it away, and the trial is run again"
-    )
 
 
 def _stem(config: TrialConfig) -> str:

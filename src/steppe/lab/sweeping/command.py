@@ -29,52 +29,65 @@ def sweep(
     sampler: Annotated[
         str, typer.Option(help="grid: all settings; random or tpe: --trials of them, from within the ranges.")
     ] = "grid",
-    trials: Annotated[
-        int | None, typer.Option(help="Settings that random and tpe try, all workers together.", show_default=False)
-    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Settings that random and tpe try.", show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Give up settings that look bad halfway.")] = False,
     jobs: Annotated[
-        int | None, typer.Option(help="Worker processes here, one thread each.", show_default="one a core, at most 8")
+        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
+    ] = None,
+    crew: Annotated[
+        str | None,
+        typer.Option(
+            help="Dask scheduler whose workers train, such as tcp://HOST:8786.", show_default="processes here"
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder for database and report.", show_default="runs/sweep-TASK-BASE-METHOD")
+        str | None, typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD")
     ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Database for many machines, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.",
-            show_default="a file in --out",
+            help="Database that gets a copy as a study of Optuna, such as sqlite:///FILE.db, for optuna-dashboard.",
+            show_default="none",
         ),
     ] = None,
     study: Annotated[
         str | None, typer.Option(help="The sweep's name in the database.", show_default="from task, base and method")
     ] = None,
-    heartbeat: Annotated[
-        int, typer.Option(help="Seconds between signs of life of a worker; after three without one it counts as dead.")
-    ] = 20,
     config: Annotated[
         Path | None, typer.Option(help="YAML file as of steppe compare: settings, schedules, updates and the like.")
     ] = None,
 ) -> None:
     """Try many settings of a method: heatmap, best settings, report.
 
-    The same command on other machines, with one --storage, joins in; again, it goes on where it was stopped.
+    The same command again skips the trials that are finished, also after Ctrl-C.
     """
     from ..plans import options as options
 
-    flags = {"task": task, "base": base, "seeds": seeds, "epochs": epochs, "jobs": jobs, "out": out}
+    flags = {
+        "task": task,
+        "base": base,
+        "seeds": seeds,
+        "epochs": epochs,
+        "jobs": jobs,
+        "timeout": timeout,
+        "crew": crew,
+        "out": out,
+    }
     asked = options.from_flags(flags)
     if config is not None:
         asked = options.merge(asked, options.from_file(config))
     given = [*(grid or []), *(more or [])] or ["rho=0.01:1:7log"]
-    more_of_it = {"sampler": sampler, "trials": trials, "prune": prune, "storage": storage, "study": study}
-    _run(asked, method, given, {**more_of_it, "heartbeat": heartbeat})
+    how = {"sampler": sampler, "trials": trials, "prune": prune, "storage": storage, "study": study}
+    _run(asked, method, given, how)
 
 
 def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from ..crew.processes import terminated_like_interrupted
     from ..errors import RunError, UserError
     from ..plans.options import Options
     from ..plans.sweep import plan
@@ -82,12 +95,12 @@ def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> No
     from . import sweeping
 
     assert isinstance(asked, Options)
-    name = next((name for name in ("measure", "keep_weights", "timeout", "crew") if getattr(asked, name)), None)
+    name = next((name for name in ("measure", "keep_weights") if getattr(asked, name)), None)
     if name is not None:
         raise UserError(f"a sweep cannot {name.replace('_', ' ')}; remove {name!r} from the file for --config")
     console = Console()
     made = plan(asked.task or "mnist1d", grid, asked.model_copy(update={"methods": (method,)}), **how)
-    with terminated_like_interrupted(), ConsoleObserver(made.definition, console) as observer:
+    with ConsoleObserver(made.definition, console) as observer:
         found = sweeping.run(made, observer)
     show(found, console)
     given_up = sum(point.state == "given up" for point in found.points)

@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..crew import runner
+from ..crew.jobs import Crew
+from ..judge.points import Point
 from ..judge.sweep import Sweep
 from ..plans import options as config
-from ..plans.definition import HEARTBEAT
 from ..plans.grid import Value
 from ..plans.sweep import SweepPlan, plan
 from ..show import sweep_table
 from ..show.sweep_report import write_report
 from ..tasks.task import Task
-from . import runner
-from .runner import Observer
+from ..trials.records import TrialConfig
+from .search import Search
+
+if TYPE_CHECKING:
+    from .copying import StudyCopy
+
+
+class Observer(Protocol):
+    """Is told how a sweep proceeds."""
+
+    def begin(self, total: int, kept: Sequence[Point]) -> None:
+        """Settings in all, and those that were done in an earlier run."""
+
+    def warn(self, message: str) -> None:
+        """Something was odd, but the sweep goes on."""
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """These trials run now."""
+
+    def finished(self, point: Point) -> None:
+        """A setting is settled."""
+
+
+class Silence:
+    """An observer that does nothing."""
+
+    def begin(self, total: int, kept: Sequence[Point]) -> None:
+        """Do nothing."""
+
+    def warn(self, message: str) -> None:
+        """Do nothing."""
+
+    def running(self, trials: Sequence[TrialConfig]) -> None:
+        """Do nothing."""
+
+    def finished(self, point: Point) -> None:
+        """Do nothing."""
 
 
 def sweep(
@@ -31,10 +70,11 @@ def sweep(
     trials: int | None = None,
     prune: bool = False,
     jobs: int | None = None,
+    timeout: float | None = None,
+    crew: str | Executor | None = None,
     out: str | Path | None = None,
     storage: str | None = None,
     study: str | None = None,
-    heartbeat: int = HEARTBEAT,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     schedules: Mapping[str, Any] | None = None,
     updates: int | None = None,
@@ -42,12 +82,11 @@ def sweep(
 ) -> Sweep:
     """Try many settings of one method and find the best by the validation metric.
 
-    Everything that is found is kept in a database, from which the same call, also on other machines at the same time,
-    takes what is left: every setting is trained once, whoever comes and goes. When all are done, `out` has a heatmap
-    (``heatmap.png``), the table (``table.md``, ``sweep.json``), ``report.html`` and ``best.yaml``, the best setting for
-    ``steppe compare --config``. Settings are chosen on validation data; of the test data, only the number of the chosen
-    one is looked at. Trainings run in processes of their own, so a script must call this under
-    ``if __name__ == "__main__":``.
+    Every finished trial is a file in ``out/trials``; the same call again skips it, also with a finer grid or more
+    settings. When all are done, `out` has a heatmap (``heatmap.png``), the table (``table.md``, ``sweep.json``),
+    ``report.html`` and ``best.yaml``, the best setting for ``steppe compare --config``. Settings are chosen on
+    validation data; of the test data, only the number of the chosen one is looked at. Trainings run in processes of
+    their own, so a script must call this under ``if __name__ == "__main__":``.
 
     It costs as many trainings as there are settings times seeds, less those of settings that diverge or are pruned.
 
@@ -60,15 +99,18 @@ def sweep(
         seeds: Trainings of every setting, at least 1; they are seeds that no comparison uses.
         epochs: At least 1; by default the task's own.
         sampler: ``grid`` tries all; ``random`` and ``tpe`` (which learns from what was found) choose within the ranges,
-            whose counts they ignore, or among the values listed.
-        trials: How many settings ``random`` and ``tpe`` try, all workers together.
-        prune: Whether a setting is given up if halfway or later its first seed is worse than the median of the others.
-        jobs: Worker processes here, at least 1, one thread each; by default one a core, at most 8.
+            whose counts they ignore, or among the values listed. What ``tpe`` tries depends on all settings before but
+            the last three.
+        trials: How many settings ``random`` and ``tpe`` try.
+        prune: Whether a setting is given up if halfway or later its first seed is worse than the median of those
+            before, the last three left out.
+        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        timeout: As of `compare`.
+        crew: As of `compare`.
         out: Where to write; by default ``runs/sweep-TASK-BASE-METHOD``.
-        storage: The database as a URL, such as ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE``; by default the
-            file ``sweep.db`` in `out`, which serves the processes of one machine.
+        storage: A database that gets a copy of what is found as a study of Optuna, for example for optuna-dashboard:
+            a URL such as ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` or ``sqlite:///FILE``.
         study: The sweep's name in the database, by default made of task, base and method.
-        heartbeat: Seconds between two signs of life of a worker; after three without one its setting goes to another.
         settings: As of `compare`: hyper-parameters that are not varied.
         schedules: As of `compare`.
         updates: Parameter updates of every training, in place of `epochs`.
@@ -78,7 +120,7 @@ def sweep(
         All settings, the best of them, the verdict.
 
     Raises:
-        UserError: The input is wrong, or the database holds another sweep by this name; nothing was trained.
+        UserError: The input is wrong, or the database has another study by this name; nothing was trained.
         RunError: A training failed; what was finished is kept.
 
     Example:
@@ -94,6 +136,8 @@ def sweep(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "timeout": timeout,
+            "crew": crew if isinstance(crew, str) else None,
             "out": None if out is None else str(out),
             "schedules": None if schedules is None else dict(schedules),
             "updates": updates,
@@ -108,19 +152,25 @@ def sweep(
         sampler=sampler,
         trials=trials,
         prune=prune,
-        heartbeat=heartbeat,
         storage=storage,
         study=study,
     )
-    return run(made, observer)
+    return run(made, observer, crew if isinstance(crew, Executor) else None)
 
 
-def run(sweep_plan: SweepPlan, observer: Observer | None = None) -> Sweep:
+def run(
+    sweep_plan: SweepPlan,
+    observer: Observer | None = None,
+    executor: Executor | None = None,
+    joined: Callable[[], Crew] | None = None,
+) -> Sweep:
     """Carry out a plan and write its report.
 
     Args:
         sweep_plan: The plan.
         observer: Is told how the sweep proceeds.
+        executor: Carries trials out, if not processes here or a cluster that the plan names.
+        joined: Returns a crew that carries them out instead; it stays as it is.
 
     Returns:
         All settings and what has become of each.
@@ -128,7 +178,65 @@ def run(sweep_plan: SweepPlan, observer: Observer | None = None) -> Sweep:
     Raises:
         RunError: A training failed; what was finished is kept.
     """
-    found = Sweep(sweep_plan, tuple(runner.run(sweep_plan, observer)))
-    found = replace(found, markdown=sweep_table.markdown(found))
-    write_report(found)
-    return found
+    observer = observer or Silence()
+    with _copy(sweep_plan) as copy:
+        search = Search(sweep_plan)
+        kept = search.news()
+        observer.begin(sweep_plan.definition.count, kept)
+        _write(kept, copy)
+        with runner.saying(lambda: _kept(search, sweep_plan)), _crew(search, sweep_plan, executor, joined) as crew:
+            found = runner.carry_trials(
+                search.following,
+                crew,
+                sweep_plan.source,
+                sweep_plan.out,
+                running=observer.running,
+                warn=observer.warn,
+                label=search.label,
+                goes_on=search.goes_on if sweep_plan.definition.prune else None,
+                given_up=search.given_up,
+            )
+            with closing(found):
+                for config, record in found:
+                    search.ended(config, record)
+                    _tell(search, copy, observer)
+            _tell(search, copy, observer)
+    swept = Sweep(sweep_plan, search.points)
+    swept = replace(swept, markdown=sweep_table.markdown(swept))
+    write_report(swept)
+    return swept
+
+
+def _tell(search: Search, copy: StudyCopy | None, observer: Observer) -> None:
+    found = search.news()
+    _write(found, copy)
+    for point in found:
+        observer.finished(point)
+
+
+def _write(found: Sequence[Point], copy: StudyCopy | None) -> None:
+    if copy is not None:
+        for point in found:
+            copy.add(point)
+
+
+def _copy(sweep_plan: SweepPlan) -> AbstractContextManager[StudyCopy | None]:
+    if sweep_plan.storage is None:
+        return nullcontext()
+    from .copying import StudyCopy
+
+    return StudyCopy(sweep_plan)
+
+
+def _crew(
+    search: Search, sweep_plan: SweepPlan, executor: Executor | None, joined: Callable[[], Crew] | None
+) -> AbstractContextManager[Crew]:
+    if joined is not None and not search.done:
+        return nullcontext(joined())
+    asked = sweep_plan.definition
+    crew = None if search.done else executor or sweep_plan.plan.crew
+    return runner.joined(crew, min(sweep_plan.jobs, asked.count * len(asked.seeds)), sweep_plan.plan.timeout)
+
+
+def _kept(search: Search, sweep_plan: SweepPlan) -> str:
+    return f"{len(search.points)} of {sweep_plan.definition.count} settings are done and kept in {sweep_plan.out}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ..crew.processes import terminated_like_interrupted
 from ..judge.verdict import with_error
 from ..plans.grid import words
 from ..plans.options import Options
@@ -14,11 +13,9 @@ from .tuned import tune
 
 def tuned(asked: Options, trials: int, console: Console) -> Options:
     """Choose the settings of a comparison, and show what was chosen."""
-    with terminated_like_interrupted():
-        options, found = tune(asked, trials, lambda definition: ConsoleObserver(definition, console))
+    options, found = tune(asked, trials, lambda definition: ConsoleObserver(definition, console))
     for name, sweep in found.items():
         assert sweep.best is not None
-        assert sweep.best.setting is not None
         assert sweep.best.validation is not None
         metric = f"validation {sweep.plan.definition.metric} {with_error(sweep.best.validation, sweep.digits)}"
         console.print(f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}", highlight=False, markup=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from pathlib import Path
 
+from ..crew import runner
+from ..crew.jobs import Crew
 from ..errors import RunError
 from ..judge.sweep import Sweep
 from ..plans import comparison
@@ -15,7 +18,7 @@ from ..plans.grid import shown
 from ..plans.options import Entry, Options
 from ..plans.sweep import plan
 from ..sweeping import sweeping
-from ..sweeping.runner import Observer
+from ..sweeping.sweeping import Observer
 
 SEEDS = 2
 """Trainings of every setting. With one, a setting that ruins every second training may look like the best."""
@@ -67,11 +70,17 @@ def tune(
         for arm in compared.arms
     }
     found: dict[str, Sweep] = {}
-    for name, one in made.items():
-        with watch(one.definition) if watch else nullcontext() as observer:
-            found[name] = sweeping.run(one, observer)
-        if found[name].setting is None:
-            raise RunError(f"all {trials} settings of {name} diverged; give it a smaller lr in the settings")
+    with ExitStack() as stack:
+
+        @cache
+        def crew() -> Crew:
+            return stack.enter_context(runner.joined(compared.crew, compared.jobs, compared.timeout))
+
+        for name, one in made.items():
+            with watch(one.definition) if watch else nullcontext() as observer:
+                found[name] = sweeping.run(one, observer, joined=crew)
+            if found[name].setting is None:
+                raise RunError(f"all {trials} settings of {name} diverged; give it a smaller lr in the settings")
     settings = dict(asked.settings)
     for arm in compared.arms:
         entry = settings.get(arm.name, Entry(name=arm.name))

@@ -1,0 +1,111 @@
+"""Settings that a sampler of Optuna chooses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import Trial, TrialState
+
+from ..judge.points import Point, score
+from ..plans.definition import Definition
+from ..plans.grid import Axis, Setting
+
+
+class Sampler:
+    """Chooses the settings of a sweep one after the other.
+
+    What it chooses depends on the number of the setting and on what it was told, and on nothing else.
+
+    Args:
+        definition: Of the sweep.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        """See the class."""
+        self._asked = definition
+        self._study = self._new_study()
+        self._trials: dict[int, Trial] = {}
+
+    def choose(self, slot: int) -> Setting:
+        """Choose a setting.
+
+        Args:
+            slot: Its number, one more than that of the one before.
+        """
+        if self._asked.sampler == "random":  # learns nothing, so it need not remember
+            self._study = self._new_study()
+        self._study.sampler = self._sampler(slot)
+        return self._suggest(slot)
+
+    def remember(self, slot: int, setting: Setting) -> None:
+        """Take a setting that was chosen earlier.
+
+        Args:
+            slot: See `choose`.
+            setting: The setting.
+        """
+        if self._asked.sampler != "random":
+            self._study.enqueue_trial(setting)
+            self._suggest(slot)
+
+    def learn(self, found: Point) -> None:
+        """Take what has become of a setting."""
+        trial = self._trials.pop(found.slot)
+        if found.state == "pruned":
+            for epoch, value in enumerate(found.curve, start=1):
+                trial.report(value, epoch)
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif found.state == "given up":
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, score(found, self._asked.higher_is_better))
+
+    def _suggest(self, slot: int) -> Setting:
+        self._trials[slot] = trial = self._study.ask(distributions(self._asked))
+        return {axis.name: trial.params[axis.name] for axis in self._asked.grid}
+
+    def _new_study(self) -> optuna.Study:
+        with quiet():
+            return optuna.create_study(direction=direction(self._asked))
+
+    def _sampler(self, slot: int) -> BaseSampler:
+        # A new one each time, with a seed unlike those of the slots beside it: NumPy's first numbers from the seeds 0
+        # and 3 are nearly the same.
+        seed = Random(slot).getrandbits(32)
+        if self._asked.sampler == "random":
+            return RandomSampler(seed)
+        return TPESampler(seed=seed, constant_liar=True)  # of settings that still run it expects the worst
+
+
+def direction(definition: Definition) -> StudyDirection:
+    """Return which way is better, as Optuna says it."""
+    return StudyDirection.MAXIMIZE if definition.higher_is_better else StudyDirection.MINIMIZE
+
+
+def distributions(definition: Definition) -> dict[str, BaseDistribution]:
+    """Return what each axis may be."""
+    return {axis.name: _distribution(axis) for axis in definition.grid}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within this, Optuna does not report what it does."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if axis.low is not None and axis.high is not None:
+        return FloatDistribution(axis.low, axis.high, log=axis.log)
+    return CategoricalDistribution(axis.values)

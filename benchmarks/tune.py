@@ -22,6 +22,7 @@ from steppe.lab.crew import runner
 from steppe.lab.judge.stats import mean
 from steppe.lab.plans import comparison
 from steppe.lab.plans import options as config
+from steppe.lab.plans.workers import cores
 from steppe.lab.trials.records import Record, TrialConfig
 from steppe.methods import METHODS
 
@@ -132,7 +133,7 @@ def tune(task: str, base: str, methods: Sequence[str], seeds: int, epochs: int |
         for method, settings in tried.items()
         for index, setting in enumerate(settings)
     }
-    found = runner.run_trials([t for group in trials.values() for t in group], plan.source, out, jobs, Lines())
+    found = runner.run_trials([t for group in trials.values() for t in group], plan.source, out, plan.workers, Lines())
     by_key = {record.key: record for record in found}
     fragment, table = (
         [],
@@ -189,7 +190,7 @@ def main() -> int:
     parser.add_argument("--methods", help="names with commas between; default: the base and all methods")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--jobs", type=int, default=comparison.cores())
+    parser.add_argument("--jobs", type=int, default=cores())
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     methods = asked.methods.split(",") if asked.methods else [asked.base, *METHODS]

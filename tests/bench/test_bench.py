@@ -17,6 +17,7 @@ from steppe.lab.bench.entries import BENCHES, ENTRIES, PEERS, Bench, Entry, entr
 from steppe.lab.bench.run import rows
 from steppe.lab.crew.runner import Silence
 from steppe.lab.errors import RunError
+from steppe.lab.plans.workers import Workers
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials.optimizers import build, check_hyperparameters
 from steppe.triggers import After
@@ -96,7 +97,7 @@ def tiny(tmp_path):
 
 def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data(tiny, tmp_path):
     asked = {name: entry for name, entry in entries(tiny).items() if name in ("sgd", "sam", "sam-part-25")}
-    tuned = tuning.tune(tiny, asked, 2, tmp_path / "tuning", 1, Silence())
+    tuned = tuning.tune(tiny, asked, 2, tmp_path / "tuning", Workers(1), Silence())
     tried = [json.loads(path.read_text()) for path in (tmp_path / "tuning" / "trials").iterdir()]
     assert len(tried) == 3 * 9 * 2
     assert {record["config"]["seed"] for record in tried} == {1000, 1001}
@@ -109,7 +110,7 @@ def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data
                 scores.setdefault(record["config"]["arm"], []).append(record["final"]["validation_metric"])
         assert choice.score == max(fmean(values) for values in scores.values() if len(values) == 2)
         assert ("lr" in choice.edges) == (choice.setting["lr"] != 0.5)
-    found = tuning.compare(tiny, tuned, 3, tmp_path / "out", 1, Silence())
+    found = tuning.compare(tiny, tuned, 3, tmp_path / "out", Workers(1), Silence())
     times = timing.over_the_base(tiny, asked, found, tmp_path)
     assert {name: len(of) for name, of in times.items()} == dict.fromkeys(asked, timing.ROUNDS)
     assert timing.over_the_base(tiny, asked, found, tmp_path) == times  # as they were kept
@@ -265,4 +266,4 @@ def test_wrong_names_are_one_line(capsys, words, message):
 def test_a_row_of_which_every_setting_diverges_is_an_error(tiny, tmp_path):
     hopeless = replace(tiny, task=tiny.task.replace(":tiny", ":hopeless"))
     with pytest.raises(RunError, match=r"every setting of sgd diverged on tiny\.py:hopeless"):
-        tuning.tune(hopeless, {"sgd": Entry("sgd", None)}, 1, tmp_path, 1, Silence())
+        tuning.tune(hopeless, {"sgd": Entry("sgd", None)}, 1, tmp_path, Workers(1), Silence())

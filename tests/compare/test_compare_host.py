@@ -19,6 +19,7 @@ from steppe.lab import UserError
 from steppe.lab.comparing import comparison
 from steppe.lab.crew import workers
 from steppe.lab.plans.options import Options, from_flags
+from steppe.lab.plans.workers import Workers
 from steppe.lab.store import records
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials.feeds import total_updates
@@ -80,6 +81,7 @@ from test_compare_host import observed, options
 from steppe import cli
 from steppe.lab import UserError
 from steppe.lab.comparing import comparison
+from steppe.lab.plans.workers import Workers
 from steppe.lab.trials.host import AcceleratedHost, launched
 from steppe.studies.gsam_batch import design, report, run
 
@@ -88,13 +90,13 @@ host = AcceleratedHost()
 seen = {{"launched": launched(), "processes": host.processes, "rank": host.rank, "versions": host.versions}}
 seen["mean"], seen["agree"] = host.mean(__import__("torch").tensor(float(host.rank))), host.agree([host.rank, "a"])
 task, mine = f"{{root / 'tasks.py'}}:task", root / f"rank{{host.rank}}"
-seen["first"] = observed(comparison.plan(task, options(keep_weights=True), mine, host))
-seen["again"] = observed(comparison.plan(task, options(keep_weights=True), mine, host))
+seen["first"] = observed(comparison.plan(task, options(keep_weights=True), mine, Workers(host=host)))
+seen["again"] = observed(comparison.plan(task, options(keep_weights=True), mine, Workers(host=host)))
 if host.rank == 0:
     next((mine / "trials").glob("sam-grown-*")).unlink()
-seen["one is lost"] = observed(comparison.plan(task, options(keep_weights=True), mine, host))
+seen["one is lost"] = observed(comparison.plan(task, options(keep_weights=True), mine, Workers(host=host)))
 try:
-    comparison.plan(f"{{root / 'tasks.py'}}:odd", options(methods=["sgd"], settings={{}}), mine, host)
+    comparison.plan(f"{{root / 'tasks.py'}}:odd", options(methods=["sgd"], settings={{}}), mine, Workers(host=host))
 except UserError as error:
     seen["odd"] = str(error)
 run._TASKS = root / "tasks.py"
@@ -206,7 +208,7 @@ def test_two_processes_train_as_one(host, two, task, tmp_path, monkeypatch, requ
     if host == "accelerated":
         request.getfixturevalue("accelerated")
     alone = Host() if host == "plain" else AcceleratedHost()
-    plan = comparison.plan(task, options(keep_weights=True), tmp_path / "out", alone)
+    plan = comparison.plan(task, options(keep_weights=True), tmp_path / "out", Workers(host=alone))
     expected = comparison.run(plan)
     both = comparison.plan(task, options(keep_weights=True), two.root / "rank0")
     for mine, other in zip(expected.records, two.ranks[0]["first"]["records"], strict=True):
@@ -317,10 +319,10 @@ def test_one_process_computes_what_a_worker_does(accelerate, task, tmp_path, one
         assert host.versions == {"host": "1 x cpu, no"}
         assert (host.mean(torch.tensor(2.0)), host.agree(["a", 1])) == (2.0, ["a", 1])
     asked = options(methods=["sgd-fixed", "sam-parts"], jobs=1, keep_weights=True)
-    here = comparison.plan(task, asked, tmp_path / "here", host)
+    here = comparison.plan(task, asked, tmp_path / "here", Workers(host=host))
     there = comparison.plan(task, asked, tmp_path / "there")
     if accelerate:  # the numbers of a worker are above
-        there = replace(there, host=Host("cpu"))
+        there = replace(there, workers=Workers(host=Host("cpu")))
     pairs = zip(comparison.run(here).records, comparison.run(there).records, strict=True)
     for mine, other in pairs:
         assert mine.final == other.final
@@ -359,7 +361,7 @@ def test_bfloat16_trains(accelerated, monkeypatch, task, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     host = AcceleratedHost()
     assert host.versions == {"host": "1 x cpu, bf16"}
-    plan = comparison.plan(task, options(methods=["sam-parts"]), tmp_path / "out", host)
+    plan = comparison.plan(task, options(methods=["sam-parts"]), tmp_path / "out", Workers(host=host))
     (record,) = comparison.run(plan).records
     assert record.status == "finished"
     assert record.final.train_loss < 0.6
@@ -376,13 +378,13 @@ def test_hosts_have_keys_of_their_own(task, tmp_path):
     class Two(Host):
         versions = {"host": "2 x cpu, no"}
 
-    plain, here, two = (comparison.plan(task, Options(seeds=1, methods=("sam",)), tmp_path / "o", h) for h in (None, Host(), Two()))  # fmt: skip
+    plain, here, two = (comparison.plan(task, Options(seeds=1, methods=("sam",)), tmp_path / "o", Workers(host=h)) for h in (None, Host(), Two()))  # fmt: skip
     keys = [plan.trials()[0].key for plan in (plain, here, two)]
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_failing_trial_in_this_process(task, tmp_path, monkeypatch):
-    plan = comparison.plan(task, options(methods=["sgd-fixed", "sam-grown"]), tmp_path / "out", Host())
+    plan = comparison.plan(task, options(methods=["sgd-fixed", "sam-grown"]), tmp_path / "out", Workers(host=Host()))
     real = workers.run
 
     def fail(source, config, *rest):

@@ -18,6 +18,7 @@ from steppe.lab.comparing import comparison
 from steppe.lab.measuring import measuring
 from steppe.lab.measuring.measuring import Request, load_weights
 from steppe.lab.plans.options import Options, from_flags
+from steppe.lab.plans.workers import Workers
 from steppe.lab.store import records
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials.host import Host
@@ -82,7 +83,7 @@ def kept(tmp_path_factory):
     )
     settings = {"sam+wide": {"method": "sam", "lr": 0.1, "rho": 0.2}}
     options = {"base": "sgd", "methods": ["sgd", "sam+wide"], "settings": settings, "seeds": 2, "keep_weights": True}
-    plan = comparison.plan(f"{folder / 'tiny.py'}:task", from_flags(options), folder / "out", Host())
+    plan = comparison.plan(f"{folder / 'tiny.py'}:task", from_flags(options), folder / "out", Workers(host=Host()))
     comparison.run(plan)
     return plan
 

@@ -347,6 +347,6 @@ def test_from_python_a_failure_is_an_exception(task_file, tmp_path):
 
 @pytest.mark.parametrize(("cores", "jobs"), [(2, 2), (64, 8)])
 def test_a_large_machine_is_not_filled_unasked(monkeypatch, tiny, tmp_path, cores, jobs):
-    monkeypatch.setattr("steppe.lab.plans.comparison.cores", lambda: cores)
-    assert comparison.plan(tiny, Options(), tmp_path / "o").jobs == jobs
-    assert comparison.plan(tiny, Options(jobs=33), tmp_path / "o").jobs == 33
+    monkeypatch.setattr("steppe.lab.plans.workers.cores", lambda: cores)
+    assert comparison.plan(tiny, Options(), tmp_path / "o").workers.jobs == jobs
+    assert comparison.plan(tiny, Options(jobs=33), tmp_path / "o").workers.jobs == 33

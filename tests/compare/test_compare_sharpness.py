@@ -164,7 +164,7 @@ def test_what_measures_is_imported_before_training(monkeypatch, tiny, tmp_path):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *rest)
 
-    monkeypatch.setattr("steppe.lab.plans.comparison.import_module", refuse)
+    monkeypatch.setattr("steppe.lab.errors.import_module", refuse)
     with pytest.raises(UserError, match=r'install it with: pip install "steppe\[compare,measure\]"$'):
         comparison.plan(tiny, Options(measure=True), tmp_path / "o")
 

@@ -22,6 +22,7 @@ from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import holm
 from steppe.lab.plans import options as config
 from steppe.lab.plans.arms import Arm, find_arms
+from steppe.lab.plans.workers import Workers
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials import optimizers
 from steppe.lab.trials.feeds import epochs, total_updates
@@ -187,7 +188,7 @@ def test_the_learning_rate_of_a_column(name):
 
 
 def test_a_trial_makes_exactly_the_updates_of_its_plan(study):
-    plan = study.plan(host=Host())
+    plan = study.plan(workers=Workers(host=Host()))
     for trial in plan.trials()[: len(ALL)]:
         made = run_trial(trial, plan.source.load())
         assert made.updates == (12 if trial.row in GROWN else 8), trial.row  # 8 + 4 at equal epochs, else 2 x 4

@@ -17,6 +17,7 @@ from torch import nn
 from steppe import cli
 from steppe.lab import Task
 from steppe.lab.crew.runner import Silence
+from steppe.lab.plans.workers import Workers
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials.optimizers import build
 from steppe.lab.trials.records import TrialConfig
@@ -160,7 +161,7 @@ def test_it_is_tested_on_another_task(tiny, tmp_path, capsys):
     other.write_text(TINY.replace("manual_seed(0)", "manual_seed(1)").replace("tiny", "other"))
     design = replace(PRESETS["smoke"], tasks=(tiny,), held_out=f"{other}:other", epochs=None)
     found = carry_out(
-        "smoke", design, None, tmp_path / "out", 1, "steppe study lightsam", lambda: nullcontext(Silence())
+        "smoke", design, None, tmp_path / "out", Workers(1), "steppe study lightsam", lambda: nullcontext(Silence())
     )
     untuned, grids = found.untuned, found.runs["tiny.py:tiny"].grids
     assert untuned.comparison.plan.source.name == "other.py:other"
@@ -190,7 +191,9 @@ def test_another_task_on_which_all_diverge_is_a_result_too(tmp_path):
     design = replace(PRESETS["smoke"], epochs=None, seeds=1, test_seeds=1)
     settings = {method: design.settings(method) for method in METHODS}
     grids = {m: Grid(of, {0: [float(i) for i in range(len(of))]}, [0] * len(of)) for m, of in settings.items()}
-    found = try_untuned(design, {"one": grids}, f"{file}:large", tmp_path / "out", 1, lambda: nullcontext(Silence()))
+    found = try_untuned(
+        design, {"one": grids}, f"{file}:large", tmp_path / "out", Workers(1), lambda: nullcontext(Silence())
+    )
     assert [record.final for record in found.comparison.records] == [None] * 2 * len(METHODS)
     lines = report.untuned_table(found)[1:]
     assert [line[-2:] for line in lines] == [["(1 of 1 diverged)"] * 2] * len(METHODS)

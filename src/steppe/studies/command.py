@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..lab.flags import Crew, Jobs, Timeout
+
 if TYPE_CHECKING:
+    from ..lab.plans.workers import Workers
+    from ..lab.trials.host import Host
     from .adasam_glue.design import Preset
     from .adasam_glue.run import Job
 
@@ -34,7 +38,9 @@ def gsam_batch(
     out: Annotated[
         Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/gsam-batch-PRESET")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Trials in parallel.", show_default="one a core, at most 8")] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.", show_default="the preset's")] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate, to see what depends on it.", show_default="the preset's")
@@ -54,6 +60,7 @@ def gsam_batch(
 
     from ..lab.comparing import comparison
     from ..lab.errors import UserError, nearest
+    from ..lab.plans.workers import workers
     from ..lab.show.console import ConsoleObserver
     from ..lab.trials.host import AcceleratedHost, launched
     from .gsam_batch import report
@@ -71,7 +78,8 @@ def gsam_batch(
     design, console = PRESETS[preset], Console()
     design = design if lr is None else replace(design, lr=lr)
     host = AcceleratedHost() if launched() else None
-    for plan in plans(design, out or Path("runs") / f"gsam-batch-{preset}", jobs, seeds, host):
+    who = workers(jobs, crew, timeout, host)
+    for plan in plans(design, out or Path("runs") / f"gsam-batch-{preset}", who, seeds):
         if host is not None and host.rank > 0:  # takes part in training; the first process writes and speaks
             comparison.run(plan)
             continue
@@ -95,9 +103,9 @@ def lightsam(
         Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/lightsam-PRESET")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of the grids.", show_default="the preset's")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
-    ] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
 ) -> None:
     """How much SAM, AdaSAM and LightSAM depend on learning rate and radius (Cheng et al., 2025).
 
@@ -110,6 +118,7 @@ def lightsam(
     from rich.markup import escape
 
     from ..lab.errors import UserError, nearest
+    from ..lab.plans.workers import workers
     from ..lab.show.console import ConsoleObserver
     from .lightsam import report
     from .lightsam.design import PRESETS
@@ -124,7 +133,7 @@ def lightsam(
         design,
         task,
         out or Path("runs") / f"lightsam-{preset}",
-        jobs,
+        workers(jobs, crew, timeout),
         _repeated("lightsam", {"preset": preset, "task": task, "seeds": seeds}),
         lambda: ConsoleObserver("metric", console),
     )
@@ -160,9 +169,9 @@ def adasam_glue(
         Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/adasam-glue-PRESET")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.", show_default="the preset's")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
-    ] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
 ) -> None:
     """Fine-tuning with SGD, SAM, AMSGrad and AdaSAM, with and without momentum (Sun et al., 2024).
 
@@ -171,6 +180,7 @@ def adasam_glue(
     processes.
     """
     from ..lab.errors import UserError, nearest
+    from ..lab.plans.workers import workers
     from .adasam_glue import jobs as made
     from .adasam_glue.design import MOMENTA, OPTIMIZERS
     from .adasam_glue.presets import GLUE_TASKS, PRESETS
@@ -192,7 +202,7 @@ def adasam_glue(
         optimizers=chosen,
         momenta=MOMENTA if beta1 is None else (beta1,),
         seeds=seeds,
-        jobs=jobs,
+        workers=lambda host: workers(jobs, crew, timeout, host),
         out=folder,
     )
 
@@ -221,9 +231,9 @@ def text(
         Path | None, typer.Option(help="Folder for records and reports.", show_default="runs/text-NAME")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trials in parallel.", show_default="one a core, at most 8")
-    ] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
 ) -> None:
     """Fine-tune a model on your own texts with the methods of AdaSAM's paper, and say which is best.
 
@@ -231,6 +241,7 @@ def text(
     same command again skips the trials that are finished.
     """
     from ..lab.errors import UserError
+    from ..lab.plans.workers import workers
     from ..lab.tasks.sources import find_task
     from ..lab.tasks.task import size
     from ..lab.tasks.text.packaged import encoder
@@ -284,7 +295,7 @@ def text(
         optimizers=chosen,
         momenta=(beta1,),
         seeds=seeds,
-        jobs=jobs,
+        workers=lambda host: workers(jobs, crew, timeout, host),
         out=folder,
     )
 
@@ -324,7 +335,7 @@ def _fine_tune(
     optimizers: tuple[str, ...],
     momenta: tuple[float, ...],
     seeds: int | None,
-    jobs: int | None,
+    workers: Callable[[Host | None], Workers],
     out: Path,
 ) -> None:
     """Run tasks of texts and write the report, in the first process if there are several."""
@@ -341,7 +352,7 @@ def _fine_tune(
 
     console, host = Console(), AcceleratedHost() if launched() else None
     first = host is None or host.rank == 0
-    asked = Asked(design, optimizers, momenta, seeds or design.seeds, jobs, out, host)
+    asked = Asked(design, optimizers, momenta, seeds or design.seeds, out, workers(host))
     with Host().one_by_one() if host is None else host.one_by_one():
         found = make()
     made = carry_out(

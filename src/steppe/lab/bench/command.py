@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..flags import Crew, Jobs, Timeout
+
 
 def bench(
     task: Annotated[
@@ -18,7 +20,9 @@ def bench(
         int | None, typer.Option(min=1, help="of the tuning; default: the task's own, 4 or 2")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="of every trial; default: the task's own")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one a core")] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
     out: Annotated[Path, typer.Option(help="folder for everything that is written")] = Path("runs/bench"),
     page: Annotated[Path | None, typer.Option(help="a Markdown file to write the tables to")] = None,
 ) -> None:
@@ -30,6 +34,7 @@ def bench(
     """
     from rich.console import Console
 
+    from ..plans.workers import workers
     from .run import run
 
-    run(task, methods, seeds, tuning_seeds, epochs, jobs, out, page, Console())
+    run(task, methods, seeds, tuning_seeds, epochs, workers(jobs, crew, timeout), out, page, Console())

@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from ... import __version__
 from ..errors import UserError, nearest
 from ..files import write_atomically
+from ..plans.workers import Workers
 from ..show.console import ConsoleObserver
 from . import memory, report, timing, tuning
 from .entries import BENCHES, Bench, Entry, entries
@@ -25,7 +26,7 @@ def run(
     seeds: int,
     tuning_seeds: int | None,
     epochs: int | None,
-    jobs: int | None,
+    workers: Workers,
     out: Path,
     page: Path | None,
     console: Console,
@@ -42,7 +43,7 @@ def run(
     chosen = {name: rows(BENCHES[name], methods) for name in names}
     sections, found = [], {}
     for name, asked in chosen.items():
-        section, found[name] = _one(name, asked, seeds, tuning_seeds, epochs, jobs, out / name, console)
+        section, found[name] = _one(name, asked, seeds, tuning_seeds, epochs, workers, out / name, console)
         console.print(Markdown(section))
         sections.append(section)
     if len(found) > 1:
@@ -73,16 +74,16 @@ def _one(
     seeds: int,
     tuning_seeds: int | None,
     epochs: int | None,
-    jobs: int | None,
+    workers: Workers,
     out: Path,
     console: Console,
 ) -> tuple[str, list[report.Line]]:
     bench = BENCHES[name]
     tuning_seeds = tuning_seeds or bench.tuning_seeds
     with ConsoleObserver("metric", console) as observer:
-        tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", jobs, observer, epochs)
+        tuned = tuning.tune(bench, asked, tuning_seeds, out / "tuning", workers, observer, epochs)
     with ConsoleObserver("metric", console) as observer:
-        found = tuning.compare(bench, tuned, seeds, out, jobs, observer, epochs)
+        found = tuning.compare(bench, tuned, seeds, out, workers, observer, epochs)
     times = timing.over_the_base(bench, asked, found, out)
     made = report.lines(found, tuned, times, memory.beyond_the_base(bench, asked, found))
     write_atomically(out / "bench.json", json.dumps(report.as_json(made), indent=1) + "\n")

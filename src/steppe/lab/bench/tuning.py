@@ -9,6 +9,7 @@ from typing import Any
 from ..comparing import comparison
 from ..crew.runner import Observer
 from ..judge.comparison import Comparison
+from ..plans.workers import Workers
 from ..tuning.candidates import Tuned, plan_of
 from ..tuning.candidates import tune as _tune
 from .entries import Bench, Entry
@@ -19,7 +20,7 @@ def tune(
     rows: Mapping[str, Entry],
     seeds: int,
     out: Path,
-    jobs: int | None,
+    workers: Workers,
     observer: Observer | None,
     epochs: int | None = None,
 ) -> dict[str, Tuned]:
@@ -38,8 +39,8 @@ def tune(
         candidates,
         seeds=seeds,
         epochs=epochs or bench.epochs,
-        jobs=jobs,
         out=out,
+        workers=workers,
         observer=observer,
     )
 
@@ -49,11 +50,11 @@ def compare(
     tuned: Mapping[str, Tuned],
     seeds: int,
     out: Path,
-    jobs: int | None,
+    workers: Workers,
     observer: Observer | None,
     epochs: int | None = None,
 ) -> Comparison:
     """Train every row with what was chosen for it, and read the test split."""
     arms: dict[str, dict[str, Any]] = {name: choice.setting for name, choice in tuned.items()}
-    plan = plan_of(bench.task, bench.base, arms, seeds, out, epochs=epochs or bench.epochs, jobs=jobs)
+    plan = plan_of(bench.task, bench.base, arms, seeds, out, workers, epochs=epochs or bench.epochs)
     return comparison.run(plan, observer)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..flags import Crew, Jobs, Timeout
+
 
 def compare(
     task: Annotated[
@@ -19,19 +21,9 @@ def compare(
     base: Annotated[str | None, typer.Option(help="adamw or sgd: what the methods wrap.", show_default="adamw")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
-    ] = None,
-    crew: Annotated[
-        str | None,
-        typer.Option(
-            help="Dask scheduler whose workers train, such as tcp://HOST:8786.", show_default="processes here"
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
-    ] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
     keep_weights: Annotated[
         bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
     ] = None,

@@ -122,16 +122,14 @@ def run(comparison_plan: Plan, observer: Observer | None = None, executor: Execu
         comparison_plan.trials(),
         comparison_plan.source,
         comparison_plan.out,
-        comparison_plan.jobs,
+        comparison_plan.workers,
         observer,
         keep_weights=comparison_plan.keep_weights,
-        timeout=comparison_plan.timeout,
-        crew=comparison_plan.crew if executor is None else executor,
-        host=comparison_plan.host,
+        executor=executor,
     )
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
     comparison = replace(comparison, markdown=table.markdown(comparison))
-    if comparison_plan.host is None or comparison_plan.host.rank == 0:
+    if comparison_plan.workers.writes:
         write_report(comparison)
     return comparison

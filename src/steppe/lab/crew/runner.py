@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import RunError
+from ..plans.workers import Workers
 from ..store import records
 from ..tasks.sources import TaskSource
 from ..trials.host import Host
 from ..trials.records import Curve, Record, TrialConfig
-from . import workers
 from .carrying import JobError, carry_out
 from .executors import ExecutorCrew, cluster
 from .here import Here
 from .jobs import Crew, Interrupted, Job
 from .local import LocalCrew
+from .workers import job as as_job
 
 _AGAIN = "the same command continues from there"
 
@@ -59,13 +60,11 @@ def run_trials(
     trials: Sequence[TrialConfig],
     source: TaskSource,
     folder: Path,
-    jobs: int,
+    workers: Workers,
     observer: Observer | None = None,
     *,
     keep_weights: bool = False,
-    timeout: float | None = None,
-    crew: str | Executor | None = None,
-    host: Host | None = None,
+    executor: Executor | None = None,
 ) -> list[Record]:
     """Run all trials that have no record yet, or no weights where they are to be kept.
 
@@ -73,13 +72,10 @@ def run_trials(
         trials: What to run; they start in this order.
         source: Where the task comes from.
         folder: Records are read from and written to ``trials`` in here.
-        jobs: Worker processes, at least 1. The results do not depend on it.
+        workers: Who carries trials out. In processes that accelerate has launched, the first one writes.
         observer: Is told what happens.
         keep_weights: Whether the final weights are written to ``weights`` in the folder.
-        timeout: Seconds that a trial may take in a worker process; None sets no limit.
-        crew: Who carries trials out, if not processes here: the address of a Dask scheduler, or an executor.
-        host: If given, all trials run in this process, one after the other, together with the host's other processes;
-            the first of those writes.
+        executor: Carries them out instead.
 
     Returns:
         The records in the order of `trials`.
@@ -96,8 +92,8 @@ def run_trials(
             done[config.key] = record
     observer.begin(len(trials), len(done))
     missing = [config for config in trials if config.key not in done]
-    if host is not None:  # the first process may see files that the others do not
-        keys = host.agree([config.key for config in missing])
+    if workers.host is not None:  # the first process may see files that the others do not
+        keys = workers.host.agree([config.key for config in missing])
         missing = [config for config in trials if config.key in keys]
     waiting = iter(missing)
 
@@ -105,16 +101,16 @@ def run_trials(
         count = sum(records.record_path(folder, config).is_file() for config in trials)
         return f"{count} of {len(trials)} trials are kept in {folder}"
 
-    with saying(kept), joined(crew if missing else None, min(jobs, len(missing)), timeout, host) as opened:
+    with saying(kept), joined(workers, len(missing), executor) as crew:
         found = carry_trials(
             lambda: next(waiting, None),
-            opened,
+            crew,
             source,
             folder,
             running=observer.running,
             warn=observer.warn,
             keep_weights=keep_weights,
-            host=host,
+            host=workers.host,
         )
         with closing(found):
             for config, record in found:
@@ -166,7 +162,7 @@ def carry_trials(
         if config is None:
             return None
         configs[config.key] = config
-        return workers.job(source, config, label(config), keep_weights, host, tells=goes_on is not None)
+        return as_job(source, config, label(config), keep_weights, host, tells=goes_on is not None)
 
     found = carry_out(
         next_job,
@@ -204,22 +200,22 @@ def saying(kept: Callable[[], str]) -> Iterator[None]:
         raise RunError(f"{failed}; {kept()}; {_AGAIN}") from None
 
 
-def joined(
-    crew: str | Executor | None, jobs: int, timeout: float | None, host: Host | None = None
-) -> AbstractContextManager[Crew]:
-    """Return who carries trials out.
+def joined(workers: Workers, most: int | None = None, executor: Executor | None = None) -> AbstractContextManager[Crew]:
+    """Return the crew of those who carry trials out.
 
     Args:
-        crew: The address of a Dask scheduler, or an executor; None are processes here.
-        jobs: How many at a time.
-        timeout: Seconds that a trial may take in a process here; None sets no limit.
-        host: If given, this process carries them out.
+        workers: Who they are.
+        most: So many trials there are; None if that is not known.
+        executor: Carries them out instead.
     """
-    if host is not None:
+    jobs = workers.jobs if most is None else min(workers.jobs, most)
+    if workers.host is not None:
         return nullcontext(Here())
-    if isinstance(crew, str):
-        return cluster(crew)
-    return LocalCrew(jobs, timeout) if crew is None else ExecutorCrew(crew, max(jobs, 1))
+    if executor is not None:
+        return ExecutorCrew(executor, max(jobs, 1))
+    if workers.crew is not None and most != 0:
+        return cluster(workers.crew)
+    return LocalCrew(jobs, workers.timeout)
 
 
 def _write(folder: Path, record: Record, weights: bytes | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +13,13 @@ from ..files import check_writable
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task, check_fit, size
 from ..trials import optimizers
-from ..trials.host import Host
 from ..trials.records import TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, packaged
+from .workers import Workers, workers_of
 
 FIRST_SEED = 1000
 """Of trials that choose settings; comparisons count their seeds from 0."""
-
-_MOST_JOBS = 8  # unless asked for: every worker needs about 400 MB for torch
 
 
 @dataclass(frozen=True)
@@ -36,15 +33,12 @@ class Plan:
         seeds: The seeds.
         epochs: Of every trial, unless its arm counts updates.
         batch_size: Of every trial, unless its arm schedules it.
-        jobs: Worker processes.
+        workers: Who carries trials out.
         out: The folder for everything that is written.
         metric_name: What the task's metric is called.
         higher_is_better: Whether a larger metric is better.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
-        host: Where trials run, one after the other, if not in worker processes on the CPU.
-        timeout: Seconds that a trial may take in a worker process; None sets no limit.
-        crew: The address of a Dask scheduler, if its workers carry trials out.
     """
 
     source: TaskSource
@@ -53,15 +47,12 @@ class Plan:
     seeds: tuple[int, ...]
     epochs: int
     batch_size: int
-    jobs: int
+    workers: Workers
     out: Path
     metric_name: str
     higher_is_better: bool
     keep_weights: bool = False
     measure: bool = False
-    host: Host | None = None
-    timeout: float | None = None
-    crew: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +111,7 @@ class Plan:
         Returns:
             One configuration a seed and arm.
         """
-        versions = {**library_versions(), **(self.host.versions if self.host else {})}
+        versions = {**library_versions(), **(self.workers.host.versions if self.workers.host else {})}
         return [
             TrialConfig(
                 task=self.source.name,
@@ -144,15 +135,15 @@ class Plan:
 
 
 def plan(
-    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, host: Host | None = None
+    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, workers: Workers | None = None
 ) -> Plan:
     """Fill in all defaults and check everything that can be checked before training.
 
     Args:
         task: See `compare`.
-        options: Checked field by field already; its ``task`` and ``out`` are not looked at.
+        options: Checked field by field already; ``task`` and ``out`` are not looked at.
         out: The folder, or None for the default.
-        host: Where trials run, if not in worker processes on the CPU.
+        workers: Who carries trials out; by default whom `options` name.
 
     Returns:
         The plan.
@@ -168,8 +159,8 @@ def plan(
     epochs = options.epochs or loaded.epochs
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
-    check_crew(options)
-    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), host.processes if host else 1)
+    workers = workers or workers_of(options)
+    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), workers.host.processes if workers.host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
     return Plan(
@@ -179,26 +170,13 @@ def plan(
         seeds=tuple(range(options.seeds or 10)),
         epochs=epochs,
         batch_size=loaded.batch_size,
-        jobs=options.jobs or usual_jobs(),
+        workers=workers,
         out=folder,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
-        host=host,
-        timeout=options.timeout,
-        crew=options.crew,
     )
-
-
-def check_crew(options: config.Options) -> None:
-    """Refuse what those who carry trials out cannot do.
-
-    Raises:
-        UserError: A cluster is to end trials that take too long.
-    """
-    if options.crew is not None and options.timeout is not None:
-        raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
 
 
 def load(source: TaskSource) -> Task:
@@ -214,16 +192,3 @@ def load(source: TaskSource) -> Task:
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
     return task
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-
-
-def usual_jobs() -> int:
-    """Return how many worker processes there are unless the user says otherwise: one a core, but not on and on."""
-    return min(cores(), _MOST_JOBS)

@@ -16,10 +16,11 @@ from ..trials import optimizers
 from ..trials.records import TrialConfig, library_versions
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, packaged
-from .comparison import FIRST_SEED, Plan, check_crew, load, usual_jobs
+from .comparison import FIRST_SEED, Plan, load
 from .definition import SAMPLERS, Definition
 from .grid import Axis
 from .options import Entry, Options
+from .workers import workers_of
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,6 @@ class SweepPlan:
     def out(self) -> Path:
         """The folder for everything that is written."""
         return self.plan.out
-
-    @property
-    def jobs(self) -> int:
-        """Worker processes on this machine."""
-        return self.plan.jobs
 
     def at(self, setting: Mapping[str, Any]) -> Plan:
         """Return the plan of a comparison with one row, which has this setting."""
@@ -140,7 +136,7 @@ def plan(
         raise UserError("--study is a name in the database of --storage; give that too")
     if sampler != "grid" or storage is not None:
         require("optuna", "sqlalchemy")
-    check_crew(options)
+    workers = workers_of(options)
     axes = grids.parse(grid, counted=sampler == "grid")
     base = options.base or "adamw"
     optimizers.check_base(base)
@@ -164,12 +160,10 @@ def plan(
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + (options.seeds or 3))),
         epochs=epochs,
         batch_size=loaded.batch_size,
-        jobs=options.jobs or usual_jobs(),
+        workers=workers,
         out=out,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
-        timeout=options.timeout,
-        crew=options.crew,
     )
     definition = Definition(
         task=source.name,

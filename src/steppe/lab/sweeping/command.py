@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..flags import Crew, Jobs, Timeout
+
 
 def sweep(
     grid: Annotated[
@@ -31,19 +33,9 @@ def sweep(
     ] = "grid",
     trials: Annotated[int | None, typer.Option(help="Settings that random and tpe try.", show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Give up settings that look bad halfway.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
-    ] = None,
-    crew: Annotated[
-        str | None,
-        typer.Option(
-            help="Dask scheduler whose workers train, such as tcp://HOST:8786.", show_default="processes here"
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
-    ] = None,
+    jobs: Jobs = None,
+    crew: Crew = None,
+    timeout: Timeout = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD")
     ] = None,

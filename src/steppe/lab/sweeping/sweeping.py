@@ -234,8 +234,8 @@ def _crew(
     if joined is not None and not search.done:
         return nullcontext(joined())
     asked = sweep_plan.definition
-    crew = None if search.done else executor or sweep_plan.plan.crew
-    return runner.joined(crew, min(sweep_plan.jobs, asked.count * len(asked.seeds)), sweep_plan.plan.timeout)
+    most = 0 if search.done else asked.count * len(asked.seeds)
+    return runner.joined(sweep_plan.plan.workers, most, executor)
 
 
 def _kept(search: Search, sweep_plan: SweepPlan) -> str:

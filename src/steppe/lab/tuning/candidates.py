@@ -14,8 +14,8 @@ from ..errors import RunError
 from ..plans import comparison
 from ..plans import options as config
 from ..plans.comparison import FIRST_SEED, Plan
+from ..plans.workers import Workers
 from ..tasks.task import Task
-from ..trials.host import Host
 from ..trials.records import Record
 
 
@@ -52,22 +52,21 @@ def tune(
     *,
     seeds: int = 2,
     epochs: int | None = None,
-    jobs: int | None = None,
     out: Path,
+    workers: Workers | None = None,
     observer: Observer | None = None,
-    host: Host | None = None,
 ) -> dict[str, Tuned]:
     """Try all candidates of all rows, and return the best of each by the final validation metric.
 
     Args:
-        task, base, candidates, seeds, epochs, jobs, out, observer, host: As `try_all` takes them.
+        task, base, candidates, seeds, epochs, out, workers, observer: As `try_all` takes them.
 
     Raises:
         UserError: The input is wrong; nothing was trained.
         RunError: A trial failed, or every candidate of a row diverged; what was finished is kept.
     """
     found, higher = try_all(
-        task, base, candidates, seeds=seeds, epochs=epochs, jobs=jobs, out=out, observer=observer, host=host
+        task, base, candidates, seeds=seeds, epochs=epochs, out=out, workers=workers, observer=observer
     )
     sign = 1.0 if higher else -1.0
     best = {}
@@ -88,10 +87,9 @@ def try_all(
     *,
     seeds: int = 2,
     epochs: int | None = None,
-    jobs: int | None = None,
     out: Path,
+    workers: Workers | None = None,
     observer: Observer | None = None,
-    host: Host | None = None,
 ) -> tuple[dict[str, list[list[Record]]], bool]:
     """Train with all candidates of all rows; the test split is not read.
 
@@ -102,10 +100,9 @@ def try_all(
             method.
         seeds: How many, at least 1; they are counted from `FIRST_SEED`.
         epochs: Of every trial; by default the task's own.
-        jobs: Worker processes.
         out: Finished trials are kept in here.
+        workers: Who carries trials out; by default processes here.
         observer: Is told how it proceeds.
-        host: Where trials run, if not in worker processes on the CPU.
 
     Returns:
         By row, for every candidate the records of its seeds; and whether a higher metric is better.
@@ -119,9 +116,9 @@ def try_all(
         for name, entries in candidates.items()
         for i, entry in enumerate(entries)
     }
-    asked = plan_of(task, base, arms, seeds, out, jobs=jobs, epochs=epochs, host=host)
+    asked = plan_of(task, base, arms, seeds, out, workers, epochs=epochs)
     asked = replace(asked, seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)))
-    found = runner.run_trials(asked.trials(test=False), asked.source, out, asked.jobs, observer, host=host)
+    found = runner.run_trials(asked.trials(test=False), asked.source, out, asked.workers, observer)
     by_arm: dict[str, list[Record]] = {}
     for record in found:
         by_arm.setdefault(record.config.row, []).append(record)
@@ -136,10 +133,9 @@ def plan_of(
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,
     out: Path,
+    workers: Workers | None = None,
     *,
     epochs: int | None = None,
-    jobs: int | None = None,
-    host: Host | None = None,
     measure: bool = False,
 ) -> Plan:
     """Plan a comparison of named entries, in their order; with ``measure`` the sharpness of what was trained too.
@@ -157,10 +153,9 @@ def plan_of(
         "settings": settings,
         "seeds": seeds,
         "epochs": epochs,
-        "jobs": jobs,
         **({"measure": True} if measure else {}),
     }
-    return comparison.plan(task, config.from_flags(asked), out, host)
+    return comparison.plan(task, config.from_flags(asked), out, workers)
 
 
 def _score(group: Sequence[Record]) -> float | None:

@@ -74,7 +74,7 @@ def tune(
 
         @cache
         def crew() -> Crew:
-            return stack.enter_context(runner.joined(compared.crew, compared.jobs, compared.timeout))
+            return stack.enter_context(runner.joined(compared.workers))
 
         for name, one in made.items():
             with watch(one.definition) if watch else nullcontext() as observer:

@@ -11,7 +11,7 @@ from typing import Any
 from ...lab.comparing import comparison
 from ...lab.crew.runner import Observer
 from ...lab.judge.comparison import Comparison
-from ...lab.trials.host import Host
+from ...lab.plans.workers import Workers
 from ...lab.tuning.candidates import Tuned, plan_of, tune
 from . import speedup
 from .claims import CLAIMS, Finding, judge, scores_of
@@ -91,18 +91,16 @@ class Asked:
         optimizers: Out of `design.OPTIMIZERS`.
         momenta: Out of `design.MOMENTA`.
         seeds: Of the comparison.
-        jobs: Worker processes; None is one a core.
         out: The folder of the study; every task has one of its own in it.
-        host: Where trials run, if not in worker processes on the CPU.
+        workers: Who carries trials out.
     """
 
     design: Preset
     optimizers: tuple[str, ...]
     momenta: tuple[float, ...]
     seeds: int
-    jobs: int | None
     out: Path
-    host: Host | None = None
+    workers: Workers
 
     def candidates(self, job: Job) -> dict[str, list[dict[str, Any]]]:
         """Return what every row may choose from on a task."""
@@ -120,10 +118,9 @@ def choose(asked: Asked, job: Job, observer: Observer | None = None) -> dict[str
         "sgd",
         asked.candidates(job),
         seeds=asked.design.tuning_seeds,
-        jobs=asked.jobs,
         out=asked.out / job.name / "tuning",
         observer=observer,
-        host=asked.host,
+        workers=asked.workers,
     )
 
 
@@ -134,7 +131,7 @@ def compare(asked: Asked, job: Job, tuned: Mapping[str, Tuned], observer: Observ
         RunError: A trial failed; what was finished is kept.
     """
     arms = {name: _at(choice.setting, job.budget) for name, choice in tuned.items()}
-    plan = plan_of(job.task, "sgd", arms, asked.seeds, asked.out / job.name, jobs=asked.jobs, host=asked.host)
+    plan = plan_of(job.task, "sgd", arms, asked.seeds, asked.out / job.name, asked.workers)
     return Run(comparison.run(plan, observer), tuned, job.budget)
 
 
@@ -147,7 +144,7 @@ def speed_up(asked: Asked, job: Job, tuned: Mapping[str, Tuned], observer: Obser
     setting = _at(tuned[row("adasam", asked.momenta[0])].setting, job.budget)
     arms = speedup.arms(setting, job.budget.batch)
     out = asked.out / f"{job.name}-speed-up"
-    plan = plan_of(job.task, "sgd", arms, asked.seeds, out, jobs=asked.jobs, host=asked.host)
+    plan = plan_of(job.task, "sgd", arms, asked.seeds, out, asked.workers)
     return speedup.measure(comparison.run(plan, observer))
 
 

@@ -12,9 +12,9 @@ from ...lab.judge.comparison import Comparison
 from ...lab.plans import options as config
 from ...lab.plans.comparison import Plan
 from ...lab.plans.comparison import plan as plan_of
+from ...lab.plans.workers import Workers
 from ...lab.tasks.sources import find_task
 from ...lab.tasks.task import size
-from ...lab.trials.host import Host
 from .claims import Finding, claims, judge
 from .design import AT_EQUAL_UPDATES, Preset
 
@@ -38,17 +38,14 @@ class Study:
     findings: dict[str, list[Finding]]
 
 
-def plans(
-    design: Preset, out: Path, jobs: int | None = None, seeds: int | None = None, host: Host | None = None
-) -> list[Plan]:
+def plans(design: Preset, out: Path, workers: Workers | None = None, seeds: int | None = None) -> list[Plan]:
     """Plan a comparison for every task, and check all that can be checked before training.
 
     Args:
         design: The setting.
         out: The folder of the study; every comparison has one of its own in it.
-        jobs: Worker processes, or None for one a core.
+        workers: Who carries trials out; by default processes here.
         seeds: In place of the setting's.
-        host: Where trials run, if not in worker processes on the CPU.
 
     Raises:
         UserError: The input is wrong, or the data cannot be had.
@@ -64,10 +61,9 @@ def plans(
             "settings": settings,
             "seeds": design.seeds if seeds is None else seeds,
             "epochs": design.epochs,
-            "jobs": jobs,
             "measure": True,
         }
-        found.append(plan_of(name, config.from_flags(asked), out / task, host))
+        found.append(plan_of(name, config.from_flags(asked), out / task, workers))
     return found
 
 

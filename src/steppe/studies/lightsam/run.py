@@ -11,6 +11,7 @@ from typing import Any
 from ...lab.comparing import comparison
 from ...lab.crew.runner import Observer
 from ...lab.judge.comparison import Comparison
+from ...lab.plans.workers import Workers
 from ...lab.tasks.sources import find_task
 from ...lab.tuning.candidates import plan_of, try_all
 from . import fading
@@ -75,7 +76,7 @@ def carry_out(
     design: Preset,
     task: str | None,
     out: Path,
-    jobs: int | None,
+    workers: Workers,
     command: str,
     watch: Callable[[], AbstractContextManager[Observer]],
 ) -> Study:
@@ -86,7 +87,7 @@ def carry_out(
         design: The setting.
         task: In place of the preset's: one that `steppe compare` knows, or a file of one's own.
         out: The folder of the study; every task has one of its own in it.
-        jobs: Worker processes; None is one a core.
+        workers: Who carries trials out.
         command: That repeats it.
         watch: Makes what is told how it proceeds.
 
@@ -97,9 +98,9 @@ def carry_out(
     runs = {}
     for name in design.tasks if task is None else (task,):
         source = find_task(name)
-        runs[source.name] = _run(design, name, out / source.file_name, jobs, watch)
+        runs[source.name] = _run(design, name, out / source.file_name, workers, watch)
     grids = {name: run.grids for name, run in runs.items()}
-    untuned = try_untuned(design, grids, design.held_out, out, jobs, watch) if task is None else None
+    untuned = try_untuned(design, grids, design.held_out, out, workers, watch) if task is None else None
     effects = fading.effects([run.comparison.records for run in runs.values()])
     return Study(preset, design, runs, judged(design, grids), effects, untuned, out, command)
 
@@ -108,27 +109,27 @@ def _run(
     design: Preset,
     task: str,
     out: Path,
-    jobs: int | None,
+    workers: Workers,
     watch: Callable[[], AbstractContextManager[Observer]],
 ) -> Run:
     candidates = {method: design.settings(method) for method in design.centre}
     epochs = design.epochs
     with watch() as observer:
         found, _ = try_all(
-            task, "sgd", candidates, seeds=design.seeds, epochs=epochs, jobs=jobs, out=out / "grids",
+            task, "sgd", candidates, seeds=design.seeds, epochs=epochs, out=out / "grids", workers=workers,
             observer=observer,
         )  # fmt: skip
     grids = {method: grid(design, candidates[method], found[method]) for method in candidates}
     chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
     arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
-    first = plan_of(task, "sgd", arms, 1, out, epochs=epochs, jobs=jobs)
+    first = plan_of(task, "sgd", arms, 1, out, epochs=epochs)
     loaded = find_task(task).load()
     climbs = {trial.row: radii(trial, loaded) for trial in first.trials() if "rho" in arms[trial.row]}
     arms |= {
         **{method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()},
         **fading.arms(arms, {method: epochs[0] for method, epochs in climbs.items()}),
     }
-    plan = plan_of(task, "sgd", arms, design.test_seeds, out, epochs=epochs, jobs=jobs, measure=True)
+    plan = plan_of(task, "sgd", arms, design.test_seeds, out, workers, epochs=epochs, measure=True)
     with watch() as observer:
         compared = comparison.run(plan, observer)
     return Run(metric=plan.metric_name, grids=grids, chosen=chosen, comparison=compared, radii=climbs)

@@ -12,6 +12,7 @@ from typing import Any
 from ...lab.comparing import comparison
 from ...lab.crew.runner import Observer
 from ...lab.judge.comparison import Comparison
+from ...lab.plans.workers import Workers
 from ...lab.tasks.sources import find_task
 from ...lab.trials.records import Record
 from ...lab.tuning.candidates import plan_of, try_all
@@ -74,7 +75,7 @@ def try_untuned(
     grids: Mapping[str, Mapping[str, Grid]],
     task: str,
     out: Path,
-    jobs: int | None,
+    workers: Workers,
     watch: Callable[[], AbstractContextManager[Observer]],
 ) -> Untuned:
     """Choose one setting of each method for all tasks, and test it on another one.
@@ -84,7 +85,7 @@ def try_untuned(
         grids: By task and method.
         task: The other task.
         out: The folder of the study.
-        jobs: Worker processes; None is one a core.
+        workers: Who carries trials out.
         watch: Makes what is told how it proceeds.
 
     Raises:
@@ -99,12 +100,12 @@ def try_untuned(
     narrow = {method: [candidates[method][i] for i in design.inside(method, "narrow")] for method in candidates}
     with watch() as observer:
         found, _ = try_all(
-            task, "sgd", narrow, seeds=design.seeds, epochs=design.epochs, jobs=jobs, out=folder / "tuning",
+            task, "sgd", narrow, seeds=design.seeds, epochs=design.epochs, out=folder / "tuning", workers=workers,
             observer=observer,
         )  # fmt: skip
     tuned = {method: entries[_best(design, entries, found[method])] for method, entries in narrow.items()}
     arms = {**settings, **{method + TUNED: setting for method, setting in tuned.items()}}
-    plan = plan_of(task, "sgd", arms, design.test_seeds, folder, epochs=design.epochs, jobs=jobs)
+    plan = plan_of(task, "sgd", arms, design.test_seeds, folder, workers, epochs=design.epochs)
     with watch() as observer:
         compared = comparison.run(plan, observer)
     return Untuned(

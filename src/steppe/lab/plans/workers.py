@@ -1,0 +1,70 @@
+"""Who carries trials out, as the user asks for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from ..errors import UserError
+from ..trials.host import Host
+from .options import Options, from_flags
+
+_MOST_JOBS = 8  # unless asked for: every worker needs about 400 MB for torch
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def usual_jobs() -> int:
+    """Return how many worker processes there are unless the user says otherwise: one a core, but not on and on."""
+    return min(cores(), _MOST_JOBS)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who carries trials out. No result depends on it, unless processes share batches.
+
+    Attributes:
+        jobs: Worker processes here, at least 1, one thread each.
+        crew: The address of a Dask scheduler, if its workers carry trials out.
+        timeout: Seconds that a trial may take in a process here; None sets no limit.
+        host: This process, if it carries them out itself, one after the other, alone or with others that accelerate
+            has launched.
+    """
+
+    jobs: int = field(default_factory=usual_jobs)
+    crew: str | None = None
+    timeout: float | None = None
+    host: Host | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.host is None or self.host.rank == 0
+
+
+def workers_of(options: Options, host: Host | None = None) -> Workers:
+    """Return who carries trials out.
+
+    Args:
+        options: What the user asks for.
+        host: Where trials run, if not in worker processes on the CPU.
+
+    Raises:
+        UserError: A cluster is asked for where it cannot be, or to end trials that take too long.
+    """
+    if options.crew is not None and options.timeout is not None:
+        raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
+    if host is not None and (options.crew is not None or options.timeout is not None):
+        raise UserError("processes that accelerate has launched train themselves: leave --crew and --timeout out")
+    return Workers(options.jobs or usual_jobs(), options.crew, options.timeout, host)
+
+
+def workers(jobs: int | None, crew: str | None, timeout: float | None, host: Host | None = None) -> Workers:
+    """Return who carries trials out, given the flags of a command; see `workers_of`."""
+    return workers_of(from_flags({"jobs": jobs, "crew": crew, "timeout": timeout}), host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 from ..plans.grid import Setting
@@ -74,12 +75,12 @@ class Point:
     seeds: tuple[SeedResult, ...] = ()
     curve: tuple[float, ...] = ()
 
-    @property
+    @cached_property
     def validation(self) -> Mean | None:
         """Mean of the validation metric over all seeds; None unless all of them came to their end."""
         return self._mean("validation_metric")
 
-    @property
+    @cached_property
     def test(self) -> Mean | None:
         """Likewise of the test metric. Only for a setting that was chosen already."""
         return self._mean("test_metric")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
@@ -25,7 +26,7 @@ class Sweep:
     points: tuple[Point, ...]
     markdown: str = field(default="", repr=False)
 
-    @property
+    @cached_property
     def ranked(self) -> list[Point]:
         """The settings all of whose seeds came to their end, the best by mean validation metric first."""
         sign = -1.0 if self.plan.definition.higher_is_better else 1.0
@@ -51,7 +52,7 @@ class Sweep:
             return []
         return [name for name, values in axes.items() if setting.get(name) in (min(values), max(values))]
 
-    @property
+    @cached_property
     def digits(self) -> int:
         """How many decimals show the metric."""
         return decimals_of(point.validation.value for point in self.ranked if point.validation is not None)

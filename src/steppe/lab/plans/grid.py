@@ -41,7 +41,7 @@ class Axis(Model):
     @property
     def numeric(self) -> bool:
         """Whether all values are numbers."""
-        return not any(isinstance(value, bool) for value in self.values)
+        return not isinstance(next(iter(self.values), None), bool)  # a list of both is refused
 
     @property
     def spread(self) -> bool:

@@ -91,10 +91,8 @@ def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
     across, up = found[:2]
     places: dict[tuple[int, int], list[Point]] = {}
     for point in sweep.points:
-        setting = point.setting or {}
-        if across.name in setting and up.name in setting:
-            place = across.values.index(setting[across.name]), up.values.index(setting[up.name])
-            places.setdefault(place, []).append(point)
+        place = across.values.index(point.setting[across.name]), up.values.index(point.setting[up.name])
+        places.setdefault(place, []).append(point)
     written = len(across.values) <= _MOST_TEXTS
     cells = {place: _cell(sweep, points, written) for place, points in places.items()}
     shade = _scale(figure, axes, sweep, [cell.value for cell in cells.values() if cell.value is not None])
@@ -117,10 +115,10 @@ def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
 
 def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
     def at(point: Point) -> float:
-        value = (point.setting or {})[axis.name]
+        value = point.setting[axis.name]
         return float(value) if axis.numeric else float(axis.values.index(value))
 
-    points = sorted((point for point in sweep.points if point.setting), key=at)
+    points = sorted(sweep.points, key=at)
     means = [(point, point.validation) for point in points if point.validation is not None]
     if means:
         x = np.array([at(point) for point, _ in means])
@@ -175,7 +173,7 @@ def _scatter(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
     across, up = found[:2]
 
     def at(axis: Axis, point: Point) -> float:
-        value = (point.setting or {})[axis.name]
+        value = point.setting[axis.name]
         return float(value) if axis.numeric else float(axis.values.index(value))
 
     points = [point for point in sweep.points if point.setting]

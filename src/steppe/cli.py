@@ -6,6 +6,8 @@ help, so they import torch and the like only inside their functions.
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
 import sys
 import threading
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import typer
 
 _INTERRUPTED = 130
+_IN_ASCII = {"±": "+-", "\N{MULTIPLICATION SIGN}": "x", "→": "->", "·": ".", "≤": "<=", "≥": ">="}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,12 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(known), known.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        # Nobody takes what is printed any more, nor what the streams still hold.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _fail(f"the output cannot be written: {error.strerror}", 1)
 
 
 def command() -> None:
     """Run the command line, and end this process even where a thread that a task has started would not let it."""
     from .lab.crew.processes import terminated_like_interrupted
 
+    codecs.register_error("steppe", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="steppe")  # type: ignore[union-attr]
     with terminated_like_interrupted():
         code = main()
     sys.stdout.flush()
@@ -107,6 +119,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     if code == _INTERRUPTED:  # pressed where no trial was running; typer has made it an exit code
         return _fail("interrupted; finished trials are kept and the same command continues", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Write what a terminal has no letter for with those it has."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_IN_ASCII.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from steppe.lab.errors import UserError, missing_extra
+from steppe._extras import how_to_install
+from steppe.lab.errors import UserError, describe, missing_extra
 from steppe.lab.plans import options as config
 from steppe.methods import METHODS
 
+SOURCE = Path(__file__).parents[2] / "src"
 HEAVY = ("torch", "numpy", "matplotlib", "scipy", "sklearn", "mnist1d", "optuna")
 
 
@@ -167,7 +172,7 @@ def test_settings_of_methods_that_the_packaged_file_does_not_know():
 def test_a_missing_extra(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from steppe import cli; sys.exit(cli.main(['compare']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    expected = f'the module {missing!r} is not installed; install it with: pip install "steppe[compare]"\n'
+    expected = f"{how_to_install(missing, 'compare')}\n"
     assert (done.returncode, done.stderr) == (2, f"steppe: {expected}")
 
 
@@ -175,9 +180,53 @@ def test_a_missing_extra_from_python():
     code = "import sys; sys.modules['yaml'] = None; import steppe.lab; steppe.lab.compare"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.endswith(
-        "UserError: the module 'yaml' is not installed; install it with: pip install \"steppe[compare]\"\n"
+    assert done.stderr.endswith(f"UserError: {how_to_install('yaml', 'compare')}\n")
+
+
+@pytest.mark.parametrize(("missing", "call"), [("hessian_eigenthings", ""), ("matplotlib", ".save('there')")])
+def test_a_missing_extra_of_the_measures(missing, call, tmp_path):
+    code = (
+        f"import sys, torch; sys.modules[{missing!r}] = None; import steppe\n"
+        "x, y = torch.randn(9, 3), torch.arange(9) % 2\n"
+        f"steppe.measure.report(torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, (x, y), budget=90){call}"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"ImportError: {how_to_install(missing, 'measure')}\n")
+
+
+def printed(*words, **more):
+    """What the command says as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "steppe", *map(str, words)], stderr=subprocess.PIPE, text=True, check=False, **more
+    )
+
+
+def test_a_terminal_that_knows_no_letter_but_ascii(tiny, tmp_path):
+    words = ["compare", "--task", tiny, "--methods", "sgd,sam", "--base", "sgd", "--seeds", 2, "--jobs", 1]
+    ascii = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(SOURCE)}
+    done = printed(*words, "--out", tmp_path / "o", stdout=subprocess.PIPE, env=ascii)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\d \+- \d", done.stdout)
+    assert "?" not in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has such a device")
+def test_an_output_that_takes_nothing(tiny, tmp_path):
+    words = ["compare", "--task", tiny, "--methods", "sgd", "--base", "sgd", "--seeds", 1, "--jobs", 1]
+    assert printed(*words, "--out", tmp_path / "o", stdout=subprocess.DEVNULL).returncode == 0
+    with open("/dev/full", "w") as full:
+        for again in (["--help"], [*words, "--out", tmp_path / "o"]):
+            done = printed(*again, stdout=full)
+            assert done.returncode == 1
+            assert done.stderr == "steppe: the output cannot be written: No space left on device\n"
+    assert (tmp_path / "o" / "report.html").is_file()
+
+
+def test_what_others_say_is_one_line_of_bounded_length():
+    said = describe(ValueError("a\x1b[31mb\n" + "c" * 5000))
+    assert said.startswith("ValueError: a?[31mb ccc")
+    assert len(said) < 1100
 
 
 def test_other_import_errors_are_not_taken_for_a_missing_extra():

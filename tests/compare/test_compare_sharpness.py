@@ -165,7 +165,7 @@ def test_what_measures_is_imported_before_training(monkeypatch, tiny, tmp_path):
         return real(name, *rest)
 
     monkeypatch.setattr("steppe.lab.errors.import_module", refuse)
-    with pytest.raises(UserError, match=r'install it with: pip install "steppe\[compare,measure\]"$'):
+    with pytest.raises(UserError, match=r'or in a checkout: pip install "\.\[compare,measure\]"$'):
         comparison.plan(tiny, Options(measure=True), tmp_path / "o")
 
 

@@ -14,6 +14,7 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.pool import NullPool
 
+from steppe._extras import how_to_install
 from steppe.lab.errors import RunError, UserError
 from steppe.lab.judge.points import Point
 from steppe.lab.store.urls import shown_url
@@ -223,7 +224,7 @@ def test_a_grid_needs_no_optuna(task, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     for more in (["--sampler", "tpe", "--trials", "3"], ["--storage", "sqlite:///x.db"]):
         done = subprocess.run([*line, *more], capture_output=True, text=True, check=False, timeout=120)
-        expected = "the module 'optuna' is not installed; install it with: pip install \"steppe[sweep]\"\n"
+        expected = f"{how_to_install('optuna', 'sweep')}\n"
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"steppe: {expected}")
 
 

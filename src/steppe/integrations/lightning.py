@@ -45,13 +45,15 @@ from typing import Any, final
 
 from torch import nn
 
+from .._extras import how_to_install
+
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.core.optimizer import do_nothing_closure
     from lightning.pytorch.loops.optimization.automatic import ClosureResult
     from lightning.pytorch.strategies import ModelParallelStrategy
 except ImportError as error:
-    raise ImportError('steppe.integrations.lightning needs Lightning: pip install "steppe[lightning]".') from error
+    raise ImportError(how_to_install("lightning", "lightning")) from error
 
 from .._parts import need_fraction
 from ..accumulation import each_by_itself

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+from .._extras import how_to_install
+
 _EXTRA_OF = {
     "jinja2": "compare",
     "markupsafe": "compare",
@@ -31,6 +33,9 @@ _EXTRA_OF = {
     "pyarrow": "studies,text",
     "transformers": "studies,text",
 }
+
+
+_LONGEST = 1000  # characters of what somebody else says
 
 
 class UserError(Exception):
@@ -105,7 +110,7 @@ def describe(error: BaseException, file: str | Path | None = None) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
-    message = one_line(error)
+    message = shortened(one_line(error), _LONGEST)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if file is not None and frame.filename == str(file)]
@@ -139,4 +144,4 @@ def missing_extra(error: ImportError) -> UserError | None:
     name = (error.name or "").partition(".")[0]
     if name not in _EXTRA_OF:
         return None
-    return UserError(f'the module {name!r} is not installed; install it with: pip install "steppe[{_EXTRA_OF[name]}]"')
+    return UserError(how_to_install(name, _EXTRA_OF[name]))

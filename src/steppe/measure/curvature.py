@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .._extras import need
 from .estimate import Estimate, Meter, progress
 from .objective import Objective
 
@@ -123,6 +124,7 @@ def spectrum(
     _check_counts(k=k, steps=steps, runs=runs)
     if steps < k:
         raise ValueError(f"steps must be at least k = {k}, got {steps}.")
+    need("hessian_eigenthings", "measure")
     from hessian_eigenthings import lanczos_tridiagonal
 
     steps = min(steps, objective.size)
@@ -208,6 +210,7 @@ def trace(
     least = 2 if estimator == "hutchinson" else 6
     if products < least:
         raise ValueError(f"{estimator} needs products >= {least} for a standard error, got {products}.")
+    need("hessian_eigenthings", "measure")
     from hessian_eigenthings import trace as estimate
 
     meter = Meter(objective)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from .._extras import need
 from ..drawing.markdown import table
 from .average import average_case
 from .checks import refuse
@@ -90,6 +91,7 @@ class Report:
 
     def figures(self) -> dict[str, bytes]:
         """Draw the loss slices and the spectral densities; return PNG files by name. Needs matplotlib."""
+        need("matplotlib", "measure")
         from .figures import draw
 
         return draw(self.line, self.plane, self.spectrum, self.adaptive_spectrum)
@@ -152,6 +154,7 @@ def report(
 
     Raises:
         ValueError: if the loss is not repeatable, the budget too small, or a radius unknown or out of its range.
+        ImportError: if hessian-eigenthings is not installed.
 
     Note:
         Cost: the budget. Memory: a dozen copies of the weights, more with a large budget (see `spectrum`). Needs
@@ -179,6 +182,7 @@ def report_of(
     seed: int = 0,
 ) -> Report:
     """Do what `report` does for an objective that is there already."""
+    need("hessian_eigenthings", "measure")
     chosen = _radii(radii)
     if lr is not None:
         sam_edge(1.0, chosen["gap"], lr)  # refuses what is out of range now, not at the end

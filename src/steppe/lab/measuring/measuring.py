@@ -185,6 +185,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
         count = len(missing) + len(unknown) + len(shapes)
         raise UserError(f"the checkpoint {str(path)!r} does not fit the model in {count} places; the first: {reason}")
+    for name, value in state.items():
+        if isinstance(value, Tensor) and (odd := _odd(value, own[name])):
+            raise UserError(f"the checkpoint {str(path)!r} does not fit the model: {name!r} is {odd} there")
     model.load_state_dict(state)
 
 
@@ -198,6 +201,17 @@ def _unwrapped(state: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shape(value: object) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _odd(value: Tensor, own: object) -> str | None:
+    """Say why a tensor cannot be copied into the model's, if so."""
+    if value.is_meta:
+        return "without data (on the meta device)"
+    if value.layout != torch.strided or value.is_quantized:
+        return "sparse" if not value.is_quantized else "quantized"
+    if value.is_complex() and isinstance(own, Tensor) and not own.is_complex():
+        return "complex"
+    return None
 
 
 def _regardless(trial: TrialConfig) -> str:

@@ -58,7 +58,8 @@ class LiveLine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove the live line."""
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def warn(self, message: str) -> None:
         """Show a warning."""

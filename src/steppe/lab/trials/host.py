@@ -77,6 +77,7 @@ class AcceleratedHost(Host):
 
     def __init__(self) -> None:
         """Join the other processes."""
+        from ..._extras import how_to_install
         from ..errors import UserError
 
         # What cuBLAS needs to compute deterministically, which trials demand; read when CUDA starts.
@@ -84,7 +85,7 @@ class AcceleratedHost(Host):
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise UserError('running under accelerate needs it: pip install "steppe[studies]"') from error
+            raise UserError(how_to_install("accelerate", "studies")) from error
         accelerator = Accelerator()
         if accelerator.mixed_precision == "fp16":
             raise UserError("trials cannot run in fp16; launch with --mixed_precision bf16 or no")

@@ -6,6 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
+from ..._extras import how_to_install
 from ...lab.errors import UserError
 from ...lab.files import write_atomically
 from ...lab.tasks.text.glue_tasks import GLUE, GlueTask
@@ -45,7 +46,7 @@ def write_model(folder: Path) -> Path:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
     except ImportError as error:
-        raise UserError('models of texts need transformers: pip install "steppe[text]"') from error
+        raise UserError(how_to_install("transformers", "text")) from error
     import torch
 
     if folder.is_dir():

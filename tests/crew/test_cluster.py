@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from steppe import cli
+from steppe.lab import RunError
 
 pytest.importorskip("distributed")
 
@@ -44,6 +45,19 @@ def found(folder):
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
+def on_a_cluster(*commands):
+    """Run commands one after the other on one cluster."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "on_a_cluster.py"), *(word for words in commands for word in (*words, "--"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("kills", [0, 2])
 def test_a_cluster_finds_what_processes_find_here(tmp_path, kills):
     (tmp_path / "counted").mkdir()
@@ -60,19 +74,82 @@ def test_a_cluster_finds_what_processes_find_here(tmp_path, kills):
         "3",
     ]
     there, here = tmp_path / "there", tmp_path / "here"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "on_a_cluster.py"), *words, "--out", str(there)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
+    on_a_cluster([*words, "--out", str(there)])
     assert len(list((tmp_path / "counted").iterdir())) == kills
     assert cli.main([*words, "--out", str(here), "--jobs", "1"]) == 0
     assert found(there) == found(here)
     assert sorted(path.name for path in (there / "trials").iterdir()) == sorted(
         path.name for path in (here / "trials").iterdir()
     )
+
+
+SLOW = """
+import time, torch
+from torch import nn
+from steppe.lab import Task
+
+x = torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
+y = (x ** 2).sum(1, keepdim=True)
+
+
+class Model(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+def task():
+    splits = list(zip(torch.split(x, 30), torch.split(y, 30)))
+    loss = nn.functional.mse_loss
+    return Task(lambda: Model(3, 1), *splits, loss, lambda o, t: float(loss(o, t)), "error", False, batch_size=10)
+"""
+
+
+def numbers(folder):
+    """All numbers of all records, without times."""
+    found = {}
+    for path in folder.rglob("trials/*.json"):
+        record = json.loads(path.read_text())
+        del record["seconds"], record["curve"]["seconds"]
+        found[str(path.relative_to(folder))] = record
+    return found
+
+
+def test_sweeps_and_tuning_find_the_same_on_a_cluster(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    own = ["--task", f"{tmp_path / 'slow.py'}:task", "--base", "sgd"]
+    grid = ["--method", "sgd", "--grid", "momentum=0,0.1,0.2,0.3,0.4,0.45,0.5,0.55,0.999", "--prune"]
+    commands = {
+        "sweep": ["sweep", *own, *grid, "--seeds", "1", "--epochs", "6"],
+        "tune": ["compare", *own, "--methods", "sgd,sam", "--seeds", "2", "--tune", "3", "--epochs", "1"],
+    }
+    on_a_cluster(*([*words, "--out", str(tmp_path / "there" / name)] for name, words in commands.items()))
+    for name, words in commands.items():
+        assert cli.main([*words, "--jobs", "2", "--out", str(tmp_path / "here" / name)]) == 0
+    there, here = numbers(tmp_path / "there"), numbers(tmp_path / "here")
+    assert there == here
+    assert {path.split("/")[0] for path in here} == set(commands)
+    # What looks bad is stopped there too, though a training goes on until it hears of it.
+    stopped = [json.loads(path.read_text())["stopped"] for path in (tmp_path / "there/sweep/settings").iterdir()]
+    assert 3 <= max(map(len, stopped)) < 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "--task", "digits", "--methods", "sgd"],
+        ["compare", "--task", "digits", "--methods", "sgd", "--tune", "2"],
+        ["sweep", "--task", "digits", "--method", "sam"],
+        ["bench", "--task", "digits-noise"],
+        ["study", "gsam-batch", "--preset", "smoke"],
+        ["study", "lightsam", "--preset", "smoke", "--task", "digits"],
+        ["study", "adasam-glue", "--preset", "smoke"],
+    ],
+)
+def test_every_command_that_trains_may_do_so_on_a_cluster(words, monkeypatch, tmp_path, capsys):
+    def refuse(address):
+        raise RunError(f"somebody joins {address}")
+
+    monkeypatch.setattr("steppe.lab.crew.runner.cluster", refuse)
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--crew", "tcp://there:1"]) == 1
+    assert capsys.readouterr().err == "steppe: somebody joins tcp://there:1\n"

@@ -12,7 +12,8 @@ import pytest
 
 from steppe.lab import UserError
 from steppe.lab.crew.carrying import JobError, carry_out
-from steppe.lab.crew.executors import ExecutorCrew, cluster
+from steppe.lab.crew.cluster import cluster
+from steppe.lab.crew.executors import ExecutorCrew
 from steppe.lab.crew.here import Here
 from steppe.lab.crew.jobs import Job
 from steppe.lab.crew.local import LocalCrew

@@ -320,3 +320,30 @@ def test_what_parquet_has_and_python_has_not(tmp_path):
             read(file, ["text"], "label")
         assert str(file) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+whatever = st.one_of(
+    st.binary(max_size=60),
+    st.text('textlabel,\t\n\r"{}[]:0189eE.+- truefalsnu\x00\u2028\ud7ff', max_size=60).map(str.encode),
+    st.text(max_size=40).map(lambda text: f"text,label\n{text},good\n".encode("utf-8", "replace")),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(-(10**40), 10**40), st.floats(), st.text(max_size=5)),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=6,
+    ).map(lambda value: json.dumps({"text": "one", "label": value}).encode()),
+)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+@given(content=whatever)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_a_table_or_refused_in_one_line(tmp_path, ending, content):
+    path = tmp_path / f"any.{ending}"
+    path.write_bytes(content)
+    found, said = None, ""
+    try:
+        found = read(path, ["text"], "label")
+    except UserError as error:
+        said = str(error)
+    assert found is None or len(found.texts) == len(found.labels) >= 1
+    assert found is not None or (said.isprintable() and 0 < len(said) < 1000)

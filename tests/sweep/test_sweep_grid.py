@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from steppe.lab.errors import UserError
@@ -65,6 +67,55 @@ def test_any_list_can_be_read_again(values):
     (axis,) = parse({"x": values}, counted=True)
     assert axis.values == tuple(sorted(values))
     assert parse([axis.words], counted=True) == (axis,)
+
+
+pieces = st.sampled_from(
+    [
+        "rho",
+        "lr",
+        "=",
+        ":",
+        ",",
+        "log",
+        "true",
+        "false",
+        "0",
+        "1e-3",
+        "-1",
+        "inf",
+        "nan",
+        "1e999",
+        "7",
+        " ",
+        "1_0",
+        "\x1b",
+        "é",
+    ]
+)
+anything = st.one_of(
+    st.lists(st.lists(pieces, max_size=9).map("".join), max_size=3),
+    st.lists(st.text(max_size=20), max_size=3),
+    st.dictionaries(
+        st.text(max_size=5), st.text(max_size=9) | st.lists(st.floats() | st.booleans(), max_size=3), max_size=2
+    ),
+)
+
+
+@given(anything, st.booleans())
+@settings_of(max_examples=300, deadline=None, derandomize=True)
+def test_anything_is_a_grid_or_refused_in_one_line(grid, counted):
+    axes, said = (), ""
+    try:
+        axes = parse(grid, counted)
+    except UserError as error:
+        said = str(error)
+    assert bool(axes) != bool(said)
+    assert said.isprintable()
+    assert len(said) < 1000
+    for axis in axes:
+        assert all(math.isfinite(value) for value in axis.values)
+        assert len(set(axis.values)) == len(axis.values)
+        assert all(axis.has(value) for value in axis.values)
 
 
 @pytest.mark.parametrize(

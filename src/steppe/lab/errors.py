@@ -35,13 +35,23 @@ _EXTRA_OF = {
 }
 
 
-_LONGEST = 1000  # characters of what somebody else says
+_LONGEST = 2000  # characters
 
 
 class UserError(Exception):
-    """Something in the input is wrong; the message is one line and complete in itself."""
+    """Something in the input is wrong; the message is one line and complete in itself.
+
+    Whatever names and libraries' texts are in it, no terminal obeys them.
+
+    Args:
+        message: What is said.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        """See the class."""
+        super().__init__(shortened(message.replace("\n", " "), _LONGEST))
 
 
 class RunError(UserError):
@@ -110,7 +120,7 @@ def describe(error: BaseException, file: str | Path | None = None) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
-    message = shortened(one_line(error), _LONGEST)
+    message = shortened(one_line(error), _LONGEST // 2)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if file is not None and frame.filename == str(file)]

@@ -1,8 +1,7 @@
-"""Executors as a crew: those of ``concurrent.futures``, and a Dask cluster, which has one."""
+"""Executors of ``concurrent.futures`` as a crew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -12,11 +11,10 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from contextlib import contextmanager
 from typing import Any
 
-from ..errors import RunError, UserError, exits_raise, missing_extra, one_line, shortened
-from .jobs import Ended, Event, Failed, Job, Lost
+from ..errors import UserError, one_line, shortened
+from .jobs import Ended, Event, Failed, Job, Lost, outcome
 
 
 class ExecutorCrew:
@@ -51,7 +49,7 @@ class ExecutorCrew:
 
     def start(self, job: Job) -> None:
         """Submit a job."""
-        self._jobs[self._executor.submit(_carry_out, job)] = job
+        self._jobs[self._executor.submit(outcome, job)] = job
 
     def stop(self, job: Job) -> None:
         """Do nothing: a job here tells nothing."""
@@ -72,43 +70,3 @@ class ExecutorCrew:
             reason = shortened(f"{type(error).__name__}: {one_line(error)}")
             return Failed(job, f"workers died at {job.label}, or it could not be sent: {reason}")
         return Ended(job, value) if kind == "ended" else Failed(job, value)
-
-
-def _carry_out(job: Job) -> tuple[str, Any]:
-    try:
-        with exits_raise():
-            return "ended", job.call(*job.arguments, None)
-    except (Exception, SystemExit) as error:
-        return "failed", job.failed(error)
-
-
-@contextmanager
-def cluster(address: str) -> Iterator[ExecutorCrew]:
-    """Join a Dask cluster, whose scheduler has an address such as ``tcp://HOST:8786``.
-
-    A worker that dies loses its job, which another begins anew: how often is Dask's setting ``allowed-failures``. TLS
-    is a matter of Dask's own configuration too.
-
-    Raises:
-        UserError: Dask is not installed, nobody answers, there is no worker, or one has several threads.
-    """
-    try:
-        from distributed import Client as _Client
-    except ImportError as error:
-        raise missing_extra(error) or error from error
-    try:
-        join: Any = _Client
-        client = join(address, timeout=10, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"no Dask scheduler answers at {address}: {shortened(one_line(error))}") from error
-    with client:
-        threads: dict[str, int] = client.nthreads()
-        if not threads:
-            raise RunError(f"the Dask scheduler at {address} has no worker; start: dask worker {address} --nthreads 1")
-        if max(threads.values()) > 1:
-            raise UserError(
-                f"workers of the Dask scheduler at {address} have several threads, which share their random state; "
-                "start them with --nthreads 1"
-            )
-        with ExecutorCrew(client.get_executor(pure=False), len(threads)) as crew:
-            yield crew

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import exits_raise
-from .jobs import Ended, Event, Failed, Job
+from .jobs import Ended, Event, Failed, Job, outcome
 
 
 class Here:
@@ -28,8 +27,5 @@ class Here:
     def events(self) -> list[Event]:
         """Carry out the job."""
         job = self._jobs.pop()
-        try:
-            with exits_raise():
-                return [Ended(job, job.call(*job.arguments, None))]
-        except (Exception, SystemExit) as error:
-            return [Failed(job, job.failed(error))]
+        kind, value = outcome(job)
+        return [Ended(job, value) if kind == "ended" else Failed(job, value)]

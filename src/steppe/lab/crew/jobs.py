@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import RunError, UserError, describe
+from ..errors import RunError, UserError, describe, exits_raise
 
 
 class Stopped(Exception):
@@ -48,6 +48,19 @@ class Job:
         if isinstance(error, UserError):
             return f"{self.label} failed: {error}"
         return f"{self.label} failed with {describe(error, self.file)}"
+
+
+def outcome(job: Job, say: Say | None = None) -> tuple[str, Any]:
+    """Carry out a job where it is, and return whether it ``ended`` or ``failed``, with its result or the reason."""
+    try:
+        with exits_raise():
+            return "ended", job.call(*job.arguments, say if job.tells else None)
+    except Stopped:
+        return "ended", None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too, and whatever a task may raise
+        return "failed", job.failed(error)
 
 
 @dataclass(frozen=True)

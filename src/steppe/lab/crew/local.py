@@ -13,8 +13,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any
 
-from ..errors import exits_raise
-from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped
+from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
 from .processes import interrupt_held_back, start_worker
 
 _SHUTDOWN = 5.0
@@ -182,12 +181,9 @@ def _serve(lifeline: Connection, pipe: Connection) -> None:
                 return
             os._exit(0)  # not by return: threads that a task has started could keep the process for ever
         try:
-            with exits_raise():
-                found = ("ended", job.call(*job.arguments, say if job.tells else None))
-        except Stopped:
-            found = ("ended", None)
-        except BaseException as error:  # SystemExit too
-            found = ("failed", job.failed(error))
+            found = outcome(job, say)
+        except KeyboardInterrupt as error:  # raised by the task: workers do not hear that of the user
+            found = "failed", job.failed(error)
         try:
             pipe.send(found)
         except Exception as error:

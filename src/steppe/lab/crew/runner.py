@@ -15,7 +15,8 @@ from ..tasks.sources import TaskSource
 from ..trials.host import Host
 from ..trials.records import Curve, Record, TrialConfig
 from .carrying import JobError, carry_out
-from .executors import ExecutorCrew, cluster
+from .cluster import cluster
+from .executors import ExecutorCrew
 from .here import Here
 from .jobs import Crew, Interrupted, Job
 from .local import LocalCrew

@@ -1,0 +1,126 @@
+"""The workers of a Dask cluster as a crew."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from queue import SimpleQueue
+from typing import Any
+
+from ..errors import RunError, UserError, one_line, require, shortened
+from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
+
+
+class ClusterCrew:
+    """The workers that a scheduler has, each with one job at a time.
+
+    What a job tells is heard while it goes on; one that is stopped ends when it next tells something.
+
+    Args:
+        client: Of the scheduler.
+        size: How many workers it has.
+    """
+
+    def __init__(self, client: Any, size: int) -> None:
+        """Listen to what jobs tell."""
+        self.size = size
+        self._client, self._topic = client, f"steppe-{uuid.uuid4().hex}"
+        self._numbers = count()
+        self._jobs: dict[int, tuple[Job, Any]] = {}
+        self._news: SimpleQueue[tuple[int, bytes | None]] = SimpleQueue()  # of a job: what it tells; None: it has ended
+        client.subscribe_topic(self._topic, self._heard)
+
+    def start(self, job: Job) -> None:
+        """Submit a job."""
+        number = next(self._numbers)
+        future = self._client.submit(_there, job, self._topic, number, pure=False)
+        self._jobs[number] = job, future
+        future.add_done_callback(lambda future: self._news.put((number, None)))
+
+    def stop(self, job: Job) -> None:
+        """Let a job end when it next tells something."""
+        from distributed import Event as Flag
+
+        for number, (known, _) in self._jobs.items():
+            if known is job:
+                flag: Any = Flag
+                flag(_flag(self._topic, number), client=self._client).set()
+
+    def events(self) -> list[Event]:
+        """Wait until something happens."""
+        while True:
+            number, said = self._news.get()
+            if number not in self._jobs:  # it has told something just before its end
+                continue
+            job, future = self._jobs[number]
+            if said is not None:
+                return [Said(job, pickle.loads(said))]
+            del self._jobs[number]
+            return [_end(job, future)]
+
+    def _heard(self, event: tuple[float, tuple[int, bytes]]) -> None:
+        self._news.put(event[1])
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[ClusterCrew]:
+    """Join a Dask cluster, whose scheduler has an address such as ``tcp://HOST:8786``.
+
+    A worker that dies loses its job, which another begins anew: how often is Dask's setting ``allowed-failures``. TLS
+    is a matter of Dask's own configuration too.
+
+    Raises:
+        UserError: Dask is not installed, nobody answers, there is no worker, or one has several threads.
+    """
+    require("distributed")
+    from distributed import Client
+
+    join: Any = Client
+    try:
+        client = join(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no Dask scheduler answers at {address}: {shortened(one_line(error))}") from error
+    with client:
+        threads: dict[str, int] = client.nthreads()
+        if not threads:
+            raise RunError(f"the Dask scheduler at {address} has no worker; start: dask worker {address} --nthreads 1")
+        if max(threads.values()) > 1:
+            raise UserError(
+                f"workers of the Dask scheduler at {address} have several threads, which share their random state; "
+                "start them with --nthreads 1"
+            )
+        yield ClusterCrew(client, len(threads))
+
+
+def _there(job: Job, topic: str, number: int) -> tuple[str, Any]:
+    """Carry out a job, in a worker."""
+    from distributed import Event as Flag
+    from distributed import get_worker
+
+    worker: Any = get_worker()
+    flag: Any = Flag
+
+    def say(value: Any) -> None:
+        worker.log_event(topic, (number, pickle.dumps(value)))
+        if flag(_flag(topic, number)).is_set():
+            raise Stopped
+
+    return outcome(job, say)
+
+
+def _flag(topic: str, number: int) -> str:
+    return f"{topic}-{number}-stop"
+
+
+def _end(job: Job, future: Any) -> Event:
+    if future.status == "finished":
+        kind, value = future.result()
+        return Ended(job, value) if kind == "ended" else Failed(job, value)
+    if future.status == "error":  # of Dask: jobs return theirs
+        error = future.exception()
+        reason = shortened(f"{type(error).__name__}: {one_line(error)}")
+        return Failed(job, f"workers died at {job.label}, or it could not be sent: {reason}")
+    return Lost(job, f"it was {future.status}")

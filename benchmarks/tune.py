@@ -93,9 +93,9 @@ def grids(task: str, base: str) -> dict[str, Grid]:
 class Lines:
     """One line per finished trial."""
 
-    def begin(self, total: int, kept: int) -> None:
-        self.done, self.total = kept, total
-        print(f"{total} trials, {kept} of them finished earlier", flush=True)
+    def begin(self, total: int, kept: Sequence[Record]) -> None:
+        self.done, self.total = len(kept), total
+        print(f"{total} trials, {self.done} of them finished earlier", flush=True)
 
     def warn(self, message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
@@ -103,11 +103,11 @@ class Lines:
     def running(self, trials: Sequence[TrialConfig]) -> None:
         pass
 
-    def finished(self, record: Record) -> None:
+    def finished(self, found: Record) -> None:
         self.done += 1
-        result = "diverged" if record.final is None else f"validation {record.final.validation_metric:.2f}"
-        values = text(dict(record.config.hyperparameters))
-        print(f"{self.done}/{self.total}  {record.config.label}: {values}: {result}", flush=True)
+        result = "diverged" if found.final is None else f"validation {found.final.validation_metric:.2f}"
+        values = text(dict(found.config.hyperparameters))
+        print(f"{self.done}/{self.total}  {found.config.label}: {values}: {result}", flush=True)
 
 
 def text(setting: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ class Watch:
         self.trained = []
 
     def begin(self, total, kept):
-        self.total, self.kept = total, kept
+        self.total, self.kept = total, len(kept)
 
     def warn(self, message):
         raise AssertionError(message)

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import calls
 import pytest
 
-from steppe.lab import UserError
+from steppe.lab import UserError, compare, sweep
 from steppe.lab.crew.carrying import JobError, carry_out
 from steppe.lab.crew.cluster import cluster
 from steppe.lab.crew.executors import ExecutorCrew
 from steppe.lab.crew.here import Here
-from steppe.lab.crew.jobs import Job
+from steppe.lab.crew.jobs import Ended, Failed, Job, Lost
 from steppe.lab.crew.local import LocalCrew
 
 
@@ -145,3 +145,63 @@ def test_a_scheduler_that_is_not_there():
     pytest.importorskip("distributed")
     with pytest.raises(UserError, match="no Dask scheduler answers at nowhere://1"), cluster("nowhere://1"):
         pass
+
+
+class Told:
+    """A crew that tells what a test has written down."""
+
+    def __init__(self, *events, size=2):
+        self.size, self.told, self.started = size, list(events), []
+
+    def start(self, job):
+        self.started.append(job)
+
+    def stop(self, job):
+        raise AssertionError
+
+    def events(self):
+        return [make(next(job for job in self.started if job.key == key)) for key, make in self.told.pop(0)]
+
+
+def test_what_has_ended_beside_what_failed_is_not_thrown_away():
+    crew = Told([("a", lambda job: Failed(job, "no")), ("b", lambda job: Ended(job, 7))])
+    left = iter([job(calls.square, key="a"), job(calls.square, key="b")])
+    results = carry_out(lambda: next(left, None), crew)
+    assert next(results)[1] == 7
+    with pytest.raises(JobError, match=r"^no$"):
+        next(results)
+
+
+def test_so_many_given_up_in_a_row_end_it_but_not_if_they_belong_together():
+    def given_up_as(counts):
+        gone, left = [], iter([job(calls.square, key=key) for key in "abcd"])
+        events = [[(key, lambda job: Lost(job, "KilledWorker", for_good=True))] for key in "abc"]
+        crew = Told(*events, [("d", lambda job: Ended(job, 1))], size=1)
+
+        def given_up(job):
+            gone.append(job.key)
+            return counts(len(gone))
+
+        list(carry_out(lambda: next(left, None), crew, given_up=given_up))
+        return gone
+
+    assert given_up_as(lambda count: count == 1) == ["a", "b", "c"]
+    with pytest.raises(JobError, match="a worker process died at the job square"):
+        given_up_as(lambda count: True)
+
+
+def test_an_executor_that_takes_nothing_any_more_is_one_line():
+    closed = executor()
+    closed.shutdown()
+    with pytest.raises(JobError, match=r"^the executor does not take the job where: cannot schedule new futures"):
+        carried(ExecutorCrew(closed, 1), [job(calls.where)])
+
+
+@pytest.mark.parametrize("what", [compare, sweep])
+def test_a_crew_that_is_none(what, tmp_path):
+    with pytest.raises(UserError, match=r"^crew must be the address of a Dask scheduler or an executor, got int$"):
+        what("digits", crew=3, out=tmp_path)
+    idle = executor()
+    with pytest.raises(UserError, match=r"^timeout is of worker processes here; an executor has limits of its own"):
+        what("digits", crew=idle, timeout=3, out=tmp_path)
+    idle.shutdown()

@@ -134,7 +134,9 @@ def test_the_command_in_the_report_is_the_same_sweep(planned, command, tmp_path,
     )
     assert Sweep(foreign, ()).command.endswith(f"--config {tmp_path / 'out/config.yaml'}")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(other.options))
-    assert from_file(tmp_path / "c.yaml").settings["sam"].hyperparameters["momentum"] == 0.5
+    asked = from_file(tmp_path / "c.yaml")
+    assert asked.settings["sam"].hyperparameters["momentum"] == 0.5
+    assert (asked.base, asked.seeds, asked.epochs, asked.out) == ("sgd", 1, 3, str(tmp_path / "out"))
 
 
 class Checked(HTMLParser):

@@ -158,7 +158,7 @@ def test_where_all_workers_die_the_sweep_ends(command, task, tmp_path):
     assert code == 1
     assert re.fullmatch(
         r"steppe: a worker process died at the trial sam, seed 1000, rho 0.03162 \(signal 9\), as 2 others before, "
-        r"perhaps for lack of memory \(try fewer --jobs\); 2 of 9 settings are done and kept in \S+; the same .*\n",
+        r"perhaps for lack of memory \(try fewer --jobs\); 0 of 9 settings are done and kept in \S+; the same .*\n",
         error,
     )
     assert trained(tmp_path) == 9

@@ -19,7 +19,9 @@ from steppe.lab.judge.points import Point, SeedResult, point, score
 from steppe.lab.judge.pruning import falls_behind, medians
 from steppe.lab.plans.options import Options
 from steppe.lab.plans.sweep import plan
+from steppe.lab.sweeping.search import Search
 from steppe.lab.sweeping.sweeping import run
+from steppe.lab.trials.records import Curve, Final, Record
 
 
 def test_random_settings_depend_on_their_number_alone(planned, alone, tmp_path):
@@ -45,15 +47,12 @@ def test_tpe_learns(planned, alone):
 
 def told(swept):
     """All that a sweep says but how long it took."""
-    return [
-        (
-            point.setting,
-            point.state,
-            [result.model_copy(update={"seconds": 0.0}) for result in point.seeds],
-            point.curve,
-        )
-        for point in swept.points
-    ]
+    return [told_of(point) for point in swept.points]
+
+
+def told_of(point):
+    results = [result.model_copy(update={"seconds": 0.0}) for result in point.seeds]
+    return point.setting, point.state, results, point.curve
 
 
 @pytest.mark.parametrize("prune", [False, True])
@@ -85,9 +84,11 @@ def test_settings_that_were_chosen_are_kept_and_more_may_follow(planned, alone, 
     names = sorted(path.name for path in (tmp_path / "out" / "settings").iterdir())
     assert [name[:6] for name in names] == [f"{slot:05d}-" for slot in range(6)]
     assert len(list((tmp_path / "out" / "trials").iterdir())) == 6
-    more = alone(planned(("rho=0.01:1:log",), sampler="tpe", trials=9))
+    more = alone(planned(("rho=0.01:1:log",), sampler="tpe", trials=14))
     assert told(more)[:6] == told(few)
-    assert len(list((tmp_path / "out" / "trials").iterdir())) == 9
+    assert len(list((tmp_path / "out" / "trials").iterdir())) == 14
+    at_once = alone(planned(("rho=0.01:1:log",), sampler="tpe", trials=14, out=str(tmp_path / "other")))
+    assert told(more) == told(at_once)  # the last four are no random ones
 
 
 def test_a_finer_grid_trains_what_is_new(planned, alone, tmp_path):
@@ -172,6 +173,59 @@ def test_settings_that_look_bad_are_pruned(planned, alone, tmp_path):
     assert kept.ranked[-1].setting == {"weight_decay": 20.0}
 
 
+def test_random_settings_may_be_pruned_and_the_same_command_goes_on(planned, alone, tmp_path):
+    asked = {"grid": ("lr=1e-6:0.1:7log",), "sampler": "random", "trials": 14, "prune": True, "method": "sgd"}
+    found = alone(planned(**asked, epochs=4))  # the count of the range is for a grid
+    assert {point.state for point in found.points} == {"finished", "pruned"}
+    assert told(alone(planned(**asked, epochs=4))) == told(found)
+
+
+def test_a_seed_that_was_lost_beside_one_that_diverged_is_trained_again(planned, task, tmp_path):
+    bad = task(also="if torch.initial_seed() == 1002: return Net(nn.Linear(3, 8), nn.Linear(8, 1)).fill()")
+    text = (tmp_path / "square.py").read_text()
+    (tmp_path / "square.py").write_text(
+        text.replace(
+            "    def forward(self, x):",
+            "    def fill(self):\n        torch.nn.init.constant_(self[0].weight, 1e38)\n        return self\n\n"
+            "    def forward(self, x):",
+        )
+    )
+    made = planned(("rho=0.1",), seeds=4, task=bad)
+    (point,) = run(made, joined=Here).points
+    assert (point.state, [result.seed for result in point.seeds]) == ("diverged", [1000, 1001, 1002])
+    (lost,) = (tmp_path / "out" / "trials").glob("sam-1001-*")
+    lost.unlink()
+    (again,) = run(made, joined=Here).points
+    assert told_of(again) == told_of(point)
+
+
+def test_what_depends_on_a_setting_that_was_given_up_is_not_kept(planned, tmp_path):
+    made = planned(("lr=0.001:0.1:log",), sampler="tpe", trials=9)
+    search, tried = Search(made), []
+    while (config := search.following()) is not None:
+        tried.append(config.hyperparameters["lr"])
+        if len(tried) == 2:
+            assert search.given_up(config)
+        else:
+            search.ended(config, recorded(config, 1.0))
+    assert len(tried) == 9
+    assert search.done
+    kept = sorted(path.name[:5] for path in (tmp_path / "out" / "settings").iterdir())
+    assert kept == [f"{number:05d}" for number in range(5)]  # it may come to its end in another run
+
+
+def recorded(config, metric):
+    final = Final(
+        train_loss=1.0, train_metric=1.0, validation_loss=1.0, validation_metric=metric, test_loss=1.0, test_metric=1.0
+    )
+    curve = {name: [1.0] for name in ("train_loss", "validation_loss", "seconds")}
+    counts = {"gradient_evaluations": [1], "examples": [1]}
+    return Record(
+        key=config.key, config=config, status="finished", final=final, gradient_evaluations=1, examples=1, updates=1,
+        seconds=1.0, versions={}, curve=Curve(**curve, **counts, validation_metric=[metric]),
+    )  # fmt: skip
+
+
 curves = st.lists(st.floats(-10, 10).map(lambda x: round(x, 1)), min_size=4, max_size=4)
 
 
@@ -250,7 +304,7 @@ def test_a_record_of_something_else_is_refused(planned, alone, tmp_path):
         ({"sampler": "best"}, "unknown sampler 'best'; known: grid, tpe, random"),
         ({"sampler": "tpe"}, "the sampler tpe needs --trials, the number of settings to try"),
         ({"trials": 3}, "--trials goes with the samplers tpe and random; a grid has as many settings"),
-        ({"sampler": "tpe", "trials": 0}, "--trials must lie in 1..10000, got 0"),
+        ({"sampler": "tpe", "trials": 0}, "--trials must be a whole number in 1..10000, got 0"),
         ({"study": "mine"}, "--study is a name in the database of --storage; give that too"),
         ({"crew": "tcp://h:1", "timeout": 9}, "--timeout is of worker processes here; a Dask cluster has limits"),
         ({"timeout": 0}, "timeout: must be greater than 0, got 0"),

@@ -193,6 +193,9 @@ def test_a_database_that_fails_for_a_moment(planned, monkeypatch, tmp_path):
         "postgresql://me:hunter2@127.0.0.1:port/x",
         "sqlite:///:memory:?password=hunter2",
         "nothing://me:hunter2@127.0.0.1/x?token=hunter2",
+        "postgresql+psycopg://me:hun@hunter2@127.0.0.1/x",
+        "postgresql+psycopg:///me:hunter2@127.0.0.1/x",
+        "sqlite:///x.db?timeout=hunter2&password=hunter2",
     ],
 )
 def test_no_secret_of_a_url_is_ever_said(planned, url):
@@ -200,6 +203,7 @@ def test_no_secret_of_a_url_is_ever_said(planned, url):
     with pytest.raises(UserError) as caught:
         StudyCopy(made)
     assert "hunter2" not in made.command
+    assert "hunter2" not in repr(made)
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in shown_url(url)
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))

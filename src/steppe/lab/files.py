@@ -67,11 +67,16 @@ def check_writable(folder: Path, *inside: str) -> None:
         UserError: The folder cannot be made or written.
     """
     try:
+        str(folder.resolve()).encode()
         for place in (folder, *(folder / name for name in inside)):
             place.mkdir(parents=True, exist_ok=True)
             sweep_up(place)
             with tempfile.TemporaryFile(dir=place, prefix=".", suffix=".tmp"):
                 pass
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of the output folder {str(folder)!r} is no UTF-8; choose another with --out"
+        ) from error
     except OSError as error:
         raise UserError(
             f"the output folder {str(folder)!r} cannot be written: {error.strerror}; choose another with --out"

@@ -14,6 +14,7 @@ from ..judge.comparison import Comparison
 from ..judge.stats import summarize
 from ..plans import options as config
 from ..plans.comparison import Plan, plan
+from ..plans.workers import check_crew
 from ..show import table
 from ..show.report import write_report
 from ..tasks.task import Task
@@ -83,6 +84,7 @@ def compare(
         >>> [(row.method, row.gradient_evaluations) for row in found.rows]
         [('adamw', 20.0), ('sam', 40.0)]
     """
+    check_crew(crew, timeout)
     options = config.from_flags(
         {
             "methods": None if methods is None else list(methods),

@@ -24,7 +24,7 @@ def carry_out(
     running: Callable[[list[Job]], object] = lambda jobs: None,
     said: Callable[[Job, Any], bool] = lambda job, value: True,
     warn: Callable[[str], object] = lambda message: None,
-    given_up: Callable[[Job], object] | None = None,
+    given_up: Callable[[Job], bool] | None = None,
 ) -> Generator[tuple[Job, Any]]:
     """Carry out jobs, and yield each with its result as soon as it is there.
 
@@ -36,8 +36,8 @@ def carry_out(
         said: Is given what a job tells of itself, and returns whether it is to go on; the result of one that is not is
             None.
         warn: Is told of workers that died.
-        given_up: Is given a job at which `MOST_LOST` workers died; by default that is an error, and so are as many of
-            such jobs in a row.
+        given_up: Is given a job at which `MOST_LOST` workers died, which else is an error, and returns whether it
+            counts: as many that do, with none that ends in between, are an error too.
 
     Raises:
         JobError: A job failed, or so many workers died at one.
@@ -53,7 +53,8 @@ def carry_out(
         if not at_work:
             return
         running(list(at_work.values()))
-        for event in crew.events():
+        # What has ended first: it is kept, whatever became of those beside it.
+        for event in sorted(crew.events(), key=lambda event: not isinstance(event, Ended)):
             job = event.job
             if isinstance(event, Said):
                 if not said(job, event.value):
@@ -65,16 +66,18 @@ def carry_out(
             if isinstance(event, Lost):
                 lost[job.key] += 1
                 died = f"a worker process died at {job.label} ({event.reason})"
-                if lost[job.key] < MOST_LOST:
+                if lost[job.key] < MOST_LOST and not event.for_good:
                     warn(f"{died}; another one begins with it anew")
                     again.append(job)
                     continue
                 died += f", as {MOST_LOST - 1} others before, perhaps for lack of memory (try fewer --jobs)"
-                in_a_row += 1
-                if given_up is None or in_a_row == MOST_LOST:  # it is not the jobs
+                del lost[job.key]
+                if given_up is None:
+                    raise JobError(died)
+                in_a_row += given_up(job)
+                if in_a_row == MOST_LOST:  # it is not the jobs
                     raise JobError(died)
                 warn(died)
-                given_up(job)
             if isinstance(event, Ended):
                 in_a_row = 0
                 yield job, event.result

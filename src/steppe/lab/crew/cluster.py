@@ -7,11 +7,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import RunError, UserError, one_line, require, shortened
 from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
+
+_LOOK = 2.0  # seconds between two looks whether there is a scheduler
+_GONE = ("closing", "closed", "failed")
 
 
 class ClusterCrew:
@@ -36,7 +39,12 @@ class ClusterCrew:
     def start(self, job: Job) -> None:
         """Submit a job."""
         number = next(self._numbers)
-        future = self._client.submit(_there, job, self._topic, number, pure=False)
+        try:
+            future = self._client.submit(_there, job, self._topic, number, pure=False)
+        except RuntimeError:  # the client has no scheduler any more
+            self._jobs[number] = job, None
+            self._news.put((number, None))
+            return
         self._jobs[number] = job, future
         future.add_done_callback(lambda future: self._news.put((number, None)))
 
@@ -52,7 +60,12 @@ class ClusterCrew:
     def events(self) -> list[Event]:
         """Wait until something happens."""
         while True:
-            number, said = self._news.get()
+            try:
+                number, said = self._news.get(timeout=_LOOK)
+            except Empty:
+                if self._client.status not in _GONE:
+                    continue
+                number, said = next(iter(self._jobs)), None
             if number not in self._jobs:  # it has told something just before its end
                 continue
             job, future = self._jobs[number]
@@ -116,11 +129,13 @@ def _flag(topic: str, number: int) -> str:
 
 
 def _end(job: Job, future: Any) -> Event:
-    if future.status == "finished":
+    if future is not None and future.status == "finished":
         kind, value = future.result()
         return Ended(job, value) if kind == "ended" else Failed(job, value)
-    if future.status == "error":  # of Dask: jobs return theirs
+    if future is not None and future.status == "error":  # of Dask: jobs return theirs
         error = future.exception()
+        if type(error).__name__ == "KilledWorker":
+            return Lost(job, "KilledWorker", for_good=True)
         reason = shortened(f"{type(error).__name__}: {one_line(error)}")
-        return Failed(job, f"workers died at {job.label}, or it could not be sent: {reason}")
-    return Lost(job, f"it was {future.status}")
+        return Failed(job, f"{job.label} could not be sent to a worker: {reason}")
+    return Failed(job, f"the Dask scheduler is no more, which had {job.label}")

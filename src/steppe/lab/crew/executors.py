@@ -14,6 +14,7 @@ from concurrent.futures import (
 from typing import Any
 
 from ..errors import UserError, one_line, shortened
+from .carrying import JobError
 from .jobs import Ended, Event, Failed, Job, Lost, outcome
 
 
@@ -49,7 +50,11 @@ class ExecutorCrew:
 
     def start(self, job: Job) -> None:
         """Submit a job."""
-        self._jobs[self._executor.submit(outcome, job)] = job
+        try:
+            future = self._executor.submit(outcome, job)
+        except RuntimeError as error:  # it is broken, or was shut down
+            raise JobError(f"the executor does not take {job.label}: {shortened(one_line(error))}") from error
+        self._jobs[future] = job
 
     def stop(self, job: Job) -> None:
         """Do nothing: a job here tells nothing."""

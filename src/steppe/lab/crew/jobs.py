@@ -93,9 +93,10 @@ class Failed(Event):
 
 @dataclass(frozen=True)
 class Lost(Event):
-    """Whoever carried it out is no more; it may be given once more."""
+    """Whoever carried it out is no more; it may be given once more, unless that was done often enough."""
 
     reason: str
+    for_good: bool = False
 
 
 class Crew(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from ..errors import RunError
 from ..plans.workers import Workers
@@ -24,27 +24,33 @@ from .workers import job as as_job
 
 _AGAIN = "the same command continues from there"
 
+_Found = TypeVar("_Found", contravariant=True)
 
-class Observer(Protocol):
-    """Is told how a comparison proceeds."""
 
-    def begin(self, total: int, kept: int) -> None:
-        """Trials in all, and how many of them were finished in an earlier run."""
+class Watching(Protocol[_Found]):
+    """Is told how work proceeds, of which trials are the smallest part."""
+
+    def begin(self, total: int, kept: Sequence[_Found]) -> None:
+        """How much there is in all, and what was finished in an earlier run."""
 
     def warn(self, message: str) -> None:
-        """Something was odd, but the comparison goes on."""
+        """Something was odd, but the work goes on."""
 
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """These trials run now."""
 
-    def finished(self, record: Record) -> None:
-        """A trial has come to its end and its record is written."""
+    def finished(self, found: _Found) -> None:
+        """One more has come to its end, and is kept."""
+
+
+Observer: TypeAlias = Watching[Record]
+"""Of a comparison."""
 
 
 class Silence:
     """An observer that does nothing."""
 
-    def begin(self, total: int, kept: int) -> None:
+    def begin(self, total: int, kept: Sequence[Any]) -> None:
         """Do nothing."""
 
     def warn(self, message: str) -> None:
@@ -53,7 +59,7 @@ class Silence:
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """Do nothing."""
 
-    def finished(self, record: Record) -> None:
+    def finished(self, found: Any) -> None:
         """Do nothing."""
 
 
@@ -91,7 +97,7 @@ def run_trials(
         record = records.read(folder, config)
         if record is not None and not (keep_weights and _lacks_weights(folder, record)):
             done[config.key] = record
-    observer.begin(len(trials), len(done))
+    observer.begin(len(trials), list(done.values()))
     missing = [config for config in trials if config.key not in done]
     if workers.host is not None:  # the first process may see files that the others do not
         keys = workers.host.agree([config.key for config in missing])
@@ -131,7 +137,7 @@ def carry_trials(
     warn: Callable[[str], object],
     label: Callable[[TrialConfig], str] = lambda config: f"the trial {config.label}",
     goes_on: Callable[[TrialConfig, Curve], bool] | None = None,
-    given_up: Callable[[TrialConfig], object] | None = None,
+    given_up: Callable[[TrialConfig], bool] | None = None,
     keep_weights: bool = False,
     host: Host | None = None,
 ) -> Generator[tuple[TrialConfig, Record | None]]:
@@ -149,7 +155,7 @@ def carry_trials(
         label: Says which trial one is.
         goes_on: Is given the curve of a trial after every epoch and returns whether it goes on; the record of one that
             does not is None.
-        given_up: Is given a trial at which workers die, which else is an error.
+        given_up: Is given a trial at which workers die, which else is an error; see `carry_out`.
         keep_weights: Whether the final weights are written too.
         host: Where trials run, if not in workers.
 

@@ -19,7 +19,7 @@ def medians(others: Sequence[Point]) -> tuple[float, ...] | None:
     curves = [other.curve for other in others if other.state == "finished"]
     if len(curves) < _TO_COMPARE_WITH:
         return None
-    return tuple(median(values) for values in zip(*curves, strict=True))
+    return tuple(median(values) for values in zip(*curves, strict=False))
 
 
 def falls_behind(curve: Sequence[float], bars: Sequence[float], higher_is_better: bool) -> int | None:
@@ -37,7 +37,7 @@ def falls_behind(curve: Sequence[float], bars: Sequence[float], higher_is_better
         3
     """
     choose = max if higher_is_better else min
-    for epoch in range(max(1, len(bars) // 2), len(curve) + 1):
+    for epoch in range(max(1, -(-len(bars) // 2)), min(len(curve), len(bars)) + 1):
         best, bar = choose(curve[:epoch]), bars[epoch - 1]
         if best < bar if higher_is_better else best > bar:
             return epoch

@@ -17,7 +17,7 @@ Setting: TypeAlias = dict[str, Value]
 MOST_SETTINGS = 10_000
 _DIGITS = 4
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_RANGE = re.compile(r"([^:]+):([^:]+?)(?::\s*(\d+))?\s*:?\s*(log)?")
+_RANGE = re.compile(r"([^:]+):([^:]+?)(?::\s*(\d{1,9}))?\s*:?\s*(log)?")
 _FORMS = "write NAME=LOW:HIGH:COUNT, with log behind it for equal ratios, or NAME=A,B,C"
 
 
@@ -52,7 +52,7 @@ class Axis(Model):
 
     def has(self, value: Value) -> bool:
         """Return whether this is one of the values that a sweep may try."""
-        if self.low is not None and self.high is not None and not self.values:
+        if self.low is not None and self.high is not None:
             return not isinstance(value, bool) and self.low <= value <= self.high
         return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in self.values)
 
@@ -150,7 +150,7 @@ def _split(text: str) -> tuple[str, str]:
 
 def _axis(name: str, values: str | Sequence[Any], counted: bool) -> Axis:
     if not isinstance(values, str):
-        return _listed(name, list(values), str(values))
+        return _listed(name, list(values) if isinstance(values, Iterable) else [values], str(values))
     if ":" not in values:
         return _listed(name, [part.strip() for part in values.split(",")], values)
     found = _RANGE.fullmatch(values.strip())
@@ -171,16 +171,26 @@ def _axis(name: str, values: str | Sequence[Any], counted: bool) -> Axis:
     count = int(found.group(3))
     if not 2 <= count <= MOST_SETTINGS:
         raise UserError(f"the grid of {name!r} is {values!r}, but a range has 2 to {MOST_SETTINGS} values, got {count}")
-    return Axis(name=name, values=_between(low, high, count, log), low=low, high=high, log=log)
+    values_between = _between(low, high, count, log)
+    if not all(a < b < math.inf for a, b in itertools.pairwise(values_between)):
+        raise UserError(f"the grid of {name!r} is {values!r}, whose values are too close or too far apart for numbers")
+    return Axis(name=name, values=values_between, low=low, high=high, log=log)
 
 
 def _between(low: float, high: float, count: int, log: bool) -> tuple[float, ...]:
     """Space values evenly, inner ones rounded so that they can be read and pasted, unless that makes two alike."""
     parts = [i / (count - 1) for i in range(1, count - 1)]
     ratio = math.log(high) - math.log(low) if log else 0.0
-    exact = [low * math.exp(ratio * part) if log else low + (high - low) * part for part in parts]
+    exact = [low * _exp(ratio * part) if log else low + (high - low) * part for part in parts]
     found = (low, *(float(f"{value:.{_DIGITS}g}") for value in exact), high)
     return found if all(a < b for a, b in itertools.pairwise(found)) else (low, *exact, high)
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
 
 
 def _listed(name: str, parts: list[Any], text: str) -> Axis:
@@ -202,7 +212,7 @@ def _number(name: str, part: Any, text: str) -> Value:
         return part.strip().lower() == "true"
     try:
         value = float(part)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise UserError(f"the grid of {name!r} is {text!r}, of which {part!r} is no number, true or false; {_FORMS}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class SweepPlan:
 
     definition: Definition
     plan: Plan
-    storage: str | None = None
+    storage: str | None = field(default=None, repr=False)  # it may have a password
     study: str | None = None
     shown_storage: str | None = None
 
@@ -84,7 +84,8 @@ class SweepPlan:
     @property
     def options(self) -> dict[str, Any]:
         """What the command line does not say, as the content of a file for ``--config``."""
-        return {"settings": {self.definition.name: self.plan.arms[0].entry}}
+        kept = {name: value for name, value in self.plan.options.items() if name != "methods"}
+        return {**kept, "seeds": len(self.definition.seeds)}
 
     @property
     def _as_packaged(self) -> bool:
@@ -130,8 +131,10 @@ def plan(
             if trials is None
             else "--trials goes with the samplers tpe and random; a grid has as many settings as its values make"
         )
-    if not 1 <= (1 if trials is None else trials) <= grids.MOST_SETTINGS:
-        raise UserError(f"--trials must lie in 1..{grids.MOST_SETTINGS}, got {trials}")
+    if trials is not None and not (type(trials) is int and 1 <= trials <= grids.MOST_SETTINGS):
+        raise UserError(f"--trials must be a whole number in 1..{grids.MOST_SETTINGS}, got {trials!r}")
+    if study is not None and not (study and study.isprintable()):
+        raise UserError(f"--study must be a name of printable letters, got {study!r}")
     if study is not None and storage is None:
         raise UserError("--study is a name in the database of --storage; give that too")
     if sampler != "grid" or storage is not None:
@@ -151,7 +154,7 @@ def plan(
     check_arms([arm], base, epochs, loaded.batch_size, size(loaded.train))
     name = f"{source.file_name}-{base}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
-    check_writable(out, "trials")
+    check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}
     compared = Plan(
         source=source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from ..errors import UserError
@@ -46,6 +47,18 @@ class Workers:
     def writes(self) -> bool:
         """Whether this process is the one that writes files."""
         return self.host is None or self.host.rank == 0
+
+
+def check_crew(crew: object, timeout: float | None) -> None:
+    """Refuse what is neither the address of a scheduler nor an executor.
+
+    Raises:
+        UserError: It is none of them, or an executor is to end trials that take too long.
+    """
+    if crew is not None and not isinstance(crew, (str, Executor)):
+        raise UserError(f"crew must be the address of a Dask scheduler or an executor, got {type(crew).__name__}")
+    if isinstance(crew, Executor) and timeout is not None:
+        raise UserError("timeout is of worker processes here; an executor has limits of its own: leave one out")
 
 
 def workers_of(options: Options, host: Host | None = None) -> Workers:

@@ -109,17 +109,17 @@ class ConsoleObserver(LiveLine):
         super().__init__("trials", console, running="[dim]")
         self._metric_name = metric_name
 
-    def begin(self, total: int, kept: int) -> None:
+    def begin(self, total: int, kept: Sequence[Record]) -> None:
         """Say how much there is to do."""
-        self._begin(total, kept, f"{kept} of {total} trials were finished in an earlier run")
+        self._begin(total, len(kept), f"{len(kept)} of {total} trials were finished in an earlier run")
 
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """Show what runs now."""
         self._update(running=", ".join(trial.label for trial in trials))
 
-    def finished(self, record: Record) -> None:
+    def finished(self, found: Record) -> None:
         """Count a trial."""
-        self._count(f"{record.config.label}: {self._result(record)}")
+        self._count(f"{found.config.label}: {self._result(found)}")
 
     def _result(self, record: Record) -> str:
         if record.final is None:

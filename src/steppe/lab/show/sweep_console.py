@@ -43,10 +43,10 @@ class ConsoleObserver(LiveLine):
         """Show what runs now."""
         self._update(running=f"{len(trials)} training{'s' if len(trials) > 1 else ''}")
 
-    def finished(self, point: Point) -> None:
+    def finished(self, found: Point) -> None:
         """Count a setting."""
-        self._compare(point)
-        self._count(self._result(point))
+        self._compare(found)
+        self._count(self._result(found))
         if self._best is not None and self._best.validation is not None:
             value = self._best.validation.value
             self._update(best=f"best {value:.{decimals_of([value])}f}: {words(self._best.setting)}")

@@ -26,6 +26,8 @@ def shown_url(url: str) -> str:
     """Return a URL without its password, nor anything in its query that may be one."""
     try:
         parsed = sqlalchemy.make_url(url)
+        if _astray(parsed):
+            raise ValueError
         query = {name: value if name.lower() in _NO_SECRETS else "***" for name, value in parsed.query.items()}
         return parsed.set(query=query).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
     except (ArgumentError, ValueError):
@@ -56,10 +58,12 @@ def check_url(url: str) -> None:
         parsed = sqlalchemy.make_url(url)
         backend = parsed.get_backend_name()
         parsed.get_dialect()
+        if _astray(parsed):
+            raise ValueError
     except (ArgumentError, NoSuchModuleError, ValueError):
         raise UserError(
             f"the storage {shown_url(url)} is no URL of a database; write for example sqlite:///FOLDER/sweep.db or "
-            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE, with %40 for an @ in the password"
         ) from None
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise UserError(
@@ -75,6 +79,12 @@ def missing_driver(url: str, error: ImportError) -> UserError:
         f"the storage {shown_url(url)} needs the driver {name!r}, which is not installed; install it with: "
         f'pip install "{_PACKAGES.get(name, name)}"'
     )
+
+
+def _astray(parsed: sqlalchemy.URL) -> bool:
+    """Return whether a part of a password may stand where others do."""
+    where = f"{parsed.host or ''}{'' if parsed.get_backend_name() == 'sqlite' else parsed.database or ''}"
+    return "@" in where
 
 
 def _secrets(url: str) -> list[str]:

@@ -99,7 +99,7 @@ class StudyCopy:
             raise UserError(
                 f"the study {name!r} in {self._shown} is not one of this sweep; give another name with --study"
             )
-        numbers = [trial.user_attrs.get(_NUMBER) for trial in trials]
+        numbers = [trial.user_attrs.get(_NUMBER) for trial in trials if trial.state != TrialState.FAIL]
         return {number for number in numbers if isinstance(number, int)}
 
     def _open(self) -> RDBStorage:
@@ -112,7 +112,7 @@ class StudyCopy:
                     return RDBStorage(filled, options)
             except ImportError as error:
                 raise missing_driver(self._url, error) from error
-            except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:  # or another version's tables
+            except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError, TypeError) as error:
                 said = reason(error, self._url)
                 if not left or not any(word in said.lower() for word in _AT_ONCE):
                     raise UserError(f"the storage {self._shown} cannot be used: {said}") from None
@@ -128,8 +128,8 @@ class StudyCopy:
         for wait in (*_WAITS, None):
             try:
                 return call()
-            except (SQLAlchemyError, StorageInternalError) as error:
-                if wait is None:
+            except (SQLAlchemyError, StorageInternalError, KeyError) as error:  # or the study was deleted
+                if wait is None or isinstance(error, KeyError):
                     raise RunError(f"the storage {self._shown} failed: {reason(error, self._url)}") from None
                 time.sleep(wait)
         raise AssertionError  # not reached

@@ -57,6 +57,8 @@ class Sampler:
 
     def learn(self, found: Point) -> None:
         """Take what has become of a setting."""
+        if self._asked.sampler == "random":
+            return
         trial = self._trials.pop(found.slot)
         if found.state == "pruned":
             for epoch, value in enumerate(found.curve, start=1):

@@ -27,6 +27,7 @@ class _Slot:
     setting: Setting
     trials: dict[str, TrialConfig]
     bars: tuple[float, ...] | None
+    for_now: bool  # it depends on one that was given up, which may come to its end in another run
     given_up: bool = False
 
     @property
@@ -117,11 +118,14 @@ class Search:
             self._results[config.key] = SeedResult.of(record)
         self._look(config.key)
 
-    def given_up(self, config: TrialConfig) -> None:
-        """Take it that workers die at a trial."""
-        for slot in self._slots[config.key]:
+    def given_up(self, config: TrialConfig) -> bool:
+        """Take it that workers die at a trial, and return whether its setting had not been given up before."""
+        slots = self._slots[config.key]
+        new = not all(slot.given_up for slot in slots)
+        for slot in slots:
             slot.given_up = True
         self.ended(config, None)
+        return new
 
     def _open(self, *, only_kept: bool = False) -> bool:
         """Begin with one more setting if that is possible yet; if asked, only where an earlier run has chosen it."""
@@ -135,7 +139,8 @@ class Search:
         setting = self._grid[number] if self._grid else self._choose(number, kept, before)
         configs = [self._plan.trial(setting, seed) for seed in self._asked.seeds]
         bars = medians(before) if self._asked.prune else None
-        slot = _Slot(number, setting, {config.key: config for config in configs}, bars)
+        for_now = any(found.state == "given up" for found in before)
+        slot = _Slot(number, setting, {config.key: config for config in configs}, bars, for_now)
         if kept is None and not self._grid:
             self._keep(slot)
         if kept is not None and kept.stopped is not None:
@@ -160,13 +165,17 @@ class Search:
     def _read(self, number: int) -> Kept | None:
         if self._grid and not self._asked.prune:
             return None
-        return kept_settings.read(self._plan.out, self._asked.key, number, self._fits)
+        return kept_settings.read(self._plan.out, self._asked.key, number, lambda setting: self._fits(number, setting))
 
-    def _fits(self, setting: Setting) -> bool:
+    def _fits(self, number: int, setting: Setting) -> bool:
+        if self._grid:
+            return setting == self._grid[number]
         axes = {axis.name: axis for axis in self._asked.grid}
         return list(setting) == list(axes) and all(axes[name].has(value) for name, value in setting.items())
 
     def _keep(self, slot: _Slot) -> None:
+        if slot.for_now:
+            return
         kept = Kept(setting=slot.setting, stopped=self._stopped.get(slot.first))
         try:
             kept_settings.write(self._plan.out, self._asked.key, slot.number, kept)
@@ -186,9 +195,13 @@ class Search:
             return {}
         if slot.first not in self._results:
             return {slot.first: slot.trials[slot.first]}
-        if any(self._results[key].diverged is not None for key in slot.trials if key in self._results):
-            return {}
-        return {key: config for key, config in slot.trials.items() if key not in self._results}
+        due = {}
+        for key, config in slot.trials.items():
+            if key not in self._results:
+                due[key] = config
+            elif self._results[key].diverged is not None:  # those after it would change nothing
+                break
+        return due
 
     def _stop(self, slot: _Slot) -> tuple[float, ...] | None:
         """Return how far the first seed came, or would have come, until the setting was given up for it."""

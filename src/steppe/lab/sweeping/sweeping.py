@@ -7,55 +7,28 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..crew import runner
 from ..crew.jobs import Crew
+from ..crew.runner import Silence, Watching
 from ..judge.points import Point
 from ..judge.sweep import Sweep
 from ..plans import options as config
 from ..plans.grid import Value
 from ..plans.sweep import SweepPlan, plan
+from ..plans.workers import check_crew
 from ..show import sweep_table
 from ..show.sweep_report import write_report
 from ..tasks.task import Task
-from ..trials.records import TrialConfig
 from .search import Search
 
 if TYPE_CHECKING:
     from .copying import StudyCopy
 
 
-class Observer(Protocol):
-    """Is told how a sweep proceeds."""
-
-    def begin(self, total: int, kept: Sequence[Point]) -> None:
-        """Settings in all, and those that were done in an earlier run."""
-
-    def warn(self, message: str) -> None:
-        """Something was odd, but the sweep goes on."""
-
-    def running(self, trials: Sequence[TrialConfig]) -> None:
-        """These trials run now."""
-
-    def finished(self, point: Point) -> None:
-        """A setting is settled."""
-
-
-class Silence:
-    """An observer that does nothing."""
-
-    def begin(self, total: int, kept: Sequence[Point]) -> None:
-        """Do nothing."""
-
-    def warn(self, message: str) -> None:
-        """Do nothing."""
-
-    def running(self, trials: Sequence[TrialConfig]) -> None:
-        """Do nothing."""
-
-    def finished(self, point: Point) -> None:
-        """Do nothing."""
+Observer: TypeAlias = Watching[Point]
+"""Of a sweep: what is finished are settings."""
 
 
 def sweep(
@@ -130,6 +103,7 @@ def sweep(
         >>> sorted(point.setting["rho"] for point in found.ranked)
         [0.05, 0.1]
     """
+    check_crew(crew, timeout)
     options = config.from_flags(
         {
             "base": base,
@@ -239,4 +213,5 @@ def _crew(
 
 
 def _kept(search: Search, sweep_plan: SweepPlan) -> str:
-    return f"{len(search.points)} of {sweep_plan.definition.count} settings are done and kept in {sweep_plan.out}"
+    done = sum(point.state != "given up" for point in search.points)
+    return f"{done} of {sweep_plan.definition.count} settings are done and kept in {sweep_plan.out}"

@@ -79,6 +79,8 @@ def tune(
         for name, one in made.items():
             with watch(one.definition) if watch else nullcontext() as observer:
                 found[name] = sweeping.run(one, observer, joined=crew)
+            if any(point.state == "given up" for point in found[name].points):
+                raise RunError(f"settings of {name} were given up, since workers died; the same command goes on")
             if found[name].setting is None:
                 raise RunError(f"all {trials} settings of {name} diverged; give it a smaller lr in the settings")
     settings = dict(asked.settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import uuid
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ def cluster(address: str) -> Iterator[ClusterCrew]:
     require("distributed")
     from distributed import Client
 
+    for name in ("client", "utils"):  # that nobody answers any more is said here, without their tracebacks
+        logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
     join: Any = Client
     try:
         client = join(address, timeout=10, set_as_default=False)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands import commands
 from steppe import cli
 from steppe.lab.trials.records import Curve, Diverged, Final, Record, TrialConfig
-
-SOURCE = Path(__file__).parents[2] / "src"
 
 TINY = """
 import torch
@@ -68,24 +64,10 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 
 
 @pytest.fixture
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Start ``python -m steppe`` as a process group of its own."""
-
-    def run(words: Sequence[object], **more: Any) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "steppe", *map(str, words)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # A shell's background job ignores Ctrl-C, and so would everything that is started from it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            env=environment,
-            **more,
-        )
-
-    return run
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``python -m steppe`` as a process group of its own, which is killed in the end."""
+    with commands() as begin:
+        yield begin
 
 
 @pytest.fixture

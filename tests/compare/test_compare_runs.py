@@ -9,11 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from commands import left_of, wait_until
 from steppe.lab import RunError, UserError, compare
 from steppe.lab.comparing import comparison
 from steppe.lab.crew.runner import Interrupted, Silence
@@ -54,27 +54,6 @@ def table(folder: Path) -> list[list[str]]:
     """The cells of table.md, without the last column, the measured time."""
     lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
     return [line.split("|")[1:-2] for line in lines]
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """All living processes of the group of `process`, apart from itself."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != process.pid:
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == process.pid and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def wait_until(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -128,7 +107,7 @@ def test_killed_and_resumed_equals_uninterrupted(start, slow, tmp_path):
     wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 2)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=90)
-    wait_until(lambda: not workers_of(process), seconds=30)
+    wait_until(lambda: not left_of(process), seconds=30)
     kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert 2 <= len(kept) < 8
     again = [start([*words, tmp_path / folder]) for folder in ("killed", "whole")]
@@ -153,7 +132,7 @@ def test_ctrl_c(start, slow, tmp_path):
     assert re.fullmatch(
         rf"steppe: interrupted: {kept} of 198 trials are kept in \S+; the same command continues from there\n", error
     )
-    wait_until(lambda: not workers_of(process), seconds=30)
+    wait_until(lambda: not left_of(process), seconds=30)
 
 
 def test_ctrl_c_before_the_first_trial(start, tmp_path):

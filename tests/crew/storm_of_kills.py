@@ -21,11 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parents[2] / "src"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from commands import end, environment, started, wait_until, workers_of
+
 TRIALS = 12
 MOST_SECONDS = 90.0
 
@@ -77,46 +78,8 @@ COMMANDS = {
     "sweep": ["sweep", *COMMON, "--grid", "lr=0.003:0.3:log", "--sampler", "tpe", "--trials", "6", "--seeds", "2"],
 }
 COMMANDS["cluster"] = [*COMMANDS["compare"][:3], *COMMANDS["compare"][5:]]
+QUIETLY: dict[str, Any] = {"stdout": subprocess.DEVNULL, "env": environment(DASK_LOGGING__DISTRIBUTED="critical")}
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-
-
-class Command:
-    """One that runs, in a group of its own."""
-
-    def __init__(self, words: list[str], **more: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # A shell's background job ignores Ctrl-C, and so would everything that is started from it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            env={
-                **os.environ,
-                "PYTHONPATH": str(SOURCE),
-                "OMP_NUM_THREADS": "1",
-                "DASK_LOGGING__DISTRIBUTED": "critical",
-            },
-            **more,
-        )
-
-    def workers(self) -> list[int]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and b"spawn_main" in (entry / "cmdline").read_bytes():
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                        found.append(int(entry.name))
-            except OSError:
-                continue
-        return found
-
-    def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
 
 
 def numbers(out: Path) -> dict[str, Any]:
@@ -139,7 +102,7 @@ def storm(what: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         timeout=MOST_SECONDS,
     )
     assert done.returncode == 0, done.stderr
@@ -147,11 +110,8 @@ def storm(what: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
     cluster = None
     if what == "cluster":
         (folder / "cluster.py").write_text(CLUSTER)
-        cluster = Command([str(folder / "cluster.py"), str(folder / "address")])
-        end = time.monotonic() + MOST_SECONDS
-        while not (folder / "address").exists():
-            assert time.monotonic() < end, "there is no cluster"
-            time.sleep(0.1)
+        cluster = started(folder / "cluster.py", folder / "address", **QUIETLY)
+        wait_until((folder / "address").exists, MOST_SECONDS)
         words += ["--crew", (folder / "address").read_text()]
     said: dict[str, Any] = {"what": what, "workers": 0, "commands": 0, "rounds": 0, "starts": 0, "wrong": []}
     try:
@@ -160,12 +120,12 @@ def storm(what: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
             _round(words, folder / f"round{said['rounds']}", kills, chance, cluster, log, whole, said)
     finally:
         if cluster is not None:
-            cluster.end()
+            end(cluster)
     return said
 
 
-def _wait(command: Command, until: Callable[[], object], end: float) -> None:
-    while command.process.poll() is None and not until() and time.monotonic() < end:
+def _wait(command: subprocess.Popen[str], until: Callable[[], object], limit: float) -> None:
+    while command.poll() is None and not until() and time.monotonic() < limit:
         time.sleep(0.02)
 
 
@@ -174,7 +134,7 @@ def _round(
     out: Path,
     kills: int,
     chance: random.Random,
-    cluster: Command | None,
+    cluster: subprocess.Popen[str] | None,
     log: Path,
     whole: dict[str, Any],
     said: dict[str, Any],
@@ -184,28 +144,28 @@ def _round(
     before = said["workers"] + said["commands"]
     while True:
         said["starts"] += 1
-        command = Command([*words, "--out", str(out)])
-        there, end = cluster or command, time.monotonic() + MOST_SECONDS
+        command = started(*words, "--out", out, **QUIETLY)
+        there, limit = cluster or command, time.monotonic() + MOST_SECONDS
         try:
-            while command.process.poll() is None and time.monotonic() < end:
+            while command.poll() is None and time.monotonic() < limit:
                 if chance.random() < 0.8:  # at work, and not on the way there
-                    _wait(command, there.workers, end)
+                    _wait(command, lambda there=there: workers_of(there), limit)
                 strike = time.monotonic() + chance.uniform(0.0, 2.5)
-                _wait(command, lambda strike=strike: time.monotonic() > strike, end)
-                if command.process.poll() is None and said["workers"] + said["commands"] < kills:
-                    workers = there.workers()
+                _wait(command, lambda strike=strike: time.monotonic() > strike, limit)
+                if command.poll() is None and said["workers"] + said["commands"] < kills:
+                    workers = workers_of(there, server=True)
                     if workers and chance.random() < 0.6:
                         os.kill(chance.choice(workers), signal.SIGKILL)
                         said["workers"] += 1
                     else:
-                        command.process.send_signal(chance.choice(SIGNALS))
+                        command.send_signal(chance.choice(SIGNALS))
                         said["commands"] += 1
-            if command.process.poll() is None:
+            if command.poll() is None:
                 said["wrong"].append("a command did not end")
                 return
-            code, error = command.process.returncode, command.process.stderr.read()  # type: ignore[union-attr]
+            code, error = command.returncode, command.stderr.read()  # type: ignore[union-attr]
         finally:
-            command.end()
+            end(command)
         if code == 0:
             break
         # Ended by a signal, told of one, or by workers that died three times at one trial.

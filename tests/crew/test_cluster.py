@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from storm_of_kills import CLUSTER, Command
+from storm_of_kills import CLUSTER, QUIETLY
 
+from commands import end, started, wait_until
 from steppe import cli
 from steppe.lab import RunError
 
@@ -160,21 +160,16 @@ def test_every_command_that_trains_may_do_so_on_a_cluster(words, monkeypatch, tm
 def test_a_scheduler_that_dies_is_one_line(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW.replace("sleep(0.02)", "sleep(0.5)"))
     (tmp_path / "cluster.py").write_text(CLUSTER)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     address, trials = tmp_path / "address", tmp_path / "out" / "trials"
-    there = Command([str(tmp_path / "cluster.py"), str(address)])
+    there = started(tmp_path / "cluster.py", address, **QUIETLY)
     try:
-        end = time.monotonic() + 90
-        while not address.exists() and time.monotonic() < end:
-            time.sleep(0.1)
+        wait_until(address.exists)
         words = ["sweep", "--task", f"{tmp_path / 'slow.py'}:task", "--base", "sgd", "--grid", "lr=0.01,0.02,0.03,0.04"]
         words += ["--seeds", "1", "--epochs", "1", "--out", str(tmp_path / "out"), "--crew", address.read_text()]
-        line = [sys.executable, "-m", "steppe", *words]
-        asked = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        while not list(trials.glob("*.json")) and time.monotonic() < end:
-            time.sleep(0.1)
+        asked = started("-m", "steppe", *words)
+        wait_until(lambda: list(trials.glob("*.json")))
     finally:
-        there.end()
+        end(there)
     _, said = asked.communicate(timeout=60)
     assert asked.returncode == 1
     assert said.startswith("steppe: the Dask scheduler is no more, which had the trial sam, seed 1000, lr 0.0")

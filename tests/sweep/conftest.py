@@ -5,24 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-import steppe
+from commands import commands
 from steppe import cli
 from steppe.lab.crew.here import Here
 from steppe.lab.plans import options as config
 from steppe.lab.plans.sweep import SweepPlan, plan
 from steppe.lab.sweeping.sweeping import Sweep, run
 
-SOURCE = Path(steppe.__file__).parents[1]
 _COUNTED = itertools.count()
 
 TASK = """
@@ -100,29 +97,10 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[Sequence[object]], subprocess.Popen[str]]]:
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start ``python -m steppe`` as a process group of its own, which is killed in the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(words: Sequence[object]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "steppe", *map(str, words)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            # A shell's background job ignores Ctrl-C, and so would everything that is started from it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    with commands() as begin:
+        yield begin
 
 
 @pytest.fixture(scope="session")

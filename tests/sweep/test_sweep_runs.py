@@ -12,37 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from commands import wait_until, workers_of
 from steppe.lab.sweeping.sweeping import run
 from steppe.lab.trials.trial import run_trial
 
 WORDS = ["sweep", "--method", "sam", "--base", "sgd"]
 
 
-def wait_until(condition, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
-
-
 def trained(folder: Path) -> int:
     """How many trainings have begun in worker processes."""
     path = folder / "trained.txt"
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def workers_of(process) -> list[int]:
-    """The worker processes of a command."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and b"spawn_main" in (entry / "cmdline").read_bytes():
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == process.pid and fields[0] != "Z":
-                    found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 def check_found(made, found):

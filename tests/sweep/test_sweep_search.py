@@ -16,7 +16,7 @@ from steppe.lab import UserError, sweep
 from steppe.lab.crew.here import Here
 from steppe.lab.crew.local import LocalCrew
 from steppe.lab.judge.points import Point, SeedResult, point, score
-from steppe.lab.judge.pruning import falls_behind, medians
+from steppe.lab.judge.pruning import Medians, falls_behind
 from steppe.lab.plans.options import Options
 from steppe.lab.plans.sweep import plan
 from steppe.lab.sweeping.search import Search
@@ -234,7 +234,10 @@ curves = st.lists(st.floats(-10, 10).map(lambda x: round(x, 1)), min_size=4, max
 def test_pruning_is_that_by_the_median_of_optuna(others, curve, higher):
     points = [Point(i, {}, "finished", (), tuple(other)) for i, other in enumerate(others)]
     points.append(Point(99, {}, "diverged", (), (1.0,)))
-    bars = medians(points)
+    medians = Medians()
+    for one in points:
+        medians.add(one)
+    bars = medians.bars
     assert (bars is None) == (len(others) < 5)
     assert bars is None or list(bars) == [median(column) for column in zip(*others, strict=True)]
     ours = None if bars is None else falls_behind(curve, bars, higher)

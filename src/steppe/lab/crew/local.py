@@ -5,18 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any
 
+from ..errors import one_line, shortened
 from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
 from .processes import interrupt_held_back, start_worker
 
 _SHUTDOWN = 5.0
+_LONGEST_FOLDER = 70  # of temporary files: the fork server's socket is there, and its path may have some 100 letters
 
 _NO_GUARD = 87
 _GUARD = (
@@ -28,8 +30,8 @@ _GUARD = (
 class _Worker:
     """A process, and the job that it has."""
 
-    def __init__(self, process: SpawnProcess, pipe: Connection) -> None:
-        self.process, self.pipe = process, pipe
+    def __init__(self, process: Any, pipe: Connection, lifeline: Connection) -> None:
+        self.process, self.pipe, self.lifeline = process, pipe, lifeline
         self.job: Job | None = None
         self.waits = False  # for an answer
         self.deadline: float | None = None
@@ -49,14 +51,13 @@ class LocalCrew:
     def __init__(self, size: int, timeout: float | None = None) -> None:
         """See the class."""
         self.size, self.timeout = size, timeout
-        # Spawned, not forked: equal environments on every system, and torch's threads do not survive a fork.
-        self._context = multiprocessing.get_context("spawn")
+        self._context = _context()
         self._workers: list[_Worker] = []
+        self._unborn: list[Event] = []
 
     def __enter__(self) -> LocalCrew:
         """Prepare to start them."""
         _refuse_to_begin()
-        self._lifeline, self._our_end = self._context.Pipe(duplex=False)
         return self
 
     def __exit__(
@@ -68,11 +69,11 @@ class LocalCrew:
                 for worker in self._workers:
                     worker.pipe.close()
                 self._wait()
-            self._our_end.close()
+            for worker in self._workers:
+                worker.lifeline.close()
             self._wait()
             for worker in self._workers:
                 self._end(worker)
-            self._lifeline.close()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + _SHUTDOWN
@@ -81,7 +82,11 @@ class LocalCrew:
 
     def start(self, job: Job) -> None:
         """Give a job to a process that has none, or to a new one."""
-        worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
+        try:
+            worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
+        except (OSError, EOFError) as error:  # the system has no room for it, or the fork server has died
+            self._unborn.append(Lost(job, f"it could not be started: {shortened(one_line(error))}"))
+            return
         worker.job, worker.waits = job, False
         worker.deadline = None if self.timeout is None else time.monotonic() + self.timeout
         with suppress(OSError):  # it has died meanwhile, which is noticed when it is looked at
@@ -95,6 +100,8 @@ class LocalCrew:
 
     def events(self) -> list[Event]:
         """Wait until something happens."""
+        if self._unborn:
+            return [self._unborn.pop()]
         for worker in self._workers:
             if worker.waits:
                 self._answer(worker, go_on=True)
@@ -137,11 +144,12 @@ class LocalCrew:
 
     def _new(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(self._lifeline, theirs))
-        with interrupt_held_back():
+        lifeline, our_end = self._context.Pipe(duplex=False)
+        # The fork server's environment is as it was when that began.
+        process = self._context.Process(target=_serve, args=(lifeline, theirs, dict(os.environ)))
+        with theirs, lifeline, interrupt_held_back():
             process.start()
-        theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, our_end)
         self._workers.append(worker)
         return worker
 
@@ -151,6 +159,20 @@ class LocalCrew:
             worker.process.join()
         worker.process.close()
         worker.pipe.close()
+        worker.lifeline.close()  # if it was the fork server that has died, the worker has not yet
+
+
+def _context() -> Any:
+    """Return how workers start.
+
+    Forks of a process that has imported what they need, and has never computed anything, start at once and share that
+    memory. Never forks of this one, whose threads, locks and random state they would have.
+    """
+    if sys.platform != "linux" or len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.preloaded"])
+    return context
 
 
 def _why(code: int) -> str:
@@ -164,9 +186,11 @@ def _refuse_to_begin() -> None:
         os._exit(_NO_GUARD)
 
 
-def _serve(lifeline: Connection, pipe: Connection) -> None:
+def _serve(lifeline: Connection, pipe: Connection, environment: dict[str, str]) -> None:
     """Carry out one job after the other, in a worker process."""
     start_worker(lifeline)
+    os.environ.clear()
+    os.environ.update(environment)
 
     def say(value: Any) -> None:
         pipe.send(("said", value))

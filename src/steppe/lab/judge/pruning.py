@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
-from statistics import median
 
 from .points import Point
 
 _TO_COMPARE_WITH = 5  # settings that were finished, before one is pruned
 
 
-def medians(others: Sequence[Point]) -> tuple[float, ...] | None:
-    """Return what a setting is compared with after every epoch; None while too few others are finished.
+class Medians:
+    """What a setting is compared with after every epoch: the medians of those before it that were finished."""
 
-    Args:
-        others: The settings before it.
-    """
-    curves = [other.curve for other in others if other.state == "finished"]
-    if len(curves) < _TO_COMPARE_WITH:
-        return None
-    return tuple(median(values) for values in zip(*curves, strict=False))
+    def __init__(self) -> None:
+        """None yet."""
+        self._count = 0
+        self._in_order: list[list[float]] = []  # of each epoch, so that one more costs nearly nothing
+
+    def add(self, found: Point) -> None:
+        """Take one more setting."""
+        if found.state != "finished":
+            return
+        self._count += 1
+        self._in_order = self._in_order or [[] for _ in found.curve]
+        for values, value in zip(self._in_order, found.curve, strict=True):
+            insort(values, value)
+
+    @property
+    def bars(self) -> tuple[float, ...] | None:
+        """The medians, epoch by epoch; None while too few settings are finished."""
+        if self._count < _TO_COMPARE_WITH:
+            return None
+        low, high = (self._count - 1) // 2, self._count // 2
+        return tuple((values[low] + values[high]) / 2 for values in self._in_order)
 
 
 def falls_behind(curve: Sequence[float], bars: Sequence[float], higher_is_better: bool) -> int | None:

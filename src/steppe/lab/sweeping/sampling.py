@@ -40,7 +40,9 @@ class Sampler:
             slot: Its number, one more than that of the one before.
         """
         if self._asked.sampler == "random":  # learns nothing, so it need not remember
-            self._study = self._new_study()
+            study = self._new_study()
+            study.sampler = self._sampler(slot)
+            return self._setting(study.ask(distributions(self._asked)))
         self._study.sampler = self._sampler(slot)
         return self._suggest(slot)
 
@@ -71,6 +73,9 @@ class Sampler:
 
     def _suggest(self, slot: int) -> Setting:
         self._trials[slot] = trial = self._study.ask(distributions(self._asked))
+        return self._setting(trial)
+
+    def _setting(self, trial: Trial) -> Setting:
         return {axis.name: trial.params[axis.name] for axis in self._asked.grid}
 
     def _new_study(self) -> optuna.Study:

@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from ..errors import RunError
 from ..judge.points import Point, SeedResult, point
-from ..judge.pruning import falls_behind, medians
+from ..judge.pruning import Medians, falls_behind
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
 from ..store import records
@@ -60,7 +60,11 @@ class Search:
             self._sampler = Sampler(self._asked)
         self._points: dict[int, Point] = {}
         self._news: list[Point] = []
-        self._in_order = self._learned = self._opened = 0
+        self._in_order = self._opened = 0
+        # Of the settings that the next one depends on: how many they are, and what they say.
+        self._learned = 0
+        self._medians = Medians()
+        self._for_now = False
         self._live: dict[int, _Slot] = {}
         # By the keys of trials, which settings that are equal share.
         self._slots: dict[str, list[_Slot]] = {}
@@ -135,12 +139,12 @@ class Search:
         kept = self._read(number)
         if kept is None and only_kept and not self._grid:
             return False
-        before = [self._points[earlier] for earlier in range(number - AT_A_TIME + 1)] if self._waits else []
-        setting = self._grid[number] if self._grid else self._choose(number, kept, before)
+        if self._waits:
+            self._learn(number - AT_A_TIME + 1)
+        setting = self._grid[number] if self._grid else self._choose(number, kept)
         configs = [self._plan.trial(setting, seed) for seed in self._asked.seeds]
-        bars = medians(before) if self._asked.prune else None
-        for_now = any(found.state == "given up" for found in before)
-        slot = _Slot(number, setting, {config.key: config for config in configs}, bars, for_now)
+        bars = self._medians.bars if self._asked.prune else None
+        slot = _Slot(number, setting, {config.key: config for config in configs}, bars, self._for_now)
         if kept is None and not self._grid:
             self._keep(slot)
         if kept is not None and kept.stopped is not None:
@@ -153,10 +157,17 @@ class Search:
         self._look(slot.first)
         return True
 
-    def _choose(self, number: int, kept: Kept | None, before: list[Point]) -> Setting:
-        for found in before[self._learned :]:
-            self._sampler.learn(found)
-        self._learned = len(before)
+    def _learn(self, count: int) -> None:
+        """Take it to heart what has become of the first settings, so many of them."""
+        for number in range(self._learned, count):
+            found = self._points[number]
+            self._medians.add(found)
+            self._for_now |= found.state == "given up"
+            if not self._grid:
+                self._sampler.learn(found)
+            self._learned = number + 1
+
+    def _choose(self, number: int, kept: Kept | None) -> Setting:
         if kept is None:
             return self._sampler.choose(number)
         self._sampler.remember(number, kept.setting)

@@ -150,7 +150,9 @@ class Record(Model):
         if (self.final is not None) != finished or (self.diverged is None) != finished:
             return f"a trial that has {self.status} has {'final numbers' if finished else 'a place of that'}"
         lengths = {name: len(getattr(self.curve, name)) for name in _BY_EPOCH}
-        if len(set(lengths.values())) > 1 or (finished and not lengths["seconds"]):
+        epochs = lengths["seconds"]
+        whole = epochs > 0 if self.config.updates is not None else epochs == self.config.epochs
+        if len(set(lengths.values())) > 1 or (finished and not whole):
             return f"the lists of its curve must have a number for each epoch, got {lengths}"
         numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)
         if min(numbers) < 0:

@@ -95,7 +95,13 @@ def tiny(tmp_path):
     )
 
 
-def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data(tiny, tmp_path):
+@pytest.fixture
+def short(monkeypatch):
+    """Steps are timed over a few of them."""
+    monkeypatch.setattr(timing, "UPDATES", 12)
+
+
+def test_the_best_setting_is_chosen_on_validation_data_and_compared_on_test_data(tiny, tmp_path, short):
     asked = {name: entry for name, entry in entries(tiny).items() if name in ("sgd", "sam", "sam-part-25")}
     tuned = tuning.tune(tiny, asked, 2, tmp_path / "tuning", Workers(1), Silence())
     tried = [json.loads(path.read_text()) for path in (tmp_path / "tuning" / "trials").iterdir()]
@@ -240,7 +246,7 @@ def test_their_learning_rates_are_scheduled(entry, base):
 # The command
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, short):
     words = ["bench", "--task", "mnist1d", "--methods", "sam", "--seeds", "3", "--tuning-seeds", "1", "--epochs", "1"]
     page = tmp_path / "page.md"
     assert cli.main([*words, "--jobs", "2", "--out", str(tmp_path / "out"), "--page", str(page)]) == 0

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from steppe.lab.errors import RunError, UserError
 from steppe.lab.plans.comparison import load
+from steppe.lab.tasks import builtin
 from steppe.lab.tasks.builtin import digits, mnist1d
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.tasks.task import Task, batches, check_fit, size
@@ -149,6 +150,43 @@ def test_mnist1d():
     known = {tuple(row) for split in (found.train, found.test) for row in split[0].tolist()}
     assert not any(tuple(row) in known for row in found.validation[0].tolist())
     check_fit(found)
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    """How often examples were drawn, which are few here, and kept nowhere yet."""
+    drawn = []
+    arrays = {"x": np.ones((4, 40)), "y": np.arange(4), "x_test": np.zeros((2, 40)), "y_test": np.arange(2)}
+    monkeypatch.setattr("mnist1d.data.make_dataset", lambda arguments: drawn.append(arguments.seed) or arrays)
+    builtin._draw.cache_clear()
+    yield drawn
+    builtin._draw.cache_clear()
+
+
+def test_mnist1d_is_drawn_once(drawing, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = mnist1d()
+    assert drawing == [42, 43]
+    builtin._draw.cache_clear()
+    again = mnist1d()
+    assert drawing == [42, 43]
+    assert all(torch.equal(one, two) for one, two in zip(first.train, again.train, strict=True))
+    for path in (tmp_path / "steppe").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    builtin._draw.cache_clear()
+    mnist1d()
+    assert drawing == [42, 43, 42, 43]
+
+
+def test_mnist1d_is_drawn_where_nothing_can_be_kept(drawing, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert size(mnist1d().train) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.chdir(tmp_path)
+    builtin._draw.cache_clear()
+    assert size(mnist1d().train) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_digits():

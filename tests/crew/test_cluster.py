@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from storm_of_kills import CLUSTER, QUIETLY
@@ -17,7 +13,6 @@ from steppe.lab import RunError
 
 pytest.importorskip("distributed")
 
-HERE = Path(__file__).parent
 TASK = """
 import multiprocessing, os, pathlib, signal
 import torch
@@ -47,21 +42,21 @@ def found(folder):
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
-def on_a_cluster(*commands):
-    """Run commands one after the other on one cluster."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "on_a_cluster.py"), *(word for words in commands for word in (*words, "--"))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """That of the scheduler of two workers."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "cluster.py").write_text(CLUSTER)
+    there = started(folder / "cluster.py", folder / "address", **QUIETLY)
+    try:
+        wait_until((folder / "address").exists)
+        yield (folder / "address").read_text()
+    finally:
+        end(there)
 
 
 @pytest.mark.parametrize("kills", [0, 2])
-def test_a_cluster_finds_what_processes_find_here(tmp_path, kills):
+def test_a_cluster_finds_what_processes_find_here(tmp_path, kills, address):
     (tmp_path / "counted").mkdir()
     (tmp_path / "own.py").write_text(TASK.format(folder=str(tmp_path / "counted"), kills=kills))
     words = [
@@ -76,7 +71,7 @@ def test_a_cluster_finds_what_processes_find_here(tmp_path, kills):
         "3",
     ]
     there, here = tmp_path / "there", tmp_path / "here"
-    on_a_cluster([*words, "--out", str(there)])
+    assert cli.main([*words, "--out", str(there), "--crew", address]) == 0
     assert len(list((tmp_path / "counted").iterdir())) == kills
     assert cli.main([*words, "--out", str(here), "--jobs", "1"]) == 0
     assert found(there) == found(here)
@@ -117,7 +112,7 @@ def numbers(folder):
     return found
 
 
-def test_sweeps_and_tuning_find_the_same_on_a_cluster(tmp_path):
+def test_sweeps_and_tuning_find_the_same_on_a_cluster(tmp_path, address):
     (tmp_path / "slow.py").write_text(SLOW)
     own = ["--task", f"{tmp_path / 'slow.py'}:task", "--base", "sgd"]
     grid = ["--method", "sgd", "--grid", "momentum=0,0.1,0.2,0.3,0.4,0.45,0.5,0.55,0.999", "--prune"]
@@ -125,8 +120,8 @@ def test_sweeps_and_tuning_find_the_same_on_a_cluster(tmp_path):
         "sweep": ["sweep", *own, *grid, "--seeds", "1", "--epochs", "6"],
         "tune": ["compare", *own, "--methods", "sgd,sam", "--seeds", "2", "--tune", "3", "--epochs", "1"],
     }
-    on_a_cluster(*([*words, "--out", str(tmp_path / "there" / name)] for name, words in commands.items()))
     for name, words in commands.items():
+        assert cli.main([*words, "--crew", address, "--out", str(tmp_path / "there" / name)]) == 0
         assert cli.main([*words, "--jobs", "2", "--out", str(tmp_path / "here" / name)]) == 0
     there, here = numbers(tmp_path / "there"), numbers(tmp_path / "here")
     assert there == here

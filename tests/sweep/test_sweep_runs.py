@@ -160,7 +160,8 @@ def test_an_error_in_the_users_task_stops_and_keeps(command, task, tmp_path):
 
 
 def test_a_trial_that_takes_too_long_ends_the_sweep(command, task, tmp_path):
-    words = [*WORDS, "--task", task(pause=60), "--grid", "rho=0.05", "--seeds", 1, "--timeout", 3]
+    slow = task(also="if multiprocessing.parent_process() is not None: time.sleep(600)")
+    words = [*WORDS, "--task", slow, "--grid", "rho=0.05", "--seeds", 1, "--timeout", 3]
     code, _, error = command(*words, "--out", tmp_path / "out")
     assert code == 1
     assert "the trial sam, seed 1000, rho 0.05 failed: it took longer than the 3 seconds of --timeout; 0 of 1" in error

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import sqlite3
 import subprocess
 import sys
-import time
 import traceback
 
 import optuna
@@ -14,7 +12,10 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy.pool import NullPool
 
+from commands import wait_until
 from steppe._extras import how_to_install
+from steppe.lab.crew.jobs import Ended, Job
+from steppe.lab.crew.local import LocalCrew
 from steppe.lab.errors import RunError, UserError
 from steppe.lab.judge.points import Point
 from steppe.lab.store.urls import shown_url
@@ -220,52 +221,37 @@ def test_no_secret_is_in_any_file(planned, alone, tmp_path):
 def test_a_grid_needs_no_optuna(task, tmp_path):
     code = (
         "import sys; sys.modules.update(optuna=None, sqlalchemy=None); from steppe import cli\n"
-        "if __name__ == '__main__': sys.exit(cli.main(sys.argv[1:]))"
+        "more = [], ['--sampler', 'tpe', '--trials', '3'], ['--storage', 'sqlite:///x.db']\n"
+        "if __name__ == '__main__': sys.exit([cli.main([*sys.argv[1:], *words]) for words in more] != [0, 2, 2])"
     )
     words = ["sweep", "--task", task(), "--base", "sgd", "--grid", "rho=0.1", "--seeds", "1", "--jobs", "1"]
     line = [sys.executable, "-c", code, *words, "--out", str(tmp_path / "out")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    for more in (["--sampler", "tpe", "--trials", "3"], ["--storage", "sqlite:///x.db"]):
-        done = subprocess.run([*line, *more], capture_output=True, text=True, check=False, timeout=120)
-        expected = f"{how_to_install('optuna', 'sweep')}\n"
-        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"steppe: {expected}")
+    expected = f"steppe: {how_to_install('optuna', 'sweep')}\n"
+    assert (done.returncode, done.stderr) == (0, 2 * expected)
+    assert done.stdout.count("report: ") == 1
 
 
-OPEN = """
-import pickle, sys
-from pathlib import Path
-from steppe.lab.sweeping.copying import StudyCopy
-
-made, ready, go = sys.argv[1:]
-plan = pickle.loads(Path(made).read_bytes())
-Path(ready).touch()
-while not Path(go).exists():
-    pass
-with StudyCopy(plan):
-    print("open")
-"""
+def opened(made, ready, go, say):
+    """Open the copy of a sweep, at the same instant as others."""
+    ready.touch()
+    while not go.exists():
+        pass
+    with StudyCopy(made):
+        return "open"
 
 
 def test_several_make_the_tables_at_the_same_instant(storage, planned, tmp_path):
-    for i in range(4):
-        (tmp_path / f"plan{i}").write_bytes(pickle.dumps(planned(storage=storage, study=f"study{i}")))
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", OPEN] + [tmp_path / name for name in (f"plan{i}", f"ready{i}", "go")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    jobs = [
+        Job(i, str(i), opened, (planned(storage=storage, study=f"study{i}"), tmp_path / f"ready{i}", tmp_path / "go"))
         for i in range(4)
     ]
-    try:
-        end = time.monotonic() + 90
-        while len(list(tmp_path.glob("ready*"))) < 4 and time.monotonic() < end:
-            time.sleep(0.02)
+    with LocalCrew(4) as crew:
+        for job in jobs:
+            crew.start(job)
+        wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 4)
         (tmp_path / "go").touch()
-        assert [process.communicate(timeout=60) for process in running] == [("open\n", "")] * 4
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+        ended = []
+        while len(ended) < 4:
+            ended += crew.events()
+    assert {event.job.key: event for event in ended} == {job.key: Ended(job, "open") for job in jobs}

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..files import write_atomically
 from .task import Task
 
+_ARRAYS = ("x", "y", "x_test", "y_test")
 _VALIDATION_SEED = 43  # the generator's own default, 42, makes the usual train and test sets
 
 
@@ -23,7 +31,8 @@ def mnist1d() -> Task:
     The train and test sets are the usual 4000 and 1000 examples of the package's generator. The validation set is
     1000 examples that the same generator draws with another seed. The generator scales what it draws by the mean and
     standard deviation of the draw; as many examples are drawn for validation as for train and test together, so that
-    the two scales agree.
+    the two scales agree. Drawing takes seconds, so that what was drawn is kept in ``steppe`` in the user's folder for
+    caches, ``$XDG_CACHE_HOME`` or ``~/.cache``, by the versions of all that draws.
 
     Returns:
         The task.
@@ -72,14 +81,28 @@ def digits() -> Task:
 BUILTIN: dict[str, Callable[[], Task]] = {"mnist1d": mnist1d, "mnist1d-conv": mnist1d_conv, "digits": digits}
 
 
-def _draw(seed: int | None) -> dict[str, Any]:
+@cache
+def _draw(seed: int | None) -> Mapping[str, Any]:
+    """Return the four arrays that the generator draws with a seed, from where they are kept if they are."""
+    versions = "-".join(version(name) for name in ("mnist1d", "numpy", "scipy"))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "steppe")
+    path = folder / f"mnist1d-{versions}-{'usual' if seed is None else seed}.npz"
+    # Whatever is wrong with the file, or the folder, the examples can be drawn.
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(io.BytesIO(path.read_bytes())) as kept:
+        return {name: kept[name] for name in _ARRAYS}
     from mnist1d.data import get_dataset_args, make_dataset
 
     arguments = get_dataset_args()
     if seed is not None:
         arguments.seed = seed
     with _global_random_state():
-        drawn: dict[str, Any] = make_dataset(arguments)
+        made = make_dataset(arguments)
+    drawn = {name: made[name] for name in _ARRAYS}
+    content = io.BytesIO()
+    np.savez(content, **drawn)
+    if path.is_absolute():  # not where there is no home
+        with suppress(OSError):
+            write_atomically(path, content.getvalue())
     return drawn
 
 

@@ -100,7 +100,7 @@ def test_finished_trials_are_skipped_and_damaged_records_stand_until_they_are_mo
     assert command(*words)[1].startswith("9 of 9 trials were finished in an earlier run")
 
 
-def test_killed_and_resumed_equals_uninterrupted(start, slow, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(start, command, slow, tmp_path):
     words = ("compare", "--task", slow, "--methods", "adamw,sam", "--seeds", "4", "--jobs", "2", "--out")
     process = start([*words, tmp_path / "killed"])
     trials = tmp_path / "killed/trials"
@@ -110,10 +110,9 @@ def test_killed_and_resumed_equals_uninterrupted(start, slow, tmp_path):
     wait_until(lambda: not left_of(process), seconds=30)
     kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert 2 <= len(kept) < 8
-    again = [start([*words, tmp_path / folder]) for folder in ("killed", "whole")]
-    for one in again:
-        out, error = one.communicate(timeout=180)
-        assert (one.returncode, error) == (0, ""), out
+    for folder in ("killed", "whole"):
+        code, out, error = command(*words, tmp_path / folder)
+        assert (code, error) == (0, ""), out
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert read(tmp_path / "killed") == read(tmp_path / "whole")
     assert table(tmp_path / "killed") == table(tmp_path / "whole")

@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from commands import end, environment, started, wait_until, workers_of
+from steppe import cli
 
 TRIALS = 12
 MOST_SECONDS = 90.0
@@ -97,15 +98,7 @@ def storm(what: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
     log = folder / "trained.txt"
     (folder / "task.py").write_text(TASK.format(log=str(log)))
     words = ["-m", "steppe", *COMMANDS[what], "--task", f"{folder / 'task.py'}:task"]
-    done = subprocess.run(
-        [sys.executable, *words, "--jobs", "2", "--out", str(folder / "whole")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        timeout=MOST_SECONDS,
-    )
-    assert done.returncode == 0, done.stderr
+    assert cli.main([*words[2:], "--out", str(folder / "whole")]) == 0
     whole = numbers(folder / "whole")
     cluster = None
     if what == "cluster":

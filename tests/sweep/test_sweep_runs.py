@@ -66,7 +66,7 @@ def test_workers_that_are_killed_at_any_moment(start, task, planned, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
-def test_a_command_that_is_killed_and_again(start, task, tmp_path, sampler):
+def test_a_command_that_is_killed_and_again(start, command, task, tmp_path, sampler):
     what = ["--grid", "lr=0.01:0.1:6log"] if sampler == "grid" else ["--grid", "lr=0.01:0.1:log", "--trials", 6]
     words = [*WORDS, "--task", task(pause=0.002), *what, "--sampler", sampler, "--seeds", 2, "--prune", "--jobs", 2]
     for count in (3, 7):
@@ -76,9 +76,8 @@ def test_a_command_that_is_killed_and_again(start, task, tmp_path, sampler):
         process.communicate()
     points = []
     for name in ("killed", "whole"):
-        process = start([*words, "--out", tmp_path / name])
-        out, error = process.communicate(timeout=120)
-        assert (process.returncode, error) == (0, "")
+        code, out, error = command(*words, "--out", tmp_path / name)
+        assert (code, error) == (0, "")
         assert out.startswith("3 of 6 settings were done before\n") or name == "whole" or "settings were done" in out
         content = json.loads((tmp_path / name / "sweep.json").read_text())["points"]
         points.append([(point["setting"], point["state"], point["validation"]) for point in content])
@@ -87,7 +86,7 @@ def test_a_command_that_is_killed_and_again(start, task, tmp_path, sampler):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_again(start, task, tmp_path, how):
+def test_ctrl_c_and_again(start, command, task, tmp_path, how):
     words = [*WORDS, "--task", task(pause=0.02), "--grid", "rho=0.05,0.1,0.2", "--seeds", 2, "--jobs", 1]
     words += ["--out", tmp_path / "out"]
     process = start(words)
@@ -102,9 +101,8 @@ def test_ctrl_c_and_again(start, task, tmp_path, how):
     message = r"steppe: interrupted: 1 of 3 settings are done and kept in \S+; the same command continues from there\n"
     assert re.fullmatch(message, error)
     assert not Path(f"/proc/{child}").exists()
-    again = start(words)
-    out, error = again.communicate(timeout=120)
-    assert (again.returncode, error) == (0, "")
+    code, out, error = command(*words)
+    assert (code, error) == (0, "")
     assert out.startswith("1 of 3 settings were done before\n")
     assert trained(tmp_path) == 7  # six, and the one that was interrupted; what its first seed found was kept
     content = json.loads((tmp_path / "out/sweep.json").read_text())

@@ -111,12 +111,17 @@ def run(
     rows = iter(iterates.unbind(0))
     step: Callable[[Callable[[], Any]], Any] = optimizer.step
     next(rows).copy_(x)
-    for t, coming[:] in enumerate(samples, 1):
-        step(evaluate)
-        if t % every == 0:
-            next(rows).copy_(x)
-        if after is not None:
-            after()
+    before = w.requires_grad
+    w.requires_grad_(False)  # no backward pass comes, so that nobody need look for what it leaves
+    try:
+        for t, coming[:] in enumerate(samples, 1):
+            step(evaluate)
+            if t % every == 0:
+                next(rows).copy_(x)
+            if after is not None:
+                after()
+    finally:
+        w.requires_grad_(before)
     return Trace(problem, iterates)
 
 

@@ -20,7 +20,7 @@ from steppe.lab.store import records
 from steppe.lab.tasks.task import Task
 from steppe.lab.trials import optimizers, trial
 from steppe.lab.trials.optimizers import BASES, build, check_base, check_hyperparameters, check_methods, is_wrapper
-from steppe.lab.trials.records import Record, TrialConfig
+from steppe.lab.trials.records import _BY_EPOCH, Record, TrialConfig
 from steppe.lab.trials.trial import run_trial
 from steppe.methods import METHODS
 
@@ -246,6 +246,10 @@ def refused(folder, asked, reason):
 
 SPOILED = {
     "no curve": (lambda r: r.update(curve={}), "a number for each epoch"),
+    "an epoch too few": (
+        lambda r: [r["curve"][name].pop() for name in _BY_EPOCH],
+        "a number for each epoch",
+    ),
     "half a curve": (lambda r: r["curve"]["seconds"].pop(), "a number for each epoch"),
     "no test metric": (lambda r: r["final"].update(test_metric=None), "has no test_metric"),
     "no final numbers": (lambda r: r.update(final=None), "finished has final numbers"),
@@ -358,3 +362,8 @@ def test_wrong_hyperparameters(method, settings, message):
 def test_wrong_names(check, given, message):
     with pytest.raises(UserError, match=f"^{message}"):
         check(given)
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    with pytest.raises(UserError, match=r"^the name of the output folder '.*\\udcff' is no UTF-8; choose another with"):
+        files.check_writable(tmp_path / os.fsdecode(b"\xff"))

@@ -18,6 +18,10 @@ def where(say):
     return os.getpid()
 
 
+def environment(name, say):
+    return os.environ[name]
+
+
 def fails(say):
     raise ValueError("no\nsuch thing")
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def storm(what: str, kills: int, seed: int, folder: Path) -> dict[str, Any]:
     log = folder / "trained.txt"
     (folder / "task.py").write_text(TASK.format(log=str(log)))
     words = ["-m", "steppe", *COMMANDS[what], "--task", f"{folder / 'task.py'}:task"]
-    assert cli.main([*words[2:], "--out", str(folder / "whole")]) == 0
+    with redirect_stdout(None):
+        assert cli.main([*words[2:], "--out", str(folder / "whole")]) == 0
     whole = numbers(folder / "whole")
     cluster = None
     if what == "cluster":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from types import SimpleNamespace
 
 import pytest
 from storm_of_kills import CLUSTER, QUIETLY
@@ -10,8 +12,11 @@ from storm_of_kills import CLUSTER, QUIETLY
 from commands import end, started, wait_until
 from steppe import cli
 from steppe.lab import RunError
+from steppe.lab.crew import cluster
+from steppe.lab.crew.jobs import Ended, Failed, Job, Lost
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
+Client, KilledWorker = distributed.Client, distributed.scheduler.KilledWorker
 
 TASK = """
 import multiprocessing, os, pathlib, signal
@@ -150,6 +155,53 @@ def test_every_command_that_trains_may_do_so_on_a_cluster(words, monkeypatch, tm
     monkeypatch.setattr("steppe.lab.crew.runner.cluster", refuse)
     assert cli.main([*words, "--out", str(tmp_path / "out"), "--crew", "tcp://there:1"]) == 1
     assert capsys.readouterr().err == "steppe: somebody joins tcp://there:1\n"
+
+
+def test_what_is_interrupted_ends_there_too(tmp_path, address):
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = [
+        "compare",
+        "--task",
+        f"{tmp_path / 'slow.py'}:task",
+        "--base",
+        "sgd",
+        "--methods",
+        "sgd,sam",
+        "--seeds",
+        "9",
+    ]
+    command = started("-m", "steppe", *words, "--epochs", "9999", "--out", tmp_path / "out", "--crew", address)
+    with Client(address, set_as_default=False) as client:
+        try:
+            wait_until(lambda: sum(map(len, client.processing().values())) >= 2)
+            command.send_signal(signal.SIGINT)
+            _, said = command.communicate(timeout=60)
+        finally:
+            end(command)
+        assert (command.returncode, said.count("\n")) == (130, 1)
+        wait_until(lambda: not any(client.processing().values()))  # else for half an hour
+        wait_until(lambda: not any(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()))
+
+
+def future(status, error=None):
+    return SimpleNamespace(status=status, exception=lambda: error, result=lambda: ("ended", 7))
+
+
+@pytest.mark.parametrize(
+    ("what", "event"),
+    [
+        (future("finished"), lambda job: Ended(job, 7)),
+        (future("error", KilledWorker("task", None, 3)), lambda job: Lost(job, "KilledWorker", for_good=True)),
+        (
+            future("error", TypeError("no\npickle")),
+            lambda job: Failed(job, "the job could not be sent to a worker: TypeError: no pickle"),
+        ),
+        (future("lost"), lambda job: Failed(job, "the Dask scheduler is no more, which had the job")),
+    ],
+)
+def test_what_becomes_of_a_job(what, event):
+    job = Job("key", "the job", len)
+    assert cluster._end(job, what) == event(job)
 
 
 def test_a_scheduler_that_dies_is_one_line(tmp_path):

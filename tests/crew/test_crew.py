@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import forkserver
 
 import calls
 import pytest
@@ -136,6 +140,47 @@ def test_workers_stay_for_the_next_job():
     assert len(set(found.values())) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forks on Linux alone")
+def test_if_what_workers_are_forks_of_dies_others_take_their_place():
+    warnings, found = [], {}
+    left = iter([job(calls.square, x, key=x) for x in range(1, 10)])
+    with LocalCrew(2) as crew:
+        for one, result in carry_out(lambda: next(left, None), crew, warn=warnings.append):
+            found[one.key] = result
+            if len(found) == 2:
+                os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    assert found == {x: x * x for x in range(1, 10)}
+    assert len(warnings) <= 2
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_and_then_an_error(monkeypatch):
+    crew, failures = LocalCrew(1), [OSError(12, "Cannot allocate memory")] * 2
+    start = LocalCrew._new
+    monkeypatch.setattr(LocalCrew, "_new", lambda self: start(self) if not failures else raised(failures.pop()))
+    warnings = []
+    with crew:
+        assert carried(crew, [job(calls.square, 3)], warn=warnings.append) == {"square": 9}
+    assert len(warnings) == 2
+    assert "(it could not be started: [Errno 12] Cannot allocate memory); another one begins" in warnings[0]
+    failures += [EOFError()] * 3
+    with (
+        LocalCrew(1) as another,
+        pytest.raises(JobError, match=r"at the job square \(it could not be started: EOFError\), as 2 oth"),
+    ):
+        carried(another, [job(calls.square, 3)])
+
+
+def raised(error):
+    raise error
+
+
+def test_workers_have_the_environment_of_today(monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv("STEPPE_TEST", value)
+        with LocalCrew(1) as crew:
+            assert carried(crew, [job(calls.environment, "STEPPE_TEST")]) == {"environment": value}
+
+
 def test_threads_are_refused():
     with ThreadPoolExecutor(1) as threads, pytest.raises(UserError, match="trials cannot run in threads"):
         ExecutorCrew(threads, 1)
@@ -186,7 +231,9 @@ def test_so_many_given_up_in_a_row_end_it_but_not_if_they_belong_together():
         return gone
 
     assert given_up_as(lambda count: count == 1) == ["a", "b", "c"]
-    with pytest.raises(JobError, match="a worker process died at the job square"):
+    with pytest.raises(
+        JobError, match=r"died at the job square \(KilledWorker\), as often as the cluster allows, perhaps"
+    ):
         given_up_as(lambda count: True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from steppe.lab.crew.local import worker_context
 from steppe.lab.crew.processes import interrupt_held_back, start_worker
 
 GRACE = 5.0
@@ -32,13 +32,10 @@ class Pool:
 
     def __init__(self, size: int = 2) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="steppe-pool-"))
-        context = multiprocessing.get_context("spawn")
+        context = worker_context()
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
-        before = dict(os.environ)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
         try:
             with interrupt_held_back():
                 for rank in range(size):
@@ -54,8 +51,6 @@ class Pool:
             self.close()
             raise
         finally:
-            os.environ.clear()
-            os.environ.update(before)
             lifeline.close()
 
     @property
@@ -134,6 +129,7 @@ def _stacks(folder: Path, rank: int) -> Path:
 
 def _serve(rank: int, size: int, folder: Path, pipe: Connection, lifeline: Connection) -> None:
     start_worker(lifeline)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     import torch
     from torch import distributed
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.pruners import MedianPruner
 
-from steppe.lab import UserError, sweep
+from steppe.lab import RunError, UserError, sweep
 from steppe.lab.crew.here import Here
 from steppe.lab.crew.local import LocalCrew
 from steppe.lab.judge.points import Point, SeedResult, point, score
@@ -212,6 +212,19 @@ def test_what_depends_on_a_setting_that_was_given_up_is_not_kept(planned, tmp_pa
     assert search.done
     kept = sorted(path.name[:5] for path in (tmp_path / "out" / "settings").iterdir())
     assert kept == [f"{number:05d}" for number in range(5)]  # it may come to its end in another run
+
+
+def test_settings_that_cannot_be_written(planned, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings").write_text("")
+    with pytest.raises(UserError, match=r"^the output folder '\S+/out' cannot be written: File exists; choose another"):
+        planned(sampler="random", trials=2)
+    (tmp_path / "out" / "settings").unlink()
+    made = planned(sampler="random", trials=2)
+    (tmp_path / "out" / "settings").rmdir()
+    (tmp_path / "out" / "settings").write_text("")
+    with pytest.raises(RunError, match=r"^a setting cannot be written to \S+/out: (File exists|Not a directory)$"):
+        Search(made).following()
 
 
 def recorded(config, metric):

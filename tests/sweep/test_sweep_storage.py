@@ -186,6 +186,14 @@ def test_a_database_that_fails_for_a_moment(planned, monkeypatch, tmp_path):
             copy.add(Point(1, {"rho": 0.2}, "given up"))
 
 
+def test_a_study_that_is_deleted_meanwhile(planned, tmp_path):
+    url = f"sqlite:///{tmp_path / 'copy.db'}"
+    with StudyCopy(planned(("rho=0.1,0.2",), storage=url, study="mine")) as copy:
+        optuna.delete_study(study_name="mine", storage=url)
+        with pytest.raises(RunError, match=r"^the storage sqlite:\S+ failed: [^\n]+$"):
+            copy.add(Point(0, {"rho": 0.1}, "given up"))
+
+
 @pytest.mark.parametrize(
     "url",
     [

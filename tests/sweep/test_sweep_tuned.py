@@ -95,3 +95,12 @@ def test_the_command_tunes_before_it_compares(task, tmp_path, command):
     written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["settings"]["sgd"]
     assert f"lr {written['lr']:.4g}, weight_decay {written['weight_decay']:.4g}, validation squared error " in said
     assert (tmp_path / "out" / "tuning" / "sgd" / "heatmap.png").exists()
+
+
+def test_a_row_of_which_settings_were_given_up_is_not_compared(task, tmp_path):
+    deadly = "if multiprocessing.parent_process() and torch.initial_seed() == 1001: os.kill(os.getpid(), 9)"
+    options = asked(lambda: task(also=deadly), tmp_path, methods="sgd")
+    with pytest.raises(
+        RunError, match=r"^settings of sgd were given up, since workers died; the same command goes on$"
+    ):
+        tune(options, 2)

@@ -49,13 +49,13 @@ def nothing_falls(patch):
 
 CASES = {
     "adasam-bound": (made(lr=0.02), picked(rho=[0.05], eps=[1.0, 4.0]), 4),
-    "adasam-linear-speed-up": (same_lr_for_all_batches, picked(batch=[4, 64]), 14),
+    "adasam-linear-speed-up": (same_lr_for_all_batches, picked(batch=[4, 64]), 8),
     "adasam-speed-up-needs-schedule": (smaller_lr, picked(), 6),
     "adasam-speed-up-ends": (larger_cap, picked(c=[0.05], height=[2.0, 3.0]), 2),
     "adasam-beta2-one": (made(betas=(0.5, 0.999)), picked(problem=["quadratic"], beta1=[0.5]), 3),
-    "adasam-without-max-drift": (max_in_both, picked(beta2=[0.0]), 8),
+    "adasam-without-max-drift": (max_in_both, picked(beta2=[0.0]), 4),
     "adasam-without-max": (max_in_both, picked(beta1=[0.0]), 4),
-    "adasam-with-max": (max_in_neither, picked(beta1=[0.0]), 10),
+    "adasam-with-max": (max_in_neither, picked(beta1=[0.0]), 5),
     "adasam-residual": (made(rho=1.5), picked(start=[1.0]), 1),
     "adasam-residual-momentum": (made(rho=1.5), picked(n=[4]), 1),
     "adasam-decaying-rho": (nothing_falls, picked(rho=[0.1]), 1),

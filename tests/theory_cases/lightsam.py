@@ -69,7 +69,7 @@ some = picked(rho=[0.01, 1.0], lr=[0.01, 10.0])
 CASES = {
     "lightsam-perturbations-bound": (sam_instead, picked(), 2),
     "lightsam-perturbations": (sam_instead, picked(steps=[10, 80], rho=[1.0]), 20),
-    "lightsam-noise-level": (lr(1.5), picked(variant=["adagrad-norm"], rho=[0.1]), 12),
+    "lightsam-noise-level": (lr(1.5), picked(variant=["adagrad-norm"], rho=[0.1]), 5),
     "lightsam-3-fixed-beta2": (beta2(lambda p: 1 - 1 / p["steps"]), picked(steps=[2000]), 1),
     "lightsam-3-growing-beta2": (beta2(lambda p: 0.99), picked(steps=[1000]), 1),
     "lightsam-3-average": (other("adagrad"), picked(falls=[True], rho=[1.0]), 1),

@@ -1,4 +1,4 @@
-"""Flags that all commands which train have in common. Imports nothing heavy: the help shows them."""
+"""Flags that commands which train have in common. Imports nothing heavy: the help shows them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+Task: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
+]
+Base: TypeAlias = Annotated[str | None, typer.Option(help="adamw or sgd: what methods wrap.", show_default="adamw")]
 Jobs: TypeAlias = Annotated[
     int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
 ]

@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Crew, Jobs, Timeout
+from ..flags import Base, Crew, Jobs, Task, Timeout
 
 
 def compare(
-    task: Annotated[
-        str | None,
-        typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
-    ] = None,
+    task: Task = None,
     methods: Annotated[
         str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="adamw or sgd: what the methods wrap.", show_default="adamw")] = None,
+    base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
     jobs: Jobs = None,
@@ -48,41 +45,19 @@ def compare(
 
     The same command again skips the trials that are finished, also after Ctrl-C.
     """
-    from ..plans import options as options
-
-    flags = {
-        "task": task,
-        "methods": methods,
-        "base": base,
-        "seeds": seeds,
-        "epochs": epochs,
-        "jobs": jobs,
-        "timeout": timeout,
-        "crew": crew,
-        "keep_weights": keep_weights,
-        "measure": measure,
-        "out": out,
-    }
-    asked = options.from_flags(flags)
-    if config is not None:
-        asked = options.merge(asked, options.from_file(config))
-    _run(asked, tune)
-
-
-def _run(asked: object, trials: int | None) -> None:
+    flags = locals()
     from rich.console import Console
 
     from ..plans.comparison import plan as plan_of
-    from ..plans.options import Options
+    from ..plans.options import of_command
     from ..show.console import ConsoleObserver, show
     from . import comparison
 
-    assert isinstance(asked, Options)
-    console = Console()
-    if trials is not None:
+    asked, console = of_command(flags, config), Console()
+    if tune is not None:
         from ..tuning.command import tuned
 
-        asked = tuned(asked, trials, console)
+        asked = tuned(asked, tune, console)
     plan = plan_of(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
     with ConsoleObserver(plan.metric_name, console) as observer:
         found = comparison.run(plan, observer)

@@ -70,7 +70,8 @@ def carry_out(
                     warn(f"{died}; another one begins with it anew")
                     again.append(job)
                     continue
-                died += f", as {MOST_LOST - 1} others before, perhaps for lack of memory (try fewer --jobs)"
+                often = "as often as the cluster allows" if event.for_good else f"as {MOST_LOST - 1} others before"
+                died += f", {often}, perhaps for lack of memory (try fewer --jobs)"
                 del lost[job.key]
                 if given_up is None:
                     raise JobError(died)

@@ -6,7 +6,8 @@ import logging
 import pickle
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,7 +22,8 @@ _GONE = ("closing", "closed", "failed")
 class ClusterCrew:
     """The workers that a scheduler has, each with one job at a time.
 
-    What a job tells is heard while it goes on; one that is stopped ends when it next tells something.
+    What a job tells is heard while it goes on. One that is stopped, or whose command ends, ends when it next has
+    something to tell.
 
     Args:
         client: Of the scheduler.
@@ -51,12 +53,22 @@ class ClusterCrew:
 
     def stop(self, job: Job) -> None:
         """Let a job end when it next tells something."""
-        from distributed import Event as Flag
-
         for number, (known, _) in self._jobs.items():
             if known is job:
-                flag: Any = Flag
-                flag(_flag(self._topic, number), client=self._client).set()
+                self._stop(number)
+
+    def close(self) -> None:
+        """Let all jobs end that still run: nobody waits for them."""
+        for number in self._jobs:
+            if self._client.status == "running":
+                with suppress(OSError, RuntimeError, TimeoutError):
+                    self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        from distributed import Event as Flag
+
+        flag: Any = Flag
+        flag(_flag(self._topic, number), client=self._client).set()
 
     def events(self) -> list[Event]:
         """Wait until something happens."""
@@ -108,7 +120,11 @@ def cluster(address: str) -> Iterator[ClusterCrew]:
                 f"workers of the Dask scheduler at {address} have several threads, which share their random state; "
                 "start them with --nthreads 1"
             )
-        yield ClusterCrew(client, len(threads))
+        crew = ClusterCrew(client, len(threads))
+        try:
+            yield crew
+        finally:
+            crew.close()
 
 
 def _there(job: Job, topic: str, number: int) -> tuple[str, Any]:
@@ -120,11 +136,12 @@ def _there(job: Job, topic: str, number: int) -> tuple[str, Any]:
     flag: Any = Flag
 
     def say(value: Any) -> None:
-        worker.log_event(topic, (number, pickle.dumps(value)))
+        if job.tells:
+            worker.log_event(topic, (number, pickle.dumps(value)))
         if flag(_flag(topic, number)).is_set():
             raise Stopped
 
-    return outcome(job, say)
+    return outcome(replace(job, tells=True), say)  # whether to go on is asked even if nobody listens
 
 
 def _flag(topic: str, number: int) -> str:

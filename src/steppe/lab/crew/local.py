@@ -51,7 +51,7 @@ class LocalCrew:
     def __init__(self, size: int, timeout: float | None = None) -> None:
         """See the class."""
         self.size, self.timeout = size, timeout
-        self._context = _context()
+        self._context = worker_context()
         self._workers: list[_Worker] = []
         self._unborn: list[Event] = []
 
@@ -85,7 +85,8 @@ class LocalCrew:
         try:
             worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
         except (OSError, EOFError) as error:  # the system has no room for it, or the fork server has died
-            self._unborn.append(Lost(job, f"it could not be started: {shortened(one_line(error))}"))
+            reason = shortened(one_line(error)) or type(error).__name__
+            self._unborn.append(Lost(job, f"it could not be started: {reason}"))
             return
         worker.job, worker.waits = job, False
         worker.deadline = None if self.timeout is None else time.monotonic() + self.timeout
@@ -162,7 +163,7 @@ class LocalCrew:
         worker.lifeline.close()  # if it was the fork server that has died, the worker has not yet
 
 
-def _context() -> Any:
+def worker_context() -> Any:
     """Return how workers start.
 
     Forks of a process that has imported what they need, and has never computed anything, start at once and share that
@@ -210,5 +211,7 @@ def _serve(lifeline: Connection, pipe: Connection, environment: dict[str, str]) 
             found = "failed", job.failed(error)
         try:
             pipe.send(found)
+        except ConnectionError:  # nobody waits for it any more
+            return
         except Exception as error:
             pipe.send(("failed", job.failed(error)))

@@ -143,6 +143,20 @@ def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
         raise UserError(shortened(f"{prefix}{name}: {_reason(problem)}", _LONGEST)) from error
 
 
+def of_command(flags: Mapping[str, object], config: Path | None) -> Options:
+    """Check the flags of a command, and lay them over what its file for ``--config`` says.
+
+    Args:
+        flags: All parameters of the command; those that are no fields are left out.
+        config: The file.
+
+    Raises:
+        UserError: A value is not allowed, or the file cannot be read.
+    """
+    asked = from_flags({name: value for name, value in flags.items() if name in Options.model_fields})
+    return asked if config is None else merge(asked, from_file(config))
+
+
 def from_file(path: Path) -> Options:
     """Read and check a YAML file.
 

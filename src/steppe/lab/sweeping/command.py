@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..flags import Crew, Jobs, Timeout
+from ..flags import Base, Crew, Jobs, Task, Timeout
 
 
 def sweep(
@@ -20,12 +20,9 @@ def sweep(
         ),
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
-    ] = None,
+    task: Task = None,
     method: Annotated[str, typer.Option(help="The method, or an arm of the file for --config.")] = "sam",
-    base: Annotated[str | None, typer.Option(help="adamw or sgd: what the method wraps.", show_default="adamw")] = None,
+    base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of every setting.", show_default="3")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training.", show_default="the task's")] = None,
     sampler: Annotated[
@@ -57,41 +54,29 @@ def sweep(
 
     The same command again skips the trials that are finished, also after Ctrl-C.
     """
-    from ..plans import options as options
-
-    flags = {
-        "task": task,
-        "base": base,
-        "seeds": seeds,
-        "epochs": epochs,
-        "jobs": jobs,
-        "timeout": timeout,
-        "crew": crew,
-        "out": out,
-    }
-    asked = options.from_flags(flags)
-    if config is not None:
-        asked = options.merge(asked, options.from_file(config))
-    given = [*(grid or []), *(more or [])] or ["rho=0.01:1:7log"]
-    how = {"sampler": sampler, "trials": trials, "prune": prune, "storage": storage, "study": study}
-    _run(asked, method, given, how)
-
-
-def _run(asked: object, method: str, grid: list[str], how: dict[str, Any]) -> None:
+    flags = locals()
     from rich.console import Console
 
     from ..errors import RunError, UserError
-    from ..plans.options import Options
+    from ..plans.options import of_command
     from ..plans.sweep import plan
     from ..show.sweep_console import ConsoleObserver, show
     from . import sweeping
 
-    assert isinstance(asked, Options)
+    asked, console = of_command(flags, config), Console()
     name = next((name for name in ("measure", "keep_weights") if getattr(asked, name)), None)
     if name is not None:
         raise UserError(f"a sweep cannot {name.replace('_', ' ')}; remove {name!r} from the file for --config")
-    console = Console()
-    made = plan(asked.task or "mnist1d", grid, asked.model_copy(update={"methods": (method,)}), **how)
+    made = plan(
+        asked.task or "mnist1d",
+        [*(grid or []), *(more or [])] or ["rho=0.01:1:7log"],
+        asked.model_copy(update={"methods": (method,)}),
+        sampler=sampler,
+        trials=trials,
+        prune=prune,
+        storage=storage,
+        study=study,
+    )
     with ConsoleObserver(made.definition, console) as observer:
         found = sweeping.run(made, observer)
     show(found, console)

@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """Run the command line, and end this process even where a thread that a task has started would not let it."""
-    from .lab.crew.processes import terminated_like_interrupted
+    from .lab.crew.processes import interruptible
 
     codecs.register_error("steppe", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="steppe")  # type: ignore[union-attr]
-    with terminated_like_interrupted():
+    with interruptible():
         code = main()
     sys.stdout.flush()
     sys.stderr.flush()

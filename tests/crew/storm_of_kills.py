@@ -148,7 +148,9 @@ def _round(
                 strike = time.monotonic() + chance.uniform(0.0, 2.5)
                 _wait(command, lambda strike=strike: time.monotonic() > strike, limit)
                 if command.poll() is None and said["workers"] + said["commands"] < kills:
-                    workers = workers_of(there, server=True)
+                    workers = workers_of(there, server=cluster is None)
+                    if cluster is not None:  # a nanny whose worker dies before it has come gives up
+                        workers = [pid for pid in workers if str(pid) in _trained(log)]
                     if workers and chance.random() < 0.6:
                         os.kill(chance.choice(workers), signal.SIGKILL)
                         said["workers"] += 1
@@ -169,13 +171,18 @@ def _round(
             return
     found = numbers(out)
     lost = said["workers"] + said["commands"] - before
-    trained = len(log.read_text().splitlines()) if log.exists() else 0
+    trained = len(_trained(log))
     if found != whole:
         said["wrong"].append(f"{sorted(found)} are not what an undisturbed run finds")
     if trained > TRIALS + 2 * lost:  # two trials run when a command dies
         said["wrong"].append(f"{trained} trainings, and {lost} kills")
     if left := [str(path) for path in out.rglob(".*")]:
         said["wrong"].append(f"left behind: {left}")
+
+
+def _trained(log: Path) -> list[str]:
+    """The processes that have begun with a trial, one a trial."""
+    return log.read_text().splitlines() if log.exists() else []
 
 
 def main() -> None:

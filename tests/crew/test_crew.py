@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,6 +23,7 @@ from steppe.lab.crew.executors import ExecutorCrew
 from steppe.lab.crew.here import Here
 from steppe.lab.crew.jobs import Ended, Failed, Job, Lost
 from steppe.lab.crew.local import LocalCrew
+from steppe.lab.crew.processes import interruptible
 
 
 def executor():
@@ -252,3 +255,40 @@ def test_a_crew_that_is_none(what, tmp_path):
     with pytest.raises(UserError, match=r"^timeout is of worker processes here; an executor has limits of its own"):
         what("digits", crew=idle, timeout=3, out=tmp_path)
     idle.shutdown()
+
+
+SLOW_MODULE = """
+import time
+try:
+    time.sleep(0.5)
+except KeyboardInterrupt:  # as a library does that looks whether another one is there
+    pass
+whole = True
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_import_is_not_interrupted_but_what_comes_next(number, tmp_path, monkeypatch):
+    (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_module", raising=False)
+    ready = threading.Event()
+    threading.Thread(target=lambda: (ready.wait(), time.sleep(0.1), os.kill(os.getpid(), number))).start()
+
+    def imported_and_more():
+        ready.set()
+        importlib.import_module("slow_module")
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        imported_and_more()
+    assert sys.modules["slow_module"].whole
+
+
+def test_an_import_that_never_ends_is_interrupted_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("steppe.lab.crew.processes._LONGEST_IMPORT", 0.2)
+    (tmp_path / "endless_module.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        importlib.import_module("endless_module")

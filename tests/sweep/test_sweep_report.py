@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from steppe.lab.crew.processes import terminated_like_interrupted
+from steppe.lab.crew.processes import interruptible
 from steppe.lab.errors import RunError
 from steppe.lab.judge.points import Point, SeedResult
 from steppe.lab.plans.options import from_file
@@ -266,7 +266,7 @@ def test_the_end_on_the_console(swept, capsys):
 
 def test_batch_systems_end_jobs_with_another_signal_than_ctrl_c():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), terminated_like_interrupted():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 

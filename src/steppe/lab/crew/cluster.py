@@ -16,6 +16,7 @@ from ..errors import RunError, UserError, one_line, require, shortened
 from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
 
 _LOOK = 2.0  # seconds between two looks whether there is a scheduler
+_PATIENCE = 60.0  # seconds to wait for a worker
 _GONE = ("closing", "closed", "failed")
 
 
@@ -112,6 +113,8 @@ def cluster(address: str) -> Iterator[ClusterCrew]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no Dask scheduler answers at {address}: {shortened(one_line(error))}") from error
     with client:
+        with suppress(TimeoutError):  # one that was killed is started anew, and a queue takes its time
+            client.wait_for_workers(1, timeout=_PATIENCE)
         threads: dict[str, int] = client.nthreads()
         if not threads:
             raise RunError(f"the Dask scheduler at {address} has no worker; start: dask worker {address} --nthreads 1")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from types import FrameType
+
+_LOOK = 0.05
+_LONGEST_IMPORT = 15.0
 
 _LEAVE = os._exit
 """That of the system, whatever stands there later."""
@@ -29,13 +35,49 @@ def interrupt_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Answer SIGTERM, by which batch systems end jobs, like Ctrl-C: workers are ended, and what is kept is said."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interruptible() -> Iterator[None]:
+    """Answer SIGTERM, by which batch systems end jobs, like Ctrl-C: workers are ended, and what is kept is said.
+
+    Neither is answered within an import, where some libraries take no notice of it, and half of one would be left;
+    unless that takes longer than libraries do.
+    """
+    later: threading.Timer | None = None
+    waiting = False
+    deadline = math.inf
+
+    def once_more(number: int) -> None:
+        nonlocal waiting
+        waiting = False
+        os.kill(os.getpid(), number)
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        nonlocal later, waiting, deadline
+        deadline = min(deadline, time.monotonic() + _LONGEST_IMPORT)
+        if not _imports(frame) or time.monotonic() > deadline:
+            deadline = math.inf
+            raise KeyboardInterrupt
+        if not waiting:
+            waiting, later = True, threading.Timer(_LOOK, once_more, (number,))
+            later.daemon = True
+            later.start()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler == signal.default_int_handler:  # a job in the background ignores Ctrl-C
+            signal.signal(number, answer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if later is not None:
+            later.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def start_worker(lifeline: Connection) -> None:

@@ -11,7 +11,7 @@ from storm_of_kills import CLUSTER, QUIETLY
 
 from commands import end, started, wait_until
 from steppe import cli
-from steppe.lab import RunError
+from steppe.lab import RunError, UserError
 from steppe.lab.crew import cluster
 from steppe.lab.crew.jobs import Ended, Failed, Job, Lost
 
@@ -181,6 +181,20 @@ def test_what_is_interrupted_ends_there_too(tmp_path, address):
         assert (command.returncode, said.count("\n")) == (130, 1)
         wait_until(lambda: not any(client.processing().values()))  # else for half an hour
         wait_until(lambda: not any(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"n_workers": 0}, r"has no worker; start: dask worker \S+ --nthreads 1$"),
+        ({"n_workers": 1, "threads_per_worker": 2}, r"have several threads, .*; start them with --nthreads 1$"),
+    ],
+)
+def test_clusters_that_cannot_be_used(more, message, monkeypatch):
+    monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
+    there = distributed.LocalCluster(processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1", **more)
+    with there, pytest.raises((RunError, UserError), match=message), cluster.cluster(there.scheduler_address):
+        pass
 
 
 def future(status, error=None):

@@ -140,11 +140,15 @@ def _round(
     while True:
         said["starts"] += 1
         command = started(*words, "--out", out, **QUIETLY)
-        there, limit = cluster or command, time.monotonic() + MOST_SECONDS
+        there, limit, begun = cluster or command, time.monotonic() + MOST_SECONDS, len(_trained(log))
+
+        def at_work(command: subprocess.Popen[str] = command, begun: int = begun) -> bool:
+            return bool(workers_of(command)) if cluster is None else len(_trained(log)) > begun
+
         try:
             while command.poll() is None and time.monotonic() < limit:
-                if chance.random() < 0.8:  # at work, and not on the way there
-                    _wait(command, lambda there=there: workers_of(there), limit)
+                if chance.random() < 0.8:  # and not on the way there
+                    _wait(command, at_work, limit)
                 strike = time.monotonic() + chance.uniform(0.0, 2.5)
                 _wait(command, lambda strike=strike: time.monotonic() > strike, limit)
                 if command.poll() is None and said["workers"] + said["commands"] < kills:

@@ -54,14 +54,18 @@ def test_a_rank_that_dies_or_hangs_is_reported(pool):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_processes_end_with_their_parent(how):
+def test_processes_end_with_their_parent(how, tmp_path):
     script = (
         "import time, programs_pool; from pool import Pool\n"
         "if __name__ == '__main__':\n    pool = Pool(); print(*pool.run(programs_pool.process), flush=True)\n"
         "    time.sleep(60)"
     )
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)]),
+    }
     parent = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )

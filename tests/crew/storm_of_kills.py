@@ -69,7 +69,7 @@ from distributed import LocalCluster
 
 if __name__ == "__main__":
     # Nannies start each worker that dies anew.
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster:
         Path(sys.argv[1]).write_text(cluster.scheduler_address)
         time.sleep(100000)
 """

@@ -192,7 +192,9 @@ def test_what_is_interrupted_ends_there_too(tmp_path, address):
 )
 def test_clusters_that_cannot_be_used(more, message, monkeypatch):
     monkeypatch.setattr(cluster, "_PATIENCE", 0.5)
-    there = distributed.LocalCluster(processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1", **more)
+    there = distributed.LocalCluster(
+        processes=False, protocol="tcp", dashboard_address="127.0.0.1:0", host="127.0.0.1", **more
+    )
     with there, pytest.raises((RunError, UserError), match=message), cluster.cluster(there.scheduler_address):
         pass
 

@@ -153,7 +153,7 @@ def test_if_what_workers_are_forks_of_dies_others_take_their_place():
             if len(found) == 2:
                 os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     assert found == {x: x * x for x in range(1, 10)}
-    assert len(warnings) <= 2
+    assert len(warnings) <= 4  # two were at work, and two may just have been starting
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again_and_then_an_error(monkeypatch):

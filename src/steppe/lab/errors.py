@@ -91,7 +91,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("sma", ["sam", "gsam"])
         "; did you mean 'sam'? known: sam, gsam"
     """
-    names = list(known)
+    names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.6)
     guess = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ";"
     return f"{guess} known: {', '.join(names)}" if names else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from ..judge.verdict import with_error
+from ..plans.definition import Definition
 from ..plans.grid import words
 from ..plans.options import Options
 from ..show.sweep_console import ConsoleObserver
@@ -13,10 +14,16 @@ from .tuned import tune
 
 def tuned(asked: Options, trials: int, console: Console) -> Options:
     """Choose the settings of a comparison, and show what was chosen."""
-    options, found = tune(asked, trials, lambda definition: ConsoleObserver(definition, console))
+
+    def watch(definition: Definition) -> ConsoleObserver:
+        console.print(f"{definition.name} chooses out of {trials}", highlight=False, markup=False, soft_wrap=True)
+        return ConsoleObserver(definition, console)
+
+    options, found = tune(asked, trials, watch)
     for name, sweep in found.items():
         assert sweep.best is not None
         assert sweep.best.validation is not None
         metric = f"validation {sweep.plan.definition.metric} {with_error(sweep.best.validation, sweep.digits)}"
-        console.print(f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}", highlight=False, markup=False)
+        chosen = f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}"
+        console.print(chosen, highlight=False, markup=False, soft_wrap=True)
     return options

@@ -235,7 +235,8 @@ def test_so_many_given_up_in_a_row_end_it_but_not_if_they_belong_together():
 
     assert given_up_as(lambda count: count == 1) == ["a", "b", "c"]
     with pytest.raises(
-        JobError, match=r"died at the job square \(KilledWorker\), as often as the cluster allows, perhaps"
+        JobError,
+        match=r"died at the job square \(KilledWorker\), as often as the cluster allows, perhaps for lack of memory$",
     ):
         given_up_as(lambda count: True)
 

@@ -214,7 +214,7 @@ def test_what_depends_on_a_setting_that_was_given_up_is_not_kept(planned, tmp_pa
     assert kept == [f"{number:05d}" for number in range(5)]  # it may come to its end in another run
 
 
-def test_settings_that_cannot_be_written(planned, tmp_path, monkeypatch):
+def test_settings_that_cannot_be_written(planned, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "settings").write_text("")
     with pytest.raises(UserError, match=r"^the output folder '\S+/out' cannot be written: File exists; choose another"):

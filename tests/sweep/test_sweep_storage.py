@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import traceback
+import warnings
 
 import optuna
 import pytest
@@ -245,8 +246,10 @@ def opened(made, ready, go, say):
     ready.touch()
     while not go.exists():
         pass
-    with StudyCopy(made):
-        return "open"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with StudyCopy(made):
+            return "open"
 
 
 def test_several_make_the_tables_at_the_same_instant(storage, planned, tmp_path):

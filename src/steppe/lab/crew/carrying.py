@@ -70,8 +70,10 @@ def carry_out(
                     warn(f"{died}; another one begins with it anew")
                     again.append(job)
                     continue
-                often = "as often as the cluster allows" if event.for_good else f"as {MOST_LOST - 1} others before"
-                died += f", {often}, perhaps for lack of memory (try fewer --jobs)"
+                if event.for_good:
+                    died += ", as often as the cluster allows, perhaps for lack of memory"
+                else:
+                    died += f", as {MOST_LOST - 1} others before, perhaps for lack of memory (try fewer --jobs)"
                 del lost[job.key]
                 if given_up is None:
                     raise JobError(died)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import uuid
@@ -62,7 +63,7 @@ class ClusterCrew:
         """Let all jobs end that still run: nobody waits for them."""
         for number in self._jobs:
             if self._client.status == "running":
-                with suppress(OSError, RuntimeError, TimeoutError):
+                with suppress(OSError, RuntimeError, asyncio.TimeoutError):
                     self._stop(number)
 
     def _stop(self, number: int) -> None:
@@ -100,7 +101,8 @@ def cluster(address: str) -> Iterator[ClusterCrew]:
     is a matter of Dask's own configuration too.
 
     Raises:
-        UserError: Dask is not installed, nobody answers, there is no worker, or one has several threads.
+        UserError: Dask is not installed, nobody answers, or a worker has several threads.
+        RunError: After a minute there is no worker.
     """
     require("distributed")
     from distributed import Client
@@ -113,7 +115,7 @@ def cluster(address: str) -> Iterator[ClusterCrew]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no Dask scheduler answers at {address}: {shortened(one_line(error))}") from error
     with client:
-        with suppress(TimeoutError):  # one that was killed is started anew, and a queue takes its time
+        with suppress(asyncio.TimeoutError):  # one that was killed is started anew, and a queue takes its time
             client.wait_for_workers(1, timeout=_PATIENCE)
         threads: dict[str, int] = client.nthreads()
         if not threads:

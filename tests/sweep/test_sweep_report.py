@@ -45,7 +45,7 @@ def point(slot, setting, *values, state="finished"):
 def swept(planned):
     """Six settings: three finished, one diverged, one pruned, one given up."""
     made = planned(("rho=0.01:1:3log", "lr=0.01,0.1"), seeds=2)
-    settings = made.definition.settings
+    settings = made.settings
     found = [
         point(0, settings[0], 3.0, 4.0),
         point(1, settings[1], 1.0, 2.0),
@@ -105,7 +105,7 @@ def test_the_json_has_everything_but_test_numbers_of_what_was_not_chosen(swept, 
 def test_the_best_setting_is_a_file_for_compare(swept, tmp_path):
     write_report(swept)
     asked = from_file(tmp_path / "out/best.yaml")
-    assert asked.settings["sam"].hyperparameters == swept.plan.definition.hyperparameters | {"rho": 0.01, "lr": 0.1}
+    assert asked.settings["sam"].hyperparameters == swept.plan.arm.hyperparameters | {"rho": 0.01, "lr": 0.1}
     assert (asked.base, asked.epochs, asked.task) == ("sgd", 3, f"{tmp_path / 'square.py'}:task")
 
 
@@ -179,8 +179,8 @@ def test_names_are_escaped(planned):
     from dataclasses import replace
 
     made = planned(("rho=0.1,0.2",))
-    definition = made.definition.model_copy(update={"metric": "<b>&error", "task": "<i>.py:task"})
-    swept = Sweep(replace(made, definition=definition), (point(0, {"rho": 0.1}, 1.0), point(1, {"rho": 0.2}, 2.0)))
+    made = replace(made, metric_name="<b>&error", source=replace(made.source, name="<i>.py:task"))
+    swept = Sweep(made, (point(0, {"rho": 0.1}, 1.0), point(1, {"rho": 0.2}, 2.0)))
     page = html(swept)
     assert "<b>" not in page
     assert "<i>" not in page
@@ -202,7 +202,7 @@ def test_names_are_escaped(planned):
 def test_pictures_of_all_kinds(planned, grid, more, state):
     """They name what they show; the tests of how they look are made by eye."""
     made = planned(grid, seeds=2, **more)
-    settings = made.definition.settings or [{"rho": 0.1 * (k + 1), "lr": 0.01 * (k + 1)} for k in range(5)]
+    settings = made.settings or [{"rho": 0.1 * (k + 1), "lr": 0.01 * (k + 1)} for k in range(5)]
     values = [(None,) if state == "diverged" else (k + 1.0, k + 2.0) for k in range(len(settings))]
     found = Sweep(made, tuple(point(k, setting, *values[k], state=state) for k, setting in enumerate(settings)))
     title, svg = pictures.svg(found)
@@ -227,8 +227,8 @@ def test_a_folder_that_cannot_be_written_any_more(swept, monkeypatch):
 
 def test_progress_without_a_terminal(planned, capsys):
     made = planned(("rho=0.1,0.2,0.3,0.4",), seeds=2)
-    settings = made.definition.settings
-    with ConsoleObserver(made.definition, Console(width=200)) as observer:
+    settings = made.settings
+    with ConsoleObserver(made, Console(width=200)) as observer:
         observer.begin(4, [point(0, settings[0], 1.0, 2.0)])
         observer.running([made.trial(settings[1], 1000)])
         observer.finished(point(1, settings[1], None, state="diverged"))
@@ -246,9 +246,9 @@ def test_progress_without_a_terminal(planned, capsys):
 
 def test_the_live_line(planned):
     made = planned(("rho=0.1,0.2,0.3",))
-    settings = made.definition.settings
+    settings = made.settings
     console = Console(force_terminal=True, width=140, record=True)
-    with ConsoleObserver(made.definition, console) as observer:
+    with ConsoleObserver(made, console) as observer:
         observer.begin(3, [point(0, settings[0], 1.0)])
         observer.finished(point(1, settings[1], 2.0))
         observer.running([made.trial(settings[2], 1000)])

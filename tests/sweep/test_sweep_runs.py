@@ -27,7 +27,7 @@ def trained(folder: Path) -> int:
 
 def check_found(made, found):
     """Every setting is finished, with the numbers that it has wherever it is trained."""
-    assert [point.state for point in found] == ["finished"] * made.definition.count
+    assert [point.state for point in found] == ["finished"] * made.count
     loaded = made.source.load()
     for point in found:
         for result in point.seeds:

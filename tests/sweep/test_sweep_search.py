@@ -344,15 +344,15 @@ def test_a_sweep_is_of_one_method(task):
 def test_an_arm_of_ones_own(planned, alone):
     made = planned(("rho=0.05,0.1",), method="late", settings={"late": {"method": "sam", "after": 2, "lr": 0.05}})
     found = alone(made)
-    assert (made.definition.name, made.definition.method) == ("late", "sam")
-    assert made.definition.hyperparameters["after"] == 2
+    assert (made.arm.name, made.arm.method) == ("late", "sam")
+    assert made.arm.hyperparameters["after"] == 2
     assert [point.state for point in found.points] == ["finished"] * 2
 
 
 def test_from_python(task, tmp_path):
     found = sweep(task(), "sam", {"rho": [0.05, 0.1]}, base="sgd", seeds=2, epochs=2, jobs=1, out=tmp_path / "o")
     assert found.setting["rho"] in (0.05, 0.1)
-    assert found.plan.definition.seeds == (1000, 1001)
+    assert found.plan.seeds == (1000, 1001)
     assert str(found) == (tmp_path / "o/table.md").read_text()
     with pytest.raises(UserError, match=r"^seeds: must be greater than or equal to 1, got 0"):
         sweep(task(), "sam", {"rho": [0.05]}, seeds=0)

@@ -111,7 +111,7 @@ def test_a_trial_with_a_tampered_number_does_no_harm(planned, alone, tmp_path):
     url = f"sqlite:///{tmp_path / 'copy.db'}"
     found = alone(planned(("rho=0.1",), storage=url))
     study = optuna.load_study(study_name=None, storage=url)
-    study.add_trial(optuna.create_trial(value=-1e9, user_attrs={"setting": "1", "sweep": found.plan.definition.key}))
+    study.add_trial(optuna.create_trial(value=-1e9, user_attrs={"setting": "1", "sweep": found.plan.key}))
     again = alone(planned(("rho=0.1",), storage=url))
     assert again.best.validation == found.best.validation
 

@@ -35,8 +35,8 @@ def asked(task, tmp_path, **more):
 
 def test_every_row_chooses_out_of_as_many_and_keeps_what_the_user_says(task, tmp_path):
     seen = []
-    options, found = tune(asked(task, tmp_path), 3, lambda definition: seen.append(definition) or Looking())
-    assert [definition.name for definition in seen] == list(found) == ["sgd", "mine"]
+    options, found = tune(asked(task, tmp_path), 3, lambda plan: seen.append(plan) or Looking())
+    assert [plan.arm.name for plan in seen] == list(found) == ["sgd", "mine"]
     for name, sweep in found.items():
         assert len(sweep.points) == 3
         assert {len(point.seeds) for point in sweep.points if point.state == "finished"} == {SEEDS}
@@ -47,7 +47,7 @@ def test_every_row_chooses_out_of_as_many_and_keeps_what_the_user_says(task, tmp
     assert (mine.method, mine.updates, mine.hyperparameters["momentum"]) == ("sam", 7, 0.5)
     assert 0.002 <= mine.hyperparameters["lr"] <= 0.2
     assert 0.001 <= mine.hyperparameters["rho"] <= 0.1
-    assert found["mine"].plan.definition.updates == 7
+    assert found["mine"].plan.arm.updates == 7
     plan = comparison.plan(options.task, options)
     assert {arm.name: arm.hyperparameters["lr"] for arm in plan.arms} == {
         name: sweep.setting["lr"] for name, sweep in found.items()

@@ -29,7 +29,7 @@ class Sweep:
     @cached_property
     def ranked(self) -> list[Point]:
         """The settings all of whose seeds came to their end, the best by mean validation metric first."""
-        sign = -1.0 if self.plan.definition.higher_is_better else 1.0
+        sign = -1.0 if self.plan.higher_is_better else 1.0
         found = [(point.validation.value, point) for point in self.points if point.validation is not None]
         return [point for _, point in sorted(found, key=lambda pair: (sign * pair[0], pair[1].slot))]
 
@@ -47,8 +47,8 @@ class Sweep:
     def edges(self) -> list[str]:
         """The hyper-parameters whose best value is the smallest or largest of the grid: better ones may lie beyond."""
         setting = self.setting or {}
-        axes = {axis.name: axis.values for axis in self.plan.definition.grid if axis.numeric and len(axis.values) > 1}
-        if self.plan.definition.sampler != "grid":
+        axes = {axis.name: axis.values for axis in self.plan.grid if axis.numeric and len(axis.values) > 1}
+        if self.plan.sampler != "grid":
             return []
         return [name for name, values in axes.items() if setting.get(name) in (min(values), max(values))]
 
@@ -60,16 +60,18 @@ class Sweep:
     @property
     def verdict(self) -> list[str]:
         """The answer in a few sentences."""
-        asked, best = self.plan.definition, self.best
+        asked, best = self.plan, self.best
         sentences = []
         if best is None or best.validation is None:
             sentences.append("No answer: no setting came to its end with finite numbers. Try smaller learning rates.")
         else:
             value = with_error(best.validation, self.digits)
-            sentences.append(f"Best of {len(self.points)}: {words(best.setting)}, validation {asked.metric} {value}.")
+            sentences.append(
+                f"Best of {len(self.points)}: {words(best.setting)}, validation {asked.metric_name} {value}."
+            )
             if best.test is not None:
                 test = with_error(best.test, self.digits)
-                sentences.append(f"Its test {asked.metric} is {test} (n={best.test.n}).")
+                sentences.append(f"Its test {asked.metric_name} is {test} (n={best.test.n}).")
         if self.edges:
             names = " and ".join(self.edges)
             lies = "lies" if len(self.edges) == 1 else "lie"

@@ -73,7 +73,7 @@ class Plan:
     @property
     def command(self) -> str:
         """The command line of this comparison; with a file only where the arms are not the packaged ones."""
-        words = ["steppe", "compare", "--task", self._task, "--methods", ",".join(self.names), "--base", self.base]
+        words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
@@ -84,7 +84,7 @@ class Plan:
     def options(self) -> dict[str, Any]:
         """All of this as the content of a file for ``--config``."""
         return {
-            "task": self._task,
+            "task": self.task_words,
             "methods": self.names,
             "base": self.base,
             "seeds": len(self.seeds),
@@ -99,7 +99,8 @@ class Plan:
         return [name for name in ("keep_weights", "measure") if getattr(self, name)]
 
     @property
-    def _task(self) -> str:
+    def task_words(self) -> str:
+        """The task as the command line names it."""
         return f"{self.source.path}:{self.source.function}" if self.source.path else self.source.name
 
     def trials(self, *, test: bool = True) -> list[TrialConfig]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,72 +13,102 @@ from typing import Any
 
 from ..errors import UserError, nearest, require
 from ..files import check_writable
-from ..tasks.sources import TaskSource, find_task
+from ..tasks.sources import find_task
 from ..tasks.task import size
 from ..trials import optimizers
-from ..trials.records import TrialConfig, library_versions
+from ..trials.records import TrialConfig
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, packaged
 from .comparison import FIRST_SEED, Plan, load
-from .definition import SAMPLERS, Definition
-from .grid import Axis
+from .grid import Axis, Setting
 from .options import Entry, Options
 from .workers import workers_of
 
+SAMPLERS = ("grid", "tpe", "random")
 
-@dataclass(frozen=True)
-class SweepPlan:
-    """A sweep, and how it is carried out.
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan(Plan):
+    """A sweep: a comparison with one row, without what is varied; and what is varied.
 
     Attributes:
-        definition: All that can change what it finds.
-        plan: As that of a comparison with one row, without what is varied.
+        grid: What is varied.
+        sampler: What chooses settings, of `SAMPLERS`.
+        tried: How many settings a sampler chooses; None if those of the grid are tried.
+        prune: Whether settings that look bad are given up early.
         storage: The database that gets a copy, as a URL; None if none does.
         study: The sweep's name in it; None is one made of task, base and method.
         shown_storage: The URL as it may be shown.
     """
 
-    definition: Definition
-    plan: Plan
+    grid: tuple[Axis, ...]
+    sampler: str = "grid"
+    tried: int | None = None
+    prune: bool = False
     storage: str | None = field(default=None, repr=False)  # it may have a password
     study: str | None = None
     shown_storage: str | None = None
 
     @property
-    def source(self) -> TaskSource:
-        """Where the task comes from."""
-        return self.plan.source
+    def arm(self) -> Arm:
+        """The one row."""
+        return self.arms[0]
 
     @property
-    def out(self) -> Path:
-        """The folder for everything that is written."""
-        return self.plan.out
+    def count(self) -> int:
+        """How many settings are tried."""
+        return self.tried if self.tried is not None else math.prod(len(axis.values) for axis in self.grid)
 
-    def at(self, setting: Mapping[str, Any]) -> Plan:
-        """Return the plan of a comparison with one row, which has this setting."""
-        arm = self.plan.arms[0]
-        return replace(self.plan, arms=(replace(arm, hyperparameters={**arm.hyperparameters, **setting}),))
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings of the grid; empty if a sampler chooses them."""
+        return grids.settings(self.grid) if self.sampler == "grid" else []
+
+    def at(self, setting: Mapping[str, Any]) -> SweepPlan:
+        """Return this with a row that has a setting."""
+        return replace(self, arms=(replace(self.arm, hyperparameters={**self.arm.hyperparameters, **setting}),))
 
     def trial(self, setting: Mapping[str, Any], seed: int) -> TrialConfig:
         """Return the configuration of one training."""
         return replace(self.at(setting), seeds=(seed,)).trials()[0]
 
     @property
+    def definition(self) -> dict[str, Any]:
+        """All that can change what the sweep finds, ready for JSON."""
+        trial = self.trial({}, FIRST_SEED).model_dump(mode="json", exclude={"arm", "seed", "test", "measure"})
+        return {
+            **trial,
+            "name": self.arm.name,
+            "base": self.base,
+            "seeds": list(self.seeds),
+            "grid": [axis.model_dump(mode="json") for axis in self.grid],
+            "sampler": self.sampler,
+            "trials": self.tried,
+            "prune": self.prune,
+            "metric": self.metric_name,
+            "higher_is_better": self.higher_is_better,
+        }
+
+    @property
+    def key(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of all that choices depend on: not of how many there are."""
+        text = json.dumps({**self.definition, "trials": None}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
     def study_name(self) -> str:
         """What the sweep is called in the database."""
-        return self.study or f"sweep {self.source.file_name}-{self.definition.base}-{self.definition.name}"
+        return self.study or f"sweep {self.source.file_name}-{self.base}-{self.arm.name}"
 
     @property
     def command(self) -> str:
         """The command line of this sweep."""
-        asked = self.definition
-        task = f"{self.source.path}:{self.source.function}" if self.source.path else self.source.name
-        words = ["steppe", "sweep", "--task", task, "--method", asked.name, "--base", asked.base]
-        words += ["--grid", *(axis.words for axis in asked.grid), "--seeds", str(len(asked.seeds))]
-        words += ["--epochs", str(asked.epochs), "--out", str(self.out)]
-        if asked.sampler != "grid":
-            words += ["--sampler", asked.sampler, "--trials", str(asked.trials)]
-        words += ["--prune"] if asked.prune else []
+        words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.name, "--base", self.base]
+        words += ["--grid", *(axis.words for axis in self.grid), "--seeds", str(len(self.seeds))]
+        words += ["--epochs", str(self.epochs), "--out", str(self.out)]
+        if self.sampler != "grid":
+            words += ["--sampler", self.sampler, "--trials", str(self.tried)]
+        words += ["--prune"] if self.prune else []
         words += ["--storage", self.shown_storage] if self.shown_storage else []
         words += ["--study", self.study] if self.study else []
         words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
@@ -84,17 +117,15 @@ class SweepPlan:
     @property
     def options(self) -> dict[str, Any]:
         """What the command line does not say, as the content of a file for ``--config``."""
-        kept = {name: value for name, value in self.plan.options.items() if name != "methods"}
-        return {**kept, "seeds": len(self.definition.seeds)}
+        return {name: value for name, value in super().options.items() if name != "methods"}
 
     @property
     def _as_packaged(self) -> bool:
         """Whether all that is not varied is as it is if nobody says anything."""
-        asked, (arm,) = self.definition, self.plan.arms
-        usual = packaged(self.source.name, asked.base, asked.method)
-        varied = [axis.name for axis in asked.grid]
+        usual = packaged(self.source.name, self.base, self.arm.method)
+        varied = [axis.name for axis in self.grid]
         left = {name: value for name, value in usual.hyperparameters.items() if name not in varied}
-        return arm == replace(usual, hyperparameters=left)
+        return self.arm == replace(usual, hyperparameters=left)
 
 
 def plan(
@@ -156,7 +187,7 @@ def plan(
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}
-    compared = Plan(
+    return SweepPlan(
         source=source,
         base=base,
         arms=(replace(arm, hyperparameters=fixed),),
@@ -167,32 +198,22 @@ def plan(
         out=out,
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better,
-    )
-    definition = Definition(
-        task=source.name,
-        task_digest=source.digest,
-        name=arm.name,
-        method=arm.method,
-        base=base,
-        hyperparameters=fixed,
-        schedules=arm.schedules,
-        updates=arm.updates,
-        epochs=epochs,
-        batch_size=loaded.batch_size,
-        seeds=compared.seeds,
         grid=axes,
-        sampler=sampler,  # type: ignore[arg-type]
-        trials=trials,
+        sampler=sampler,
+        tried=trials,
         prune=prune,
-        metric=loaded.metric_name,
-        higher_is_better=loaded.higher_is_better,
-        versions=library_versions(),
+        storage=storage,
+        study=study,
+        shown_storage=_shown(storage),
     )
+
+
+def _shown(storage: str | None) -> str | None:
     if storage is None:
-        return SweepPlan(definition, compared)
+        return None
     from ..store.urls import shown_url
 
-    return SweepPlan(definition, compared, storage, study, shown_url(storage))
+    return shown_url(storage)
 
 
 def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Arm:

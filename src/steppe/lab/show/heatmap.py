@@ -32,7 +32,7 @@ def png(sweep: Sweep) -> bytes:
     """Draw the sweep as a PNG file."""
     with rc_context({**STYLE, "hatch.linewidth": 0.6}):
         figure = Figure(figsize=_size(sweep), layout="constrained")
-        title = f"{sweep.plan.definition.task}, {sweep.plan.definition.name}: {_draw(figure, sweep)}"
+        title = f"{sweep.plan.source.name}, {sweep.plan.arm.name}: {_draw(figure, sweep)}"
         figure.suptitle(literal(title), fontsize=9, wrap=True)
         return drawing.png(figure)
 
@@ -51,23 +51,23 @@ def svg(sweep: Sweep) -> tuple[str, str]:
 
 def varied(sweep: Sweep) -> list[Axis]:
     """Return the axes that have more than one value."""
-    return [axis for axis in sweep.plan.definition.grid if axis.low is not None or len(axis.values) > 1]
+    return [axis for axis in sweep.plan.grid if axis.low is not None or len(axis.values) > 1]
 
 
 def _size(sweep: Sweep) -> tuple[float, float]:
     axes = varied(sweep)
-    if len(axes) < 2 or sweep.plan.definition.sampler != "grid":
+    if len(axes) < 2 or sweep.plan.sampler != "grid":
         return 6.4, 4.2
     columns, rows = (len(axis.values) for axis in axes[:2])
     return min(14.0, max(5.2, 2.2 + 0.72 * columns)), min(12.0, max(3.4, 1.5 + 0.5 * rows))
 
 
 def _draw(figure: Figure, sweep: Sweep) -> str:
-    found = varied(sweep) or list(sweep.plan.definition.grid[:1])
+    found = varied(sweep) or list(sweep.plan.grid[:1])
     axes = figure.subplots()
     if len(found) == 1:
         return _curve(figure, axes, sweep, found[0])
-    if sweep.plan.definition.sampler == "grid":
+    if sweep.plan.sampler == "grid":
         return _heatmap(figure, axes, sweep, found)
     return _scatter(figure, axes, sweep, found)
 
@@ -77,7 +77,7 @@ def _cell(sweep: Sweep, points: Sequence[Point], written: bool) -> Cell:
     best = any(point is sweep.best for point in points)
     values = [point.validation.value for point in points if point.validation is not None]
     if values:
-        value = (max if sweep.plan.definition.higher_is_better else min)(values)
+        value = (max if sweep.plan.higher_is_better else min)(values)
         return Cell(value, f"{value:.{sweep.digits}f}" if written else "", best=best)
     return Cell(None, hatch=_HATCHES[_state(points)], best=best)
 
@@ -109,7 +109,7 @@ def _heatmap(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
     handles += [Patch(facecolor="none", edgecolor=GREY, hatch=_HATCHES[name], label=name) for name in hatches]
     _legend(figure, handles)
     rest = ", ".join(axis.name for axis in found[2:])
-    title = f"validation {sweep.plan.definition.metric} over {across.name} and {up.name}"
+    title = f"validation {sweep.plan.metric_name} over {across.name} and {up.name}"
     return f"{title}, the best over {rest}" if rest else title
 
 
@@ -146,7 +146,7 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
     _log(axes, axis, across=True)
     if not axis.numeric:
         axes.set_xlim(-0.5, len(axis.values) - 0.5)
-    if sweep.plan.definition.sampler == "grid" and len(axis.values) <= _MOST_TEXTS:
+    if sweep.plan.sampler == "grid" and len(axis.values) <= _MOST_TEXTS:
         ticks = [float(value) if axis.numeric else float(i) for i, value in enumerate(axis.values)]
         axes.set_xticks(ticks, [shown(value) for value in axis.values])
     for state, mark in _MARKS.items():
@@ -163,10 +163,10 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
                 linestyle="",
             )
     axes.set_xlabel(axis.name + (" (log)" if axis.spread else ""))
-    axes.set_ylabel(literal(f"validation {sweep.plan.definition.metric}"))
+    axes.set_ylabel(literal(f"validation {sweep.plan.metric_name}"))
     axes.grid(axis="y", linewidth=0.4, alpha=0.25, color=INK)
     _legend(figure, axes.get_legend_handles_labels()[0])
-    return f"validation {sweep.plan.definition.metric} over {axis.name}"
+    return f"validation {sweep.plan.metric_name} over {axis.name}"
 
 
 def _scatter(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) -> str:
@@ -196,7 +196,7 @@ def _scatter(figure: Figure, axes: Axes, sweep: Sweep, found: Sequence[Axis]) ->
     axes.set_ylabel(up.name + (" (log)" if up.spread else ""))
     axes.grid(linewidth=0.4, alpha=0.25, color=INK)
     _legend(figure, handles)
-    return f"validation {sweep.plan.definition.metric} of the settings tried, over {across.name} and {up.name}"
+    return f"validation {sweep.plan.metric_name} of the settings tried, over {across.name} and {up.name}"
 
 
 def _log(axes: Axes, axis: Axis, *, across: bool) -> None:
@@ -213,9 +213,9 @@ def _log(axes: Axes, axis: Axis, *, across: bool) -> None:
 
 def _scale(figure: Figure, axes: Axes, sweep: Sweep, values: Sequence[float]) -> ScalarMappable:
     """Choose the colours of values, and draw their bar."""
-    shade, extend = heatmaps.scale(values or [0.0], higher_is_better=sweep.plan.definition.higher_is_better)
+    shade, extend = heatmaps.scale(values or [0.0], higher_is_better=sweep.plan.higher_is_better)
     if values:
-        heatmaps.bar(figure, axes, shade, extend, f"validation {sweep.plan.definition.metric}")
+        heatmaps.bar(figure, axes, shade, extend, f"validation {sweep.plan.metric_name}")
     return shade
 
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from ..judge.points import Point
 from ..judge.sweep import Sweep
 from ..judge.verdict import decimals_of, with_error
-from ..plans.definition import Definition
 from ..plans.grid import words
+from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
 from . import sweep_table as table
 from .console import WIDE, LiveLine
@@ -23,14 +23,14 @@ class ConsoleObserver(LiveLine):
     """Shows a live line in a terminal, and one plain line per setting elsewhere.
 
     Args:
-        definition: Of the sweep.
+        plan: Of the sweep.
         console: Where to show it.
     """
 
-    def __init__(self, definition: Definition, console: Console) -> None:
+    def __init__(self, plan: SweepPlan, console: Console) -> None:
         """Prepare to show progress."""
         super().__init__("settings", console, best="", running="[dim]")
-        self._asked = definition
+        self._asked = plan
         self._best: Point | None = None
 
     def begin(self, total: int, kept: Sequence[Point]) -> None:
@@ -64,7 +64,7 @@ class ConsoleObserver(LiveLine):
             epochs = [result.diverged for result in point.seeds if result.diverged is not None]
             return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
         mean = with_error(point.validation, decimals_of([point.validation.value]))
-        return text + f"validation {self._asked.metric} {mean}, {point.seconds:.1f} s"
+        return text + f"validation {self._asked.metric_name} {mean}, {point.seconds:.1f} s"
 
 
 def show(sweep: Sweep, console: Console) -> None:

@@ -44,7 +44,7 @@ def results(sweep: Sweep) -> dict[str, Any]:
     """Return everything that was found, ready for JSON; of the test data, the numbers of the best setting alone."""
     best = sweep.best
     return {
-        "definition": sweep.plan.definition.model_dump(mode="json"),
+        "definition": sweep.plan.definition,
         "command": sweep.command,
         "verdict": sweep.verdict,
         "best": None if best is None else _json(best, test=True),
@@ -99,22 +99,22 @@ def _line(sweep: Sweep, point: Point) -> list[str]:
     epochs = [result.diverged for result in point.seeds if result.diverged is not None]
     numbers = [f"{x.validation_metric:.{digits}f}" for x in point.seeds if x.validation_metric is not None]
     state = f"diverged in epoch {epochs[0]}" if epochs else point.state
-    values = [shown(point.setting[axis.name]) for axis in sweep.plan.definition.grid]
+    values = [shown(point.setting[axis.name]) for axis in sweep.plan.grid]
     return [*values, state, ", ".join(numbers) or "-", f"{point.seconds:.3g}"]
 
 
 def _facts(sweep: Sweep) -> list[tuple[str, str]]:
-    asked = sweep.plan.definition
+    asked, arm = sweep.plan, sweep.plan.arm
     return [
-        ("task", asked.task),
-        ("method", asked.name if asked.name == asked.method else f"{asked.name}: {asked.method}"),
+        ("task", asked.source.name),
+        ("method", arm.name if arm.name == arm.method else f"{arm.name}: {arm.method}"),
         ("base", asked.base),
         ("varied", "; ".join(axis.words for axis in asked.grid)),
-        ("fixed", words(asked.hyperparameters) or "nothing"),
+        ("fixed", words(arm.hyperparameters) or "nothing"),
         ("chosen by", asked.sampler + (", with pruning by the median" if asked.prune else "")),
         ("seeds", ", ".join(map(str, asked.seeds))),
         ("length", asked.length),
-        ("batch size", asked.schedules.batch_size.words if asked.schedules.batch_size else str(asked.batch_size)),
-        ("learning rate", asked.schedules.lr.words),
-        ("metric", f"{asked.metric}, {'higher' if asked.higher_is_better else 'lower'} is better"),
+        ("batch size", arm.schedules.batch_size.words if arm.schedules.batch_size else str(asked.batch_size)),
+        ("learning rate", arm.schedules.lr.words),
+        ("metric", f"{asked.metric_name}, {'higher' if asked.higher_is_better else 'lower'} is better"),
     ]

@@ -22,9 +22,9 @@ NOTE = (
 
 def headers(sweep: Sweep) -> list[str]:
     """Return the titles of the columns."""
-    asked = sweep.plan.definition
+    asked = sweep.plan
     names = [axis.name for axis in asked.grid]
-    return ["", *names, f"validation {asked.metric}", f"test {asked.metric}", "train loss", "seconds"]
+    return ["", *names, f"validation {asked.metric_name}", f"test {asked.metric_name}", "train loss", "seconds"]
 
 
 def cells(sweep: Sweep) -> list[list[str]]:
@@ -34,10 +34,10 @@ def cells(sweep: Sweep) -> list[list[str]]:
 
 def title(sweep: Sweep) -> str:
     """Return what was swept, in one line."""
-    asked = sweep.plan.definition
+    asked = sweep.plan
     seeds = f"{len(asked.seeds)} seed{'' if len(asked.seeds) == 1 else 's'}"
     settings = f"{asked.count} setting{'' if asked.count == 1 else 's'}"
-    return f"{asked.task}, {asked.name}, base {asked.base}, {asked.length}, {settings}, {seeds}"
+    return f"{asked.source.name}, {asked.arm.name}, base {asked.base}, {asked.length}, {settings}, {seeds}"
 
 
 def markdown(sweep: Sweep) -> str:
@@ -54,7 +54,7 @@ def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:
     losses = [result.train_loss for result in point.seeds if result.train_loss is not None]
     return [
         str(rank),
-        *(shown(setting[axis.name]) for axis in sweep.plan.definition.grid),
+        *(shown(setting[axis.name]) for axis in sweep.plan.grid),
         with_error(point.validation, digits) if point.validation is not None else "n/a",
         with_error(point.test, digits) if point is sweep.best and point.test is not None else "-",
         f"{sum(losses) / len(losses):#.3g}" if losses else "n/a",

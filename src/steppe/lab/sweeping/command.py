@@ -77,7 +77,7 @@ def sweep(
         storage=storage,
         study=study,
     )
-    with ConsoleObserver(made.definition, console) as observer:
+    with ConsoleObserver(made, console) as observer:
         found = sweeping.run(made, observer)
     show(found, console)
     given_up = sum(point.state == "given up" for point in found.points)

@@ -43,7 +43,8 @@ class StudyCopy:
     def __init__(self, plan: SweepPlan) -> None:
         """Open the database, and make the study if need be."""
         assert plan.storage is not None
-        self._asked, self._url, self._shown = plan.definition, plan.storage, plan.shown_storage
+        self._asked, self._key = plan, plan.key
+        self._url, self._shown = plan.storage, plan.shown_storage
         check_url(self._url)
         self._storage = self._open()
         try:
@@ -86,7 +87,7 @@ class StudyCopy:
             params=dict(point.setting),
             distributions=distributions(self._asked),
             intermediate_values=dict(enumerate(point.curve, start=1)),
-            user_attrs={_NUMBER: point.slot, "state": point.state, "sweep": self._asked.key},
+            user_attrs={_NUMBER: point.slot, "state": point.state, "sweep": self._key},
         )
         self._patiently(lambda: self._study.add_trial(trial))
         self._there.add(point.slot)
@@ -94,7 +95,7 @@ class StudyCopy:
     def _numbers(self, name: str) -> set[int]:
         """Return the settings that are there; refuse a study of anything else."""
         trials = self._patiently(lambda: self._study.get_trials(deepcopy=False))
-        theirs = any(trial.user_attrs.get("sweep") != self._asked.key for trial in trials)
+        theirs = any(trial.user_attrs.get("sweep") != self._key for trial in trials)
         if theirs or self._study.directions != [direction(self._asked)]:
             raise UserError(
                 f"the study {name!r} in {self._shown} is not one of this sweep; give another name with --study"

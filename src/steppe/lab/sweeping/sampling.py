@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from ..judge.points import Point, score
-from ..plans.definition import Definition
 from ..plans.grid import Axis, Setting
+from ..plans.sweep import SweepPlan
 
 
 class Sampler:
@@ -24,12 +24,12 @@ class Sampler:
     What it chooses depends on the number of the setting and on what it was told, and on nothing else.
 
     Args:
-        definition: Of the sweep.
+        plan: Of the sweep.
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         """See the class."""
-        self._asked = definition
+        self._asked = plan
         self._study = self._new_study()
         self._trials: dict[int, Trial] = {}
 
@@ -91,14 +91,14 @@ class Sampler:
         return TPESampler(seed=seed, constant_liar=True)  # of settings that still run it expects the worst
 
 
-def direction(definition: Definition) -> StudyDirection:
+def direction(plan: SweepPlan) -> StudyDirection:
     """Return which way is better, as Optuna says it."""
-    return StudyDirection.MAXIMIZE if definition.higher_is_better else StudyDirection.MINIMIZE
+    return StudyDirection.MAXIMIZE if plan.higher_is_better else StudyDirection.MINIMIZE
 
 
-def distributions(definition: Definition) -> dict[str, BaseDistribution]:
+def distributions(plan: SweepPlan) -> dict[str, BaseDistribution]:
     """Return what each axis may be."""
-    return {axis.name: _distribution(axis) for axis in definition.grid}
+    return {axis.name: _distribution(axis) for axis in plan.grid}
 
 
 @contextmanager

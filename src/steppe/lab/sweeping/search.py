@@ -51,13 +51,13 @@ class Search:
 
     def __init__(self, plan: SweepPlan) -> None:
         """Take what earlier runs have left."""
-        self._plan, self._asked = plan, plan.definition
-        self._grid = self._asked.settings
-        self._waits = self._asked.prune or self._asked.sampler == "tpe"
+        self._plan, self._key = plan, plan.key
+        self._grid = plan.settings
+        self._waits = self._plan.prune or self._plan.sampler == "tpe"
         if not self._grid:
             from .sampling import Sampler
 
-            self._sampler = Sampler(self._asked)
+            self._sampler = Sampler(self._plan)
         self._points: dict[int, Point] = {}
         self._news: list[Point] = []
         self._in_order = self._opened = 0
@@ -87,7 +87,7 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return len(self._points) == self._asked.count
+        return len(self._points) == self._plan.count
 
     def following(self) -> TrialConfig | None:
         """Return the next trial; None while others must end first, or if none is left."""
@@ -134,7 +134,7 @@ class Search:
     def _open(self, *, only_kept: bool = False) -> bool:
         """Begin with one more setting if that is possible yet; if asked, only where an earlier run has chosen it."""
         number = self._opened
-        if number == self._asked.count or (self._waits and number - AT_A_TIME >= self._in_order):
+        if number == self._plan.count or (self._waits and number - AT_A_TIME >= self._in_order):
             return False
         kept = self._read(number)
         if kept is None and only_kept and not self._grid:
@@ -142,8 +142,8 @@ class Search:
         if self._waits:
             self._learn(number - AT_A_TIME + 1)
         setting = self._grid[number] if self._grid else self._choose(number, kept)
-        configs = [self._plan.trial(setting, seed) for seed in self._asked.seeds]
-        bars = self._medians.bars if self._asked.prune else None
+        configs = [self._plan.trial(setting, seed) for seed in self._plan.seeds]
+        bars = self._medians.bars if self._plan.prune else None
         slot = _Slot(number, setting, {config.key: config for config in configs}, bars, self._for_now)
         if kept is None and not self._grid:
             self._keep(slot)
@@ -174,14 +174,14 @@ class Search:
         return kept.setting
 
     def _read(self, number: int) -> Kept | None:
-        if self._grid and not self._asked.prune:
+        if self._grid and not self._plan.prune:
             return None
-        return kept_settings.read(self._plan.out, self._asked.key, number, lambda setting: self._fits(number, setting))
+        return kept_settings.read(self._plan.out, self._key, number, lambda setting: self._fits(number, setting))
 
     def _fits(self, number: int, setting: Setting) -> bool:
         if self._grid:
             return setting == self._grid[number]
-        axes = {axis.name: axis for axis in self._asked.grid}
+        axes = {axis.name: axis for axis in self._plan.grid}
         return list(setting) == list(axes) and all(axes[name].has(value) for name, value in setting.items())
 
     def _keep(self, slot: _Slot) -> None:
@@ -189,7 +189,7 @@ class Search:
             return
         kept = Kept(setting=slot.setting, stopped=self._stopped.get(slot.first))
         try:
-            kept_settings.write(self._plan.out, self._asked.key, slot.number, kept)
+            kept_settings.write(self._plan.out, self._key, slot.number, kept)
         except OSError as error:
             raise RunError(f"a setting cannot be written to {self._plan.out}: {error.strerror}") from error
 
@@ -222,7 +222,7 @@ class Search:
         return None if epoch is None else curve[:epoch]
 
     def _behind(self, slot: _Slot, curve: tuple[float, ...]) -> int | None:
-        return None if slot.bars is None else falls_behind(curve, slot.bars, self._asked.higher_is_better)
+        return None if slot.bars is None else falls_behind(curve, slot.bars, self._plan.higher_is_better)
 
     def _look(self, key: str) -> None:
         """Judge the settings that have a trial, if nothing of them runs or is left to do."""

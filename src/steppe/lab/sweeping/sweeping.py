@@ -156,7 +156,7 @@ def run(
     with _copy(sweep_plan) as copy:
         search = Search(sweep_plan)
         kept = search.news()
-        observer.begin(sweep_plan.definition.count, kept)
+        observer.begin(sweep_plan.count, kept)
         _write(kept, copy)
         with runner.saying(lambda: _kept(search, sweep_plan)), _crew(search, sweep_plan, executor, joined) as crew:
             found = runner.carry_trials(
@@ -167,7 +167,7 @@ def run(
                 running=observer.running,
                 warn=observer.warn,
                 label=search.label,
-                goes_on=search.goes_on if sweep_plan.definition.prune else None,
+                goes_on=search.goes_on if sweep_plan.prune else None,
                 given_up=search.given_up,
             )
             with closing(found):
@@ -207,11 +207,10 @@ def _crew(
 ) -> AbstractContextManager[Crew]:
     if joined is not None and not search.done:
         return nullcontext(joined())
-    asked = sweep_plan.definition
-    most = 0 if search.done else asked.count * len(asked.seeds)
-    return runner.joined(sweep_plan.plan.workers, most, executor)
+    most = 0 if search.done else sweep_plan.count * len(sweep_plan.seeds)
+    return runner.joined(sweep_plan.workers, most, executor)
 
 
 def _kept(search: Search, sweep_plan: SweepPlan) -> str:
     done = sum(point.state != "given up" for point in search.points)
-    return f"{done} of {sweep_plan.definition.count} settings are done and kept in {sweep_plan.out}"
+    return f"{done} of {sweep_plan.count} settings are done and kept in {sweep_plan.out}"

@@ -13,10 +13,9 @@ from ..errors import RunError
 from ..judge.sweep import Sweep
 from ..plans import comparison
 from ..plans.arms import Arm
-from ..plans.definition import Definition
 from ..plans.grid import shown
 from ..plans.options import Entry, Options
-from ..plans.sweep import plan
+from ..plans.sweep import SweepPlan, plan
 from ..sweeping import sweeping
 from ..sweeping.sweeping import Observer
 
@@ -29,7 +28,7 @@ _INSTEAD_OF_RHO = "weight_decay"
 
 
 def tune(
-    asked: Options, trials: int, watch: Callable[[Definition], AbstractContextManager[Observer | None]] | None = None
+    asked: Options, trials: int, watch: Callable[[SweepPlan], AbstractContextManager[Observer | None]] | None = None
 ) -> tuple[Options, dict[str, Sweep]]:
     """Choose the settings of every row of a comparison on validation data.
 
@@ -77,7 +76,7 @@ def tune(
             return stack.enter_context(runner.joined(compared.workers))
 
         for name, one in made.items():
-            with watch(one.definition) if watch else nullcontext() as observer:
+            with watch(one) if watch else nullcontext() as observer:
                 found[name] = sweeping.run(one, observer, joined=crew)
             if any(point.state == "given up" for point in found[name].points):
                 raise RunError(f"settings of {name} were given up, since workers died; the same command goes on")

@@ -22,7 +22,9 @@ Y = (X[:, 0] > 0).long()
 
 
 def trial(method="sam", **hyperparameters):
-    task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X.flip(0), Y.flip(0)), test=(X.flip(0), Y.flip(0))
+    )
     asked = TrialConfig(
         task="t",
         method=method,
@@ -97,7 +99,13 @@ def test_a_fraction_is_the_climb_of_the_first_examples(monkeypatch):
         seen.append(targets)
         return plain(outputs, targets)
 
-    task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y), loss=spy)
+    task = Task(
+        model=lambda: nn.Linear(3, 2),
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+        loss=spy,
+    )
     asked = TrialConfig(
         task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
         hyperparameters={"lr": 0.1, "rho": 0.1, "fraction": 0.5},
@@ -132,7 +140,12 @@ class Counting(nn.Linear):
 @pytest.mark.parametrize("hyperparameters", [{}, {"fraction": 0.25}, {"every": 2.0}])
 def test_buffers_are_those_of_one_pass(hyperparameters):
     models = []
-    task = Task(model=lambda: models.append(Counting()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: models.append(Counting()) or models[-1],
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+    )
     run_trial(
         TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=2, batch_size=8, versions={},
@@ -154,7 +167,12 @@ def test_buffers_are_those_of_one_pass(hyperparameters):
 )
 def test_norm_statistics_are_those_of_one_pass_over_the_whole_batch(hyperparameters, seen):
     models = []
-    task = Task(model=lambda: models.append(Normed()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: models.append(Normed()) or models[-1],
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+    )
     run_trial(
         TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},

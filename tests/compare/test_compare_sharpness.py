@@ -81,7 +81,7 @@ def test_kept_weights_are_those_that_were_evaluated(command, tiny, tmp_path):
 def test_weights_that_diverged_are_not_kept_nor_missed(command, task_file, tmp_path):
     name = task_file(
         "def loss(o, t):\n    return nn.functional.cross_entropy(o, t) * float('nan')\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss, epochs=1)"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss, epochs=1)"
     )
     out = tmp_path / "out"
     words = ("compare", "--task", name, "--methods", "sgd", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
@@ -132,7 +132,8 @@ def test_sharpness_is_measured_on_at_most_1024_examples(quick):
 
     x = torch.randn(1100, 2)
     split = (x, (x[:, 0] > 0).long())
-    task = Task(lambda: nn.Linear(2, 2), split, split, split)
+    other = tuple(part.flip(0) for part in split)
+    task = Task(lambda: nn.Linear(2, 2), split, other, other)
     settings = {"hyperparameters": {"lr": 0.1}, "seed": 0, "epochs": 1, "batch_size": 100, "versions": {}}
     run_trial(TrialConfig(task="t", method="sgd", measure=True, **settings), task)
     assert torch.equal(quick[0][2][0], x[:1024])

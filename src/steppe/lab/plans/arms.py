@@ -11,6 +11,7 @@ from torch import nn
 
 from ...methods import METHODS
 from ..errors import UserError, nearest
+from ..tasks.task import Task
 from ..trials import optimizers
 from ..trials.feeds import shared_sizes, total_updates
 from ..trials.schedules import DEFAULTS, Constant, Proportional, Schedules, attach
@@ -91,15 +92,14 @@ def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
     return tuple(_arm(task, base, name, options) for name in names)
 
 
-def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, examples: int, processes: int = 1) -> None:
+def check_arms(arms: Sequence[Arm], base: str, epochs: int, task: Task, processes: int = 1) -> None:
     """Refuse schedules that do not fit the task.
 
     Args:
         arms: The arms.
         base: The base's name.
         epochs: Of a trial, unless its arm counts updates.
-        batch_size: Of the task.
-        examples: In the task's training split.
+        task: Gives batch size and training split.
         processes: How many share every batch.
 
     Raises:
@@ -108,8 +108,8 @@ def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, exa
     """
     for arm in arms:
         try:
-            sizes = shared_sizes(arm.schedules.batch_size, batch_size, processes)
-            total = total_updates(sizes, arm.updates, epochs, batch_size, examples, processes)
+            sizes = shared_sizes(arm.schedules.batch_size, task.batch_size, processes)
+            total = total_updates(sizes, arm.updates, epochs, task.batch_size, task, processes)
             for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
                 if not isinstance(schedule, Proportional) and schedule.warmup >= total:
                     raise UserError(

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from ..errors import UserError, exits_raise, require
 from ..files import check_writable
+from ..tasks.checks import check_fit
 from ..tasks.sources import TaskSource, find_task
-from ..tasks.task import Task, check_fit, size
+from ..tasks.task import Task
 from ..trials import optimizers
 from ..trials.records import TrialConfig, library_versions
 from . import options as config
@@ -161,7 +162,7 @@ def plan(
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
     workers = workers or workers_of(options)
-    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), workers.host.processes if workers.host else 1)
+    check_arms(arms, base, epochs, loaded, workers.host.processes if workers.host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
     return Plan(

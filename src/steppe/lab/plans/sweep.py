@@ -14,7 +14,6 @@ from typing import Any
 from ..errors import UserError, nearest, require
 from ..files import check_writable
 from ..tasks.sources import find_task
-from ..tasks.task import size
 from ..trials import optimizers
 from ..trials.records import TrialConfig
 from . import grid as grids
@@ -182,7 +181,7 @@ def plan(
     epochs = options.epochs or loaded.epochs
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
-    check_arms([arm], base, epochs, loaded.batch_size, size(loaded.train))
+    check_arms([arm], base, epochs, loaded)
     name = f"{source.file_name}-{base}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))

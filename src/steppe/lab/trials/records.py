@@ -94,7 +94,10 @@ class Curve(Model):
 
 
 class Final(Model):
-    """Loss and metric over whole splits after the last epoch, and measures of sharpness, None where not finite."""
+    """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
+
+    What is not asked for is None, as what is not finite.
+    """
 
     train_loss: float
     train_metric: float
@@ -102,6 +105,8 @@ class Final(Model):
     validation_metric: float
     test_loss: float | None = None
     test_metric: float | None = None
+    validation_more: dict[str, float | None] = {}
+    test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
 
 

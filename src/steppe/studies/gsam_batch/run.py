@@ -14,7 +14,7 @@ from ...lab.plans.comparison import Plan
 from ...lab.plans.comparison import plan as plan_of
 from ...lab.plans.workers import Workers
 from ...lab.tasks.sources import find_task
-from ...lab.tasks.task import size
+from ...lab.tasks.splits import size
 from .claims import Finding, claims, judge
 from .design import AT_EQUAL_UPDATES, Preset
 

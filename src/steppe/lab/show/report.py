@@ -80,7 +80,7 @@ def html(comparison: Comparison) -> str:
         plan=plan,
         headline=comparison.verdict[0],
         sentences=comparison.verdict[1:],
-        headers=[*table.headers(comparison), *table.measures(comparison)],
+        headers=[*table.headers(comparison), *table.further(comparison)],
         rows=[
             _line(row, cells, chosen[row.method], scale, decimals(comparison.rows))
             for row, cells in _with_cells(comparison)
@@ -123,7 +123,7 @@ class _Scale:
 
 
 def _with_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
-    texts = zip(table.cells(comparison), table.sharpness_cells(comparison), strict=True)
+    texts = zip(table.cells(comparison), table.further_cells(comparison), strict=True)
     return [(row, left + right) for row, (left, right) in zip(comparison.rows, texts, strict=True)]
 
 

@@ -52,10 +52,11 @@ def check_fit(
             raise UserError(f"Task: the loss must be a scalar tensor, got {got} on {_shapes(batch)}")
         if not loss.requires_grad:
             raise UserError("Task: the loss does not depend on the model's parameters; do not detach it")
-        if not math.isfinite(float(loss.detach())):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise UserError(
-                f"Task: the loss of an untrained model on the first batch is {float(loss.detach())}; look for numbers in the "
-                "data that are not finite"
+                f"Task: the loss of an untrained model on the first batch is {value}; look for numbers that are not "
+                "finite in the data"
             )
         _check_metrics(task, model, file, device, forward)
 

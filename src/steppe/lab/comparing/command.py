@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Precision, Task, Timeout
 
 
 def compare(
@@ -19,6 +19,8 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
     jobs: Jobs = None,
+    device: Device = None,
+    precision: Precision = None,
     crew: Crew = None,
     timeout: Timeout = None,
     keep_weights: Annotated[

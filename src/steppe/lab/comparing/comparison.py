@@ -28,6 +28,8 @@ def compare(
     seeds: int = 10,
     epochs: int | None = None,
     jobs: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
     timeout: float | None = None,
     crew: str | Executor | None = None,
     out: str | Path | None = None,
@@ -52,7 +54,11 @@ def compare(
         base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
-        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        jobs: Worker processes on each device, at least 1, one thread each; by default 1 on an accelerator, else one a
+            core, at most 8. No result depends on it.
+        device: ``cpu``, or an accelerator of torch, such as ``cuda``, ``cuda:1`` or ``mps``, whose devices workers take
+            in turn; ``auto`` takes one if there is one.
+        precision: ``fp32``, or ``bf16`` by autocast, in every pass and in evaluation.
         timeout: Seconds that a trial may take, above 0, the start of its worker included; one that takes longer is
             ended, and the comparison with it.
         crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
@@ -92,6 +98,8 @@ def compare(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "device": device,
+            "precision": precision,
             "timeout": timeout,
             "crew": crew if isinstance(crew, str) else None,
             "schedules": None if schedules is None else dict(schedules),

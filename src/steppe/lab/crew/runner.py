@@ -117,7 +117,7 @@ def run_trials(
             running=observer.running,
             warn=observer.warn,
             keep_weights=keep_weights,
-            host=workers.host,
+            host=workers.place,
         )
         with closing(found):
             for config, record in found:
@@ -139,7 +139,7 @@ def carry_trials(
     goes_on: Callable[[TrialConfig, Curve], bool] | None = None,
     given_up: Callable[[TrialConfig], bool] | None = None,
     keep_weights: bool = False,
-    host: Host | None = None,
+    host: Host,
 ) -> Generator[tuple[TrialConfig, Record | None]]:
     """Carry out trials as they come, write their records, and yield each as soon as that is done.
 
@@ -157,7 +157,7 @@ def carry_trials(
             does not is None.
         given_up: Is given a trial at which workers die, which else is an error; see `carry_out`.
         keep_weights: Whether the final weights are written too.
-        host: Where trials run, if not in workers.
+        host: Where trials run.
 
     Raises:
         JobError: A trial failed, or its record cannot be written.
@@ -186,7 +186,7 @@ def carry_trials(
                 yield config, None
                 continue
             record, weights = result
-            if host is None or host.rank == 0:
+            if host.rank == 0:
                 _write(folder, record, weights)
             yield config, record
 

@@ -14,6 +14,8 @@ from ..tasks.checks import check_fit
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task
 from ..trials import optimizers
+from ..trials.devices import accelerator, kind
+from ..trials.host import Host
 from ..trials.records import TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, packaged
@@ -76,6 +78,7 @@ class Plan:
         """The command line of this comparison; with a file only where the arms are not the packaged ones."""
         words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", value)]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
             words += ["--config", str(self.out / "config.yaml")]
@@ -91,6 +94,7 @@ class Plan:
             "seeds": len(self.seeds),
             "epochs": self.epochs,
             "out": str(self.out),
+            **self.workers.asked,
             **dict.fromkeys(self._flags, True),
             "settings": {arm.name: arm.entry for arm in self.arms},
         }
@@ -129,6 +133,8 @@ class Plan:
                 updates=arm.updates,
                 test=test,
                 measure=self.measure,
+                device=None if kind(self.workers.device) == "cpu" else kind(self.workers.device),
+                precision=None if self.workers.precision == "fp32" else self.workers.precision,
                 versions=versions,
             )
             for seed in self.seeds
@@ -157,11 +163,11 @@ def plan(
     optimizers.check_base(base)
     source = find_task(task)
     arms = find_arms(source.name, base, options)
-    loaded = load(source)
+    workers = workers or workers_of(options)
+    loaded = load(source, workers)
     epochs = options.epochs or loaded.epochs
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
-    workers = workers or workers_of(options)
     check_arms(arms, base, epochs, loaded, workers.host.processes if workers.host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
@@ -181,16 +187,17 @@ def plan(
     )
 
 
-def load(source: TaskSource) -> Task:
-    """Load a task and try it on two examples.
+def load(source: TaskSource, workers: Workers | None = None) -> Task:
+    """Load a task and try it, where it will be trained if that can be here.
 
     Raises:
         UserError: The task does not fit together.
     """
+    place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
     with exits_raise():
         task = source.load()
         try:
-            check_fit(task, source.path)
+            check_fit(task, source.path, place.device, place.forward)
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
     return task

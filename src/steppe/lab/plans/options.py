@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationError, model_validator
@@ -94,7 +94,9 @@ class Options(Model):
         base: ``adamw`` or ``sgd``.
         seeds: How many seeds, 1 to 10,000.
         epochs: 1 to 1,000,000.
-        jobs: Worker processes, at least 1.
+        jobs: Worker processes on each device, at least 1.
+        device: ``auto``, ``cpu``, or an accelerator such as ``cuda`` or ``cuda:1``.
+        precision: Of forward passes: ``fp32`` or ``bf16``.
         crew: The address of a Dask scheduler whose workers carry trials out, such as ``tcp://HOST:8786``.
         timeout: Seconds that a trial may take, above 0; None sets no limit.
         out: The folder for everything that is written.
@@ -111,6 +113,8 @@ class Options(Model):
     seeds: Annotated[Count, Field(le=10_000)] | None = None
     epochs: Annotated[Count, Field(le=1_000_000)] | None = None
     jobs: Annotated[Count, Field(le=1_000)] | None = None
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] | None = None
     crew: str | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
     out: str | None = None

@@ -107,6 +107,7 @@ class SweepPlan(Plan):
         words += ["--epochs", str(self.epochs), "--out", str(self.out)]
         if self.sampler != "grid":
             words += ["--sampler", self.sampler, "--trials", str(self.tried)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", value)]
         words += ["--prune"] if self.prune else []
         words += ["--storage", self.shown_storage] if self.shown_storage else []
         words += ["--study", self.study] if self.study else []
@@ -177,7 +178,7 @@ def plan(
     arm = _arm(source.name, base, options, axes)
     if prune and arm.updates is not None:
         raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
-    loaded = load(source)
+    loaded = load(source, workers)
     epochs = options.epochs or loaded.epochs
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from ..errors import UserError
+from ..trials.devices import AUTO, accelerator, count, find_device
 from ..trials.host import Host
 from .options import Options, from_flags
 
@@ -31,17 +32,33 @@ class Workers:
     """Who carries trials out. No result depends on it, unless processes share batches.
 
     Attributes:
-        jobs: Worker processes here, at least 1, one thread each.
+        jobs: Worker processes here, at least 1, one thread each, on all devices together.
         crew: The address of a Dask scheduler, if its workers carry trials out.
         timeout: Seconds that a trial may take in a process here; None sets no limit.
         host: This process, if it carries them out itself, one after the other, alone or with others that accelerate
             has launched.
+        device: Where models are trained, unless the host says it.
+        precision: Of forward passes, likewise.
     """
 
     jobs: int = field(default_factory=usual_jobs)
     crew: str | None = None
     timeout: float | None = None
     host: Host | None = None
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    @property
+    def place(self) -> Host:
+        """Where a trial runs."""
+        return self.host or Host(self.device, self.precision)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """Device and precision as options, unless they are what anybody gets who asks for nothing."""
+        usual = self.host is not None or (self.device == "cpu" and accelerator() is None)
+        device = {} if usual else {"device": self.device}
+        return device | ({} if self.precision == "fp32" else {"precision": self.precision})
 
     @property
     def writes(self) -> bool:
@@ -75,7 +92,11 @@ def workers_of(options: Options, host: Host | None = None) -> Workers:
         raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
     if host is not None and (options.crew is not None or options.timeout is not None):
         raise UserError("processes that accelerate has launched train themselves: leave --crew and --timeout out")
-    return Workers(options.jobs or usual_jobs(), options.crew, options.timeout, host)
+    if host is not None:
+        return Workers(options.jobs or usual_jobs(), host=host)
+    device = find_device(options.device or AUTO, elsewhere=options.crew is not None)
+    jobs = (options.jobs or (usual_jobs() if device == "cpu" else 1)) * count(device)
+    return Workers(jobs, options.crew, options.timeout, None, device, options.precision or "fp32")
 
 
 def workers(jobs: int | None, crew: str | None, timeout: float | None, host: Host | None = None) -> Workers:

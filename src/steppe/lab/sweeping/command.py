@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Precision, Task, Timeout
 
 
 def sweep(
@@ -31,6 +31,8 @@ def sweep(
     trials: Annotated[int | None, typer.Option(help="Settings that random and tpe try.", show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Give up settings that look bad halfway.")] = False,
     jobs: Jobs = None,
+    device: Device = None,
+    precision: Precision = None,
     crew: Crew = None,
     timeout: Timeout = None,
     out: Annotated[

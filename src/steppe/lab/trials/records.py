@@ -32,6 +32,8 @@ class TrialConfig(Model):
         updates: The budget: parameter updates in all, however many epochs they take; None goes by epochs.
         test: Whether the test split is read at the end.
         measure: Whether sharpness is measured at the end.
+        device: The kind of accelerator; None is the CPU.
+        precision: Of forward passes; None is that of the weights.
         versions: Of the libraries that compute the numbers.
     """
 
@@ -48,12 +50,15 @@ class TrialConfig(Model):
     updates: int | None = None
     test: bool = True
     measure: bool = False
+    device: str | None = None
+    precision: str | None = None
     versions: dict[str, str]
 
     @property
     def key(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of this configuration."""
-        content = {"schema": SCHEMA, **self.model_dump(mode="json")}
+        left_out = {name for name in _LATER if getattr(self, name) is None}
+        content = {"schema": SCHEMA, **self.model_dump(mode="json", exclude=left_out)}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -66,6 +71,9 @@ class TrialConfig(Model):
     def label(self) -> str:
         """How a trial is called in messages."""
         return f"{self.row}, seed {self.seed}"
+
+
+_LATER = ("device", "precision")  # fields that had not been there: without them a key is what it was
 
 
 class Curve(Model):
@@ -133,6 +141,8 @@ class Record(Model):
         updates: Parameter updates in all.
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
+        hardware: What the accelerator is called, if there was one.
+        not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
     """
 
     schema_version: Literal[2] = 2
@@ -147,6 +157,8 @@ class Record(Model):
     updates: int
     seconds: float
     versions: dict[str, str]
+    hardware: str | None = None
+    not_deterministic: list[str] = []
 
     @property
     def problem(self) -> str | None:

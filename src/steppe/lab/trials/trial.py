@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
@@ -23,6 +25,7 @@ from ..tasks.evaluation import Scores, evaluate
 from ..tasks.sharpness import objective
 from ..tasks.splits import Split, examples_in
 from ..tasks.task import Task
+from .devices import kind, name_of
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
@@ -33,6 +36,7 @@ _BATCH_LOSSES = 500
 _MEASURED_EXAMPLES = 1024
 _MEASURED_BATCH = 128
 _RANKS_APART = 1_000_003
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
 def run_trial(
@@ -61,8 +65,10 @@ def run_trial(
     Raises:
         UserError: The hyper-parameters do not fit the method.
     """
-    with reproducible(config.seed, threads=1 if host is None else None):
-        training = Training(config, task, host or Host())
+    host = (host or Host()).placed()
+    inexact: set[str] = set()
+    with reproducible(config.seed, host.threads, str(host.device), inexact):
+        training = Training(config, task, host)
         while training.step < training.total and training.diverged is None:
             training.run_epoch()
             if each_epoch is not None and training.diverged is None:
@@ -82,6 +88,8 @@ def run_trial(
             updates=training.step,
             seconds=training.seconds,
             versions=all_versions(),
+            hardware=None if config.device is None else name_of(str(host.device)),
+            not_deterministic=sorted(inexact),
         )
 
 
@@ -193,7 +201,8 @@ class Training:
             for k, (part, weight) in enumerate(parts):
                 more = k < len(parts) - 1
                 with self.host.unsynced(self.wrapped) if more else nullcontext():
-                    loss = weight * self.task.loss_of(self.wrapped, part)
+                    with self.host.forward():
+                        loss = weight * self.task.loss_of(self.wrapped, part)
                     self.host.backward(loss)
                 losses.append(loss.detach())
             return torch.stack(losses).sum()
@@ -214,7 +223,7 @@ class Training:
         self.diverged = Diverged(epoch=self.epoch, step=self.step)
 
     def _evaluate(self, split: Split) -> Scores:
-        return evaluate(self.model, self.task, split, self.host.device)
+        return evaluate(self.model, self.task, split, self.host.device, self.host.forward)
 
     def _measure(self) -> dict[str, float | None]:
         from ...measure.quick import quick
@@ -228,19 +237,26 @@ def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
 
 
 @contextmanager
-def reproducible(seed: int, threads: int | None = 1) -> Iterator[None]:
+def reproducible(
+    seed: int, threads: int | None = 1, device: str = "cpu", inexact: set[str] | None = None
+) -> Iterator[None]:
     """Seed every random generator, compute deterministically, and undo all of it at the end.
 
     Args:
         seed: At least 0.
         threads: Of torch on the CPU; None leaves them as they are.
+        device: Where most is computed. What an accelerator can only compute otherwise is computed so.
+        inexact: Gets the names of those operations.
     """
+    on_cpu = kind(device) == "cpu"
+    if not on_cpu:  # what cuBLAS needs to compute deterministically; read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads_before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if on_cpu else _noting(inexact):
         try:
             torch.set_num_threads(threads or threads_before)
-            torch.use_deterministic_algorithms(True)
+            torch.use_deterministic_algorithms(True, warn_only=not on_cpu)
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)
@@ -250,3 +266,20 @@ def reproducible(seed: int, threads: int | None = 1) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _noting(inexact: set[str] | None) -> Iterator[None]:
+    """Take down which operations warn that they are not deterministic here."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, *more: Any, **options: Any) -> None:
+            if _NOT_DETERMINISTIC not in str(message):
+                shown(message, *more, **options)
+            elif inexact is not None:
+                inexact.add(str(message).split()[0])
+
+        warnings.showwarning = show
+        warnings.filterwarnings("always", message=f".*{_NOT_DETERMINISTIC}")
+        yield

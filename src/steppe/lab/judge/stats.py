@@ -222,8 +222,13 @@ def _row(
         row,
         metric=mean(list(row.test.values())),
         difference=None if is_base else paired([row.test[seed] - base_test[seed] for seed in shared]),
-        train_loss=fmean(final.train_loss for final in finals.values()),
-        gap=fmean(sign * (final.train_metric - row.test[seed]) for seed, final in finals.items()),
+        train_loss=_mean_of_all([final.train_loss for final in finals.values()]),
+        gap=_mean_of_all(
+            [
+                None if final.train_metric is None else sign * (final.train_metric - row.test[seed])
+                for seed, final in finals.items()
+            ]
+        ),
         gradient_evaluations=fmean(trials[seed].gradient_evaluations for seed in finals),
         examples=fmean(trials[seed].examples for seed in finals),
         updates=fmean(trials[seed].updates for seed in finals),
@@ -232,6 +237,12 @@ def _row(
         more=_means([final.test_more for final in finals.values()]),
         sharpness=_means([final.sharpness for final in finals.values()]),
     )
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:

@@ -171,7 +171,7 @@ class Task:
         if name == "":
             name = "loss" if self.judged_by_loss else name_of(first)
         for one in [name, *(several if isinstance(self.metric, Mapping) else ())]:
-            _check_name(one)
+            check_name(one)
         object.__setattr__(self, "metric_name", name)
         if self.higher_is_better is None:
             better = direction_of(first, name)
@@ -189,7 +189,12 @@ def kind(value: object) -> str:
     return type(value).__name__
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a metric.
+
+    Raises:
+        UserError: It is no short, printable text.
+    """
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"Task: metric_name must be a text, got {name!r}")
     if len(name) > _LONGEST_NAME or not name.isprintable():

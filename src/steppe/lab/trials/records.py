@@ -107,10 +107,10 @@ class Final(Model):
     What is not asked for is None, as what is not finite.
     """
 
-    train_loss: float
-    train_metric: float
-    validation_loss: float
-    validation_metric: float
+    train_loss: float | None = None
+    train_metric: float | None = None
+    validation_loss: float | None = None
+    validation_metric: float | None = None
     test_loss: float | None = None
     test_metric: float | None = None
     validation_more: dict[str, float | None] = {}
@@ -142,6 +142,7 @@ class Record(Model):
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
         hardware: What the accelerator is called, if there was one.
+        metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
         not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
     """
 
@@ -159,6 +160,7 @@ class Record(Model):
     versions: dict[str, str]
     hardware: str | None = None
     not_deterministic: list[str] = []
+    metric_name: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -169,6 +171,11 @@ class Record(Model):
         lengths = {name: len(getattr(self.curve, name)) for name in _BY_EPOCH}
         epochs = lengths["seconds"]
         whole = epochs > 0 if self.config.updates is not None else epochs == self.config.epochs
+        if self.metric_name is not None:
+            lengths = {name: length for name, length in lengths.items() if length or not name.endswith("_loss")}
+            whole = True
+        elif finished and self.final is not None and None in (self.final.train_loss, self.final.validation_metric):
+            return "it lacks final numbers"
         if len(set(lengths.values())) > 1 or (finished and not whole):
             return f"the lists of its curve must have a number for each epoch, got {lengths}"
         numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,18 +21,18 @@ from ..tasks.evaluation import Scores, evaluate
 from ..tasks.sharpness import objective
 from ..tasks.splits import Split, examples_in
 from ..tasks.task import Task
-from .devices import kind, name_of
+from .devices import name_of
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .schedules import attach
+from .surroundings import reproducible
 
 _BATCH_LOSSES = 500
 _MEASURED_EXAMPLES = 1024
 _MEASURED_BATCH = 128
 _RANKS_APART = 1_000_003
-_NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
 def run_trial(
@@ -234,52 +230,3 @@ class Training:
 
 def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in found.items()}
-
-
-@contextmanager
-def reproducible(
-    seed: int, threads: int | None = 1, device: str = "cpu", inexact: set[str] | None = None
-) -> Iterator[None]:
-    """Seed every random generator, compute deterministically, and undo all of it at the end.
-
-    Args:
-        seed: At least 0.
-        threads: Of torch on the CPU; None leaves them as they are.
-        device: Where most is computed. What an accelerator can only compute otherwise is computed so.
-        inexact: Gets the names of those operations.
-    """
-    on_cpu = kind(device) == "cpu"
-    if not on_cpu:  # what cuBLAS needs to compute deterministically; read when CUDA starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    threads_before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]), nullcontext() if on_cpu else _noting(inexact):
-        try:
-            torch.set_num_threads(threads or threads_before)
-            torch.use_deterministic_algorithms(True, warn_only=not on_cpu)
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-        finally:
-            torch.set_num_threads(threads_before)
-            torch.use_deterministic_algorithms(deterministic)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _noting(inexact: set[str] | None) -> Iterator[None]:
-    """Take down which operations warn that they are not deterministic here."""
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, *more: Any, **options: Any) -> None:
-            if _NOT_DETERMINISTIC not in str(message):
-                shown(message, *more, **options)
-            elif inexact is not None:
-                inexact.add(str(message).split()[0])
-
-        warnings.showwarning = show
-        warnings.filterwarnings("always", message=f".*{_NOT_DETERMINISTIC}")
-        yield

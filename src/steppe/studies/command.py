@@ -269,7 +269,7 @@ def text(
             length=length,
             batch_size=batch,
         )
-        updates = epochs * -(-size(find_task(file).load().train) // batch)
+        updates = epochs * -(-size(find_task(file).task().train) // batch)
         return [Job(data.stem, file, Budget(batch, updates, updates // 10))]
 
     flags = {

@@ -13,7 +13,7 @@ from ..crew.runner import Observer
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
 from ..plans import options as config
-from ..plans.comparison import Plan, plan
+from ..plans.comparison import Plan, named, plan
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.report import write_report
@@ -137,6 +137,7 @@ def run(comparison_plan: Plan, observer: Observer | None = None, executor: Execu
         keep_weights=comparison_plan.keep_weights,
         executor=executor,
     )
+    comparison_plan = named(comparison_plan, found)
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
     comparison = replace(comparison, markdown=table.markdown(comparison))

@@ -130,6 +130,8 @@ def measure_run(
             f"{str(folder)!r} holds no weights of these trials; run the comparison again with --keep-weights"
         )
     task = comparison.load(plan.source)
+    if not isinstance(task, Task):
+        raise UserError(f"{plan.source.name} is a training loop; measure its weights by steppe.measure, in Python")
     found = {}
     for trial in kept:
         objective = _objective(task, records.weights_path(folder, trial), request)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...methods import METHODS
 from ..errors import UserError, nearest
+from ..tasks.loop import Loop
 from ..tasks.task import Task
 from ..trials import optimizers
 from ..trials.feeds import shared_sizes, total_updates
@@ -52,9 +53,11 @@ class Arm:
         """Say how long a trial is.
 
         Args:
-            epochs: If it goes by epochs.
+            epochs: If it goes by epochs; 0 if a training loop decides.
         """
-        return f"{epochs} epochs" if self.updates is None else f"{self.updates} updates"
+        if self.updates is not None:
+            return f"{self.updates} updates"
+        return f"{epochs} epochs" if epochs else "a loop of your own"
 
 
 def packaged(task: str, base: str, method: str) -> Arm:
@@ -92,7 +95,7 @@ def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
     return tuple(_arm(task, base, name, options) for name in names)
 
 
-def check_arms(arms: Sequence[Arm], base: str, epochs: int, task: Task, processes: int = 1) -> None:
+def check_arms(arms: Sequence[Arm], base: str, epochs: int, task: Task | Loop, processes: int = 1) -> None:
     """Refuse schedules that do not fit the task.
 
     Args:
@@ -108,6 +111,12 @@ def check_arms(arms: Sequence[Arm], base: str, epochs: int, task: Task, processe
     """
     for arm in arms:
         try:
+            if isinstance(task, Loop) and arm.schedules.batch_size is not None:
+                raise UserError("a training loop makes its batches itself; remove the batch_size schedule")
+            if isinstance(task, Loop):  # nobody knows how many updates it will make
+                dummy = optimizers.build(arm.method, base, [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
+                attach(arm.schedules, dummy, 1)
+                continue
             sizes = shared_sizes(arm.schedules.batch_size, task.batch_size, processes)
             total = total_updates(sizes, arm.updates, epochs, task.batch_size, task, processes)
             for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..errors import UserError, exits_raise, require
 from ..files import check_writable
 from ..tasks.checks import check_fit
+from ..tasks.loop import Loop
+from ..tasks.metrics import direction_of
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task
 from ..trials import optimizers
 from ..trials.devices import accelerator, kind
 from ..trials.host import Host
-from ..trials.records import TrialConfig, library_versions
+from ..trials.records import Record, TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, packaged
 from .workers import Workers, workers_of
 
+METRIC = "metric"
+"""What the metric of a training loop is called until it has returned one."""
+
 FIRST_SEED = 1000
 """Of trials that choose settings; comparisons count their seeds from 0."""
+
+
+_AnyPlan = TypeVar("_AnyPlan", bound="Plan")
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Plan:
         higher_is_better: Whether a larger metric is better.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
+        loop: What trains, if that is a loop of the user's own.
     """
 
     source: TaskSource
@@ -56,6 +65,7 @@ class Plan:
     higher_is_better: bool
     keep_weights: bool = False
     measure: bool = False
+    loop: Loop | None = None
 
     @property
     def names(self) -> list[str]:
@@ -166,6 +176,8 @@ def plan(
     workers = workers or workers_of(options)
     loaded = load(source, workers)
     epochs = options.epochs or loaded.epochs
+    if isinstance(loaded, Loop) and options.measure:
+        raise UserError("--measure needs a task, whose model it can see; a training loop can use steppe.measure itself")
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
     check_arms(arms, base, epochs, loaded, workers.host.processes if workers.host else 1)
@@ -180,14 +192,25 @@ def plan(
         batch_size=loaded.batch_size,
         workers=workers,
         out=folder,
-        metric_name=loaded.metric_name,
-        higher_is_better=loaded.higher_is_better,
+        metric_name=loaded.metric_name or METRIC,
+        higher_is_better=loaded.higher_is_better is not False,
+        loop=loaded if isinstance(loaded, Loop) else None,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
     )
 
 
-def load(source: TaskSource, workers: Workers | None = None) -> Task:
+def named(asked: _AnyPlan, records: Sequence[Record]) -> _AnyPlan:
+    """Return a plan with the metric's name and direction as a training loop says them, where nobody else does."""
+    name = next((record.metric_name for record in records if record.metric_name), None)
+    if asked.loop is None or name is None:
+        return asked
+    better = asked.loop.higher_is_better
+    better = bool(direction_of(None, name)) if better is None else better
+    return replace(asked, metric_name=asked.loop.metric_name or name, higher_is_better=better)
+
+
+def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
     """Load a task and try it, where it will be trained if that can be here.
 
     Raises:
@@ -196,6 +219,8 @@ def load(source: TaskSource, workers: Workers | None = None) -> Task:
     place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
     with exits_raise():
         task = source.load()
+        if isinstance(task, Loop):
+            return task
         try:
             check_fit(task, source.path, place.device, place.forward)
         except UserError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UserError, nearest, require
 from ..files import check_writable
+from ..tasks.loop import Loop
 from ..tasks.sources import find_task
 from ..trials import optimizers
 from ..trials.records import TrialConfig
@@ -179,6 +180,11 @@ def plan(
     if prune and arm.updates is not None:
         raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
     loaded = load(source, workers)
+    if isinstance(loaded, Loop) and (loaded.metric_name == "" or loaded.higher_is_better is None):
+        raise UserError(
+            f"{source.name} must say what settings are chosen by, with @steppe.lab.loop(metric_name=..., "
+            "higher_is_better=...)"
+        )
     epochs = options.epochs or loaded.epochs
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
@@ -197,7 +203,8 @@ def plan(
         workers=workers,
         out=out,
         metric_name=loaded.metric_name,
-        higher_is_better=loaded.higher_is_better,
+        higher_is_better=loaded.higher_is_better is True,
+        loop=loaded if isinstance(loaded, Loop) else None,
         grid=axes,
         sampler=sampler,
         tried=trials,

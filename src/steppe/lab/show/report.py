@@ -157,14 +157,14 @@ def _number(value: Any) -> str:
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     task_size = str(plan.batch_size)
     sizes = {arm.name: size.words if (size := arm.schedules.batch_size) else task_size for arm in plan.arms}
+    rates = {arm.name: arm.schedules.lr.words for arm in plan.arms}
     radii = [arm for arm in plan.arms if arm.schedules.rho != Constant()]
     return [
         ("task", plan.source.name),
         ("base", plan.base),
         ("seeds", ", ".join(str(seed) for seed in plan.seeds)),
         ("length", each(plan.arms, {arm.name: arm.length(plan.epochs) for arm in plan.arms})),
-        ("batch size", each(plan.arms, sizes)),
-        ("learning rate", each(plan.arms, {arm.name: arm.schedules.lr.words for arm in plan.arms})),
+        *([] if plan.loop else [("batch size", each(plan.arms, sizes)), ("learning rate", each(plan.arms, rates))]),
         *([("rho", each(plan.arms, {arm.name: arm.schedules.rho.words for arm in plan.arms}))] if radii else []),
         ("metric", f"{plan.metric_name}, {'higher' if plan.higher_is_better else 'lower'} is better"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 from ..errors import UserError
 from .task import check_name, kind
@@ -40,6 +40,11 @@ class Loop:
             raise UserError(f"loop: higher_is_better must be True or False, got {self.higher_is_better!r}")
         if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 0:
             raise UserError(f"loop: epochs must be a whole number of at least 0, got {self.epochs!r}")
+
+    @property
+    def batch_size(self) -> int:
+        """Of no meaning: the function makes its batches itself."""
+        return 1
 
     @property
     def __name__(self) -> str:
@@ -82,7 +87,7 @@ def loop(
     return lambda function: Loop(function, metric_name, higher_is_better, epochs)
 
 
-def takes_run(function: object) -> bool:
+def takes_run(function: object) -> TypeGuard[Train]:
     """Return whether a function needs one argument, as training loops do, and tasks do not."""
     if not callable(function):
         return False

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import RunError, UserError, describe, nearest
 from ..files import write_atomically
+from .loop import Loop, takes_run
 from .task import Task
 
 
@@ -43,15 +44,27 @@ class TaskSource:
         """What files and folders that belong to the task are called."""
         return self.name.replace(".py:", "-")
 
-    def load(self) -> Task:
-        """Make the task.
+    def task(self) -> Task:
+        """Make the task, where a training loop will not do.
+
+        Raises:
+            UserError: As of `load`, or it is a training loop.
+            RunError: As of `load`.
+        """
+        made = self.load()
+        if isinstance(made, Loop):
+            raise UserError(f"{self.name} is a training loop, and this needs a steppe.lab.Task")
+        return made
+
+    def load(self) -> Task | Loop:
+        """Make the task, or the training loop.
 
         Raises:
             UserError: The user's file or function is at fault, or does not return a task.
             RunError: The file is no longer what it was when the comparison started.
         """
         made = self.make()
-        if not isinstance(made, Task):
+        if not isinstance(made, (Task, Loop)):
             raise UserError(f"{self.name} must return a steppe.lab.Task, got {type(made).__name__}")
         return made
 
@@ -69,7 +82,10 @@ class TaskSource:
         path = self.path if self.text is None or Path(self.path).exists() else self._brought_along(self.text)
         if _digest(Path(path)) != self.digest:
             raise RunError(f"{path} has changed while it was in use; run the command again")
-        return _call(_function(_module(path), self.function, path), path)
+        function = _function(_module(path), self.function, path)
+        if isinstance(function, Loop):
+            return function
+        return Loop(function) if takes_run(function) else _call(function, path)
 
     def _brought_along(self, text: bytes) -> str:
         """Write the file down where it is not, as on another machine."""
@@ -97,7 +113,7 @@ def find_task(task: str | Callable[[], Task]) -> TaskSource:
         'mnist1d'
     """
     if not isinstance(task, str):
-        return _source_of(task)
+        return _source_of(task.train if isinstance(task, Loop) else task)
     from .builtin import BUILTIN
 
     if task in BUILTIN:
@@ -178,7 +194,7 @@ def _module(path: str) -> ModuleType:
 
 def _function(module: ModuleType, name: str, path: str) -> Callable[[], object]:
     function = vars(module).get(name)
-    if not callable(function):
+    if not (callable(function) or isinstance(function, Loop)):
         names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise UserError(f"{Path(path).name} has no function {name!r}{nearest(name, names)}")
     found: Callable[[], object] = function

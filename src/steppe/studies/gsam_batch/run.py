@@ -53,7 +53,7 @@ def plans(design: Preset, out: Path, workers: Workers | None = None, seeds: int 
     found = []
     for task in design.tasks:
         name = task if task.startswith("mnist1d") else f"{_TASKS}:{task.replace('-', '_')}"
-        examples = size(find_task(name).load().train)
+        examples = size(find_task(name).task().train)
         settings = design.settings(examples)
         asked: dict[str, Any] = {
             "base": "sgd",

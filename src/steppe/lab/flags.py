@@ -27,6 +27,9 @@ Device: TypeAlias = Annotated[
 Precision: TypeAlias = Annotated[
     str | None, typer.Option(help="fp32, or bf16 by autocast in every pass.", show_default="fp32")
 ]
+Processes: TypeAlias = Annotated[
+    int | None, typer.Option(help="Processes of each trial, which share its batches by DDP.", show_default="1")
+]
 Crew: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Dask scheduler whose workers train, such as tcp://HOST:8786.", show_default="processes here"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Device, Jobs, Precision, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Precision, Processes, Task, Timeout
 
 
 def compare(
@@ -21,6 +21,7 @@ def compare(
     jobs: Jobs = None,
     device: Device = None,
     precision: Precision = None,
+    processes: Processes = None,
     crew: Crew = None,
     timeout: Timeout = None,
     keep_weights: Annotated[

@@ -30,6 +30,7 @@ def compare(
     jobs: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    processes: int = 1,
     timeout: float | None = None,
     crew: str | Executor | None = None,
     out: str | Path | None = None,
@@ -59,6 +60,8 @@ def compare(
         device: ``cpu``, or an accelerator of torch, such as ``cuda``, ``cuda:1`` or ``mps``, whose devices workers take
             in turn; ``auto`` takes one if there is one.
         precision: ``fp32``, or ``bf16`` by autocast, in every pass and in evaluation.
+        processes: Of each trial, at least 1, which share its batches by DDP; batch sizes must be multiples of their
+            number. Needs accelerate.
         timeout: Seconds that a trial may take, above 0, the start of its worker included; one that takes longer is
             ended, and the comparison with it.
         crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
@@ -100,6 +103,7 @@ def compare(
             "jobs": jobs,
             "device": device,
             "precision": precision,
+            "processes": processes,
             "timeout": timeout,
             "crew": crew if isinstance(crew, str) else None,
             "schedules": None if schedules is None else dict(schedules),

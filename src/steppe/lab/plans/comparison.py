@@ -88,7 +88,7 @@ class Plan:
         """The command line of this comparison; with a file only where the arms are not the packaged ones."""
         words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
-        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", value)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
             words += ["--config", str(self.out / "config.yaml")]
@@ -127,7 +127,8 @@ class Plan:
         Returns:
             One configuration a seed and arm.
         """
-        versions = {**library_versions(), **(self.workers.host.versions if self.workers.host else {})}
+        marks = self.workers.marks
+        marks["versions"] = {**library_versions(), **marks["versions"]}
         return [
             TrialConfig(
                 task=self.source.name,
@@ -143,9 +144,7 @@ class Plan:
                 updates=arm.updates,
                 test=test,
                 measure=self.measure,
-                device=None if kind(self.workers.device) == "cpu" else kind(self.workers.device),
-                precision=None if self.workers.precision == "fp32" else self.workers.precision,
-                versions=versions,
+                **marks,
             )
             for seed in self.seeds
             for arm in self.arms
@@ -180,7 +179,7 @@ def plan(
         raise UserError("--measure needs a task, whose model it can see; a training loop can use steppe.measure itself")
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
-    check_arms(arms, base, epochs, loaded, workers.host.processes if workers.host else 1)
+    check_arms(arms, base, epochs, loaded, workers.sharing)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
     return Plan(

@@ -97,6 +97,7 @@ class Options(Model):
         jobs: Worker processes on each device, at least 1.
         device: ``auto``, ``cpu``, or an accelerator such as ``cuda`` or ``cuda:1``.
         precision: Of forward passes: ``fp32`` or ``bf16``.
+        processes: Of each trial, at least 1, which share its batches.
         crew: The address of a Dask scheduler whose workers carry trials out, such as ``tcp://HOST:8786``.
         timeout: Seconds that a trial may take, above 0; None sets no limit.
         out: The folder for everything that is written.
@@ -115,6 +116,7 @@ class Options(Model):
     jobs: Annotated[Count, Field(le=1_000)] | None = None
     device: str | None = None
     precision: Literal["fp32", "bf16"] | None = None
+    processes: Annotated[Count, Field(le=1_000)] | None = None
     crew: str | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
     out: str | None = None

@@ -108,7 +108,7 @@ class SweepPlan(Plan):
         words += ["--epochs", str(self.epochs), "--out", str(self.out)]
         if self.sampler != "grid":
             words += ["--sampler", self.sampler, "--trials", str(self.tried)]
-        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", value)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += ["--prune"] if self.prune else []
         words += ["--storage", self.shown_storage] if self.shown_storage else []
         words += ["--study", self.study] if self.study else []
@@ -172,6 +172,8 @@ def plan(
     if sampler != "grid" or storage is not None:
         require("optuna", "sqlalchemy")
     workers = workers_of(options)
+    if prune and workers.processes > 1:
+        raise UserError("--prune cannot look into trials of several processes; leave --prune or --processes out")
     axes = grids.parse(grid, counted=sampler == "grid")
     base = options.base or "adamw"
     optimizers.check_base(base)
@@ -188,7 +190,7 @@ def plan(
     epochs = options.epochs or loaded.epochs
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
-    check_arms([arm], base, epochs, loaded)
+    check_arms([arm], base, epochs, loaded, workers.sharing)
     name = f"{source.file_name}-{base}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))

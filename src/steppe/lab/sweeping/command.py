@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Device, Jobs, Precision, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Precision, Processes, Task, Timeout
 
 
 def sweep(
@@ -33,6 +33,7 @@ def sweep(
     jobs: Jobs = None,
     device: Device = None,
     precision: Precision = None,
+    processes: Processes = None,
     crew: Crew = None,
     timeout: Timeout = None,
     out: Annotated[

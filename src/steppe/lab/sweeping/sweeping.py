@@ -45,6 +45,7 @@ def sweep(
     jobs: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    processes: int = 1,
     timeout: float | None = None,
     crew: str | Executor | None = None,
     out: str | Path | None = None,
@@ -82,6 +83,7 @@ def sweep(
         jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
         device: As of `compare`.
         precision: As of `compare`.
+        processes: As of `compare`.
         timeout: As of `compare`.
         crew: As of `compare`.
         out: Where to write; by default ``runs/sweep-TASK-BASE-METHOD``.
@@ -116,6 +118,7 @@ def sweep(
             "jobs": jobs,
             "device": device,
             "precision": precision,
+            "processes": processes,
             "timeout": timeout,
             "crew": crew if isinstance(crew, str) else None,
             "out": None if out is None else str(out),
@@ -176,6 +179,7 @@ def run(
                 goes_on=search.goes_on if sweep_plan.prune else None,
                 given_up=search.given_up,
                 host=sweep_plan.workers.place,
+                processes=sweep_plan.workers.processes,
             )
             with closing(found):
                 for config, record in found:

@@ -192,12 +192,12 @@ def _module(path: str) -> ModuleType:
     return module
 
 
-def _function(module: ModuleType, name: str, path: str) -> Callable[[], object]:
+def _function(module: ModuleType, name: str, path: str) -> Callable[[], object] | Loop:
     function = vars(module).get(name)
     if not (callable(function) or isinstance(function, Loop)):
         names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
         raise UserError(f"{Path(path).name} has no function {name!r}{nearest(name, names)}")
-    found: Callable[[], object] = function
+    found: Callable[[], object] | Loop = function
     return found
 
 

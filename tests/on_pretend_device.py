@@ -185,6 +185,24 @@ def test_other_models_give_what_the_cpu_gives(model):
     assert same_bits(trained("pretend:1", BASES[0], model), trained("cpu", BASES[0], model))
 
 
+def attended(device, mask, causal=False):
+    """Attention, and the gradients of all that wants one."""
+    torch.manual_seed(0)
+    given = [torch.randn(2, 2, 5, 8).to(device).requires_grad_() for _ in range(3)]
+    if mask is not None:
+        mask = mask.detach().to(device).requires_grad_(mask.requires_grad)
+        given += [mask] * mask.requires_grad
+    found = nn.functional.scaled_dot_product_attention(*given[:3], attn_mask=mask, is_causal=causal)
+    return [x.detach().cpu() for x in (found, *torch.autograd.grad(found.square().sum(), given))]
+
+
+def test_attention():
+    lower, numbers = torch.ones(5, 5).tril(), torch.arange(25.0).view(5, 5)
+    for mask in (None, lower.bool(), numbers, numbers.clone().requires_grad_()):
+        assert same_bits(attended("pretend", mask), attended("cpu", mask))
+    assert same_bits(attended("pretend", None, causal=True), attended("cpu", None, causal=True))
+
+
 @over_devices
 def test_autocast(device):
     with torch.autocast("pretend", dtype=torch.bfloat16):

@@ -166,11 +166,6 @@ def convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *args: Any
     return run(aten.convolution_backward.default, gradient, x, weight, [outputs], *how, mask)
 
 
-def attention(*args: Any, **kwargs: Any) -> int:
-    """Attention of its parts: the fused one has other names on each kind of device."""
-    return 0
-
-
 def pin_memory(x: Tensor, device: torch.device | None = None) -> Tensor:
     """Return a copy of a tensor of the CPU, in memory that is not pinned: of that the device has none."""
     return x.clone()
@@ -188,7 +183,6 @@ def of_the_cpu() -> Iterator[tuple[str, Any]]:
 KERNELS = {
     "_copy_from": copy_from,
     "_copy_from_and_resize": copy_from_and_resize,
-    "_fused_sdp_choice": attention,
     "_local_scalar_dense": item,
     "convolution_backward_overrideable": convolution_backward,
     "convolution_overrideable": convolution,

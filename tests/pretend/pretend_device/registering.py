@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import kernels, memory, mixed, module, randomness, state
+from . import attention, kernels, memory, mixed, module, randomness, state
 from .memory import NAME
 
 _libraries: list[torch.library.Library] = []  # what is registered is gone when its library is
@@ -21,8 +21,10 @@ def register() -> None:
     _libraries.extend([every, each])
     every.fallback(kernels.run, "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, mixed.KEY)
-    for name, kernel in kernels.KERNELS.items():
+    for name, kernel in {**kernels.KERNELS, **attention.KERNELS}.items():
         each.impl(name, kernel, "PrivateUse1")
+    for key in ("AutogradPrivateUse1", "PrivateUse1"):  # its parts have gradients
+        each.impl("scaled_dot_product_attention", attention.attention, key)
     for key in ("Conjugate", "Negative"):
         each.impl("_copy_from", torch.library.fallthrough_kernel, key)
     each.impl("_pin_memory", kernels.pin_memory, "CPU")

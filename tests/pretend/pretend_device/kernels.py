@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from . import memory, randomness, state
 
@@ -20,23 +19,36 @@ _COMPOSITE = ("ExplicitAutograd", "ExplicitAutogradNonFunctional", "ImplicitAuto
 
 def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operation of the device on the CPU."""
-    flat, shape = tree_flatten((args, kwargs))
+    flat = [*_flat([args, [*kwargs.values()]])]
     index = _index_of(op, flat, kwargs.get("device"))
     state.use(index)
     with torch._C._AutoDispatchBelowAutograd(), torch._C._DisableAutocast():
-        written = _written(op, args, kwargs)
-        pairs = [(x, _stand_in(x, id(x) in written)) for x in flat if _is_there(x)]
+        # These may get another size.
+        outs = {id(x) for a in op._schema.arguments if a.is_out for x in _flat([kwargs.get(a.name)])}
+        pairs = [(x, _stand_in(x, id(x) in outs)) for x in flat if _is_there(x)]
         stand_ins = {id(x): y for x, y in pairs}
-        # torch.empty_like(x, device="cpu") stays on the CPU.
-        stays = isinstance(kwargs.get("device"), torch.device) and kwargs["device"].type != memory.NAME
-        moved, named = tree_unflatten([stand_ins.get(id(x), _device_here(x)) for x in flat], shape)
-        seeded = torch.Tag.nondeterministic_seeded in op.tags and named.get("generator") is None
+        moved, named = _mapped((args, [*kwargs.values()]), lambda x: stand_ins.get(id(x), _device_here(x)))
+        seeded = torch.Tag.nondeterministic_seeded in op.tags and kwargs.get("generator") is None
         with randomness.drawing_from(index) if seeded else nullcontext():
-            found = op(*moved, **named)
+            found = op(*moved, **dict(zip(kwargs, named, strict=True)))
         for x, y in pairs:
-            if id(x) in written:
+            if id(x) in outs:
                 _write(x, y, index)
-        return tree_map_only(Tensor, lambda y: y if stays else _back(y, pairs, index), found)
+        # torch.empty_like(x, device="cpu") stays on the CPU.
+        stays = kwargs.get("device") is not None and kwargs["device"].type != memory.NAME
+        return found if stays else _mapped(found, lambda y: _back(y, pairs, index) if isinstance(y, Tensor) else y)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for x in values:
+        if isinstance(x, list | tuple):
+            yield from _flat(x)
+        else:
+            yield x
+
+
+def _mapped(x: Any, f: Callable[[Any], Any]) -> Any:
+    return type(x)([_mapped(y, f) for y in x]) if isinstance(x, list | tuple) else f(x)
 
 
 def _is_there(x: object) -> bool:
@@ -61,12 +73,6 @@ def _index_of(op: Any, flat: list[Any], device: torch.device | None) -> int:
             raise RuntimeError(f"Expected a '{memory.NAME}' device type for generator but found '{x.device.type}'")
     found = [x.device for x in tensors if _is_there(x)]
     return found[0].index if found else state.index_of(device)
-
-
-def _written(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-    """Return the ids of the tensors that are given with ``out=``: these may get another size."""
-    outs = [a.name for a in op._schema.arguments if a.is_out]
-    return {id(x) for name in outs for x in tree_flatten(kwargs.get(name))[0]}
 
 
 def _stand_in(x: Tensor, out: bool) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from .plans.trackers import TRACKERS
+
 TASKS = ("mnist1d", "mnist1d-conv", "digits")
 BASES = ("adamw", "sgd")
 
@@ -29,6 +31,11 @@ def complete_method(incomplete: str) -> list[str]:
 def complete_methods(incomplete: str) -> list[str]:
     """Complete the last of several names with commas between."""
     return _last(incomplete, _methods())
+
+
+def complete_trackers(incomplete: str) -> list[str]:
+    """Complete the last of several names with commas between."""
+    return _last(incomplete, TRACKERS)
 
 
 def _methods() -> list[str]:
@@ -70,4 +77,12 @@ Crew: TypeAlias = Annotated[
 Timeout: TypeAlias = Annotated[
     float | None,
     typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
+]
+Log: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Trackers that every trial becomes a run of: {', '.join(TRACKERS)}, with commas between.",
+        show_default="none",
+        autocompletion=complete_trackers,
+    ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Task, Timeout, complete_methods
+from ..flags import Base, Crew, Jobs, Log, Task, Timeout, complete_methods
 
 
 def compare(
@@ -41,6 +41,7 @@ def compare(
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
     ] = None,
+    log: Log = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file with any of these, settings: {METHOD: {NAME: VALUE}}, schedules and updates."),

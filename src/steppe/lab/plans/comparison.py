@@ -16,6 +16,7 @@ from ..trials import optimizers
 from ..trials.records import TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, packaged
+from .trackers import check_installed
 from .workers import Workers, workers_of
 
 FIRST_SEED = 1000
@@ -39,6 +40,7 @@ class Plan:
         higher_is_better: Whether a larger metric is better.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
+        log: The trackers that every trial becomes a run of.
     """
 
     source: TaskSource
@@ -53,6 +55,7 @@ class Plan:
     higher_is_better: bool
     keep_weights: bool = False
     measure: bool = False
+    log: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -76,6 +79,7 @@ class Plan:
         words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
+        words += ["--log", ",".join(self.log)] if self.log else []
         if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
             words += ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
@@ -91,6 +95,7 @@ class Plan:
             "epochs": self.epochs,
             "out": str(self.out),
             **dict.fromkeys(self._flags, True),
+            **({"log": list(self.log)} if self.log else {}),
             "settings": {arm.name: arm.entry for arm in self.arms},
         }
 
@@ -102,6 +107,11 @@ class Plan:
     def task_words(self) -> str:
         """The task as the command line names it."""
         return f"{self.source.path}:{self.source.function}" if self.source.path else self.source.name
+
+    @property
+    def project(self) -> str:
+        """What this is called where several such are looked at."""
+        return f"{self.source.file_name}-{self.base}"
 
     def trials(self, *, test: bool = True) -> list[TrialConfig]:
         """List all trials, seed by seed, so that methods are comparable early and timed under equal conditions.
@@ -160,6 +170,7 @@ def plan(
     epochs = options.epochs or loaded.epochs
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
+    check_installed(options.log or ())
     workers = workers or workers_of(options)
     check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), workers.host.processes if workers.host else 1)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
@@ -177,6 +188,7 @@ def plan(
         higher_is_better=loaded.higher_is_better,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
+        log=options.log or (),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Task, Timeout, complete_method
+from ..flags import Base, Crew, Jobs, Log, Task, Timeout, complete_method
 
 
 def sweep(
@@ -38,6 +38,7 @@ def sweep(
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD")
     ] = None,
+    log: Log = None,
     storage: Annotated[
         str | None,
         typer.Option(

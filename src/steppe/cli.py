@@ -85,9 +85,15 @@ def build() -> typer.Typer:
         name="steppe",
         help="Sharpness-aware training for PyTorch.",
         no_args_is_help=True,
-        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},  # of all commands
         pretty_exceptions_enable=False,
     )
+
+    asked = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+
+    @app.callback()
+    def steppe(version: bool = asked) -> None:
+        pass
 
     app.command()(compare)
     app.command()(measure)
@@ -119,6 +125,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     if code == _INTERRUPTED:  # pressed where no trial was running; typer has made it an exit code
         return _fail("interrupted; finished trials are kept and the same command continues", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        import typer
+
+        from . import __version__
+
+        typer.echo(f"steppe {__version__}")
+        raise typer.Exit
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

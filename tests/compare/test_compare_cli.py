@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import steppe
+from steppe import cli
 from steppe._extras import how_to_install
 from steppe.lab.errors import UserError, describe, missing_extra
 from steppe.lab.plans import options as config
@@ -232,3 +234,76 @@ def test_what_others_say_is_one_line_of_bounded_length():
 def test_other_import_errors_are_not_taken_for_a_missing_extra():
     assert missing_extra(ModuleNotFoundError("no", name="something_else")) is None
     assert isinstance(missing_extra(ModuleNotFoundError("no", name="sklearn.datasets")), UserError)
+
+
+def test_the_version(command):
+    assert command("--version") == (0, f"steppe {steppe.__version__}\n", "")
+    assert command("--version", "compare", "--task", "nowhere") == (0, f"steppe {steppe.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [[], ["compare"], ["sweep"], ["measure"], ["theory"], ["bench"], ["study", "text"]])
+def test_both_words_for_help(command, words):
+    code, short, error = command(*words, "-h")
+    assert (code, error) == (0, "")
+    assert f"Usage: {' '.join(['steppe', *words])} " in short
+    assert command(*words, "--help") == (0, short, "")
+
+
+def asking(line: str) -> dict[str, str]:
+    """The environment in which bash asks when somebody presses the tabulator at the end of a line."""
+    return {"_STEPPE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("steppe co", ["compare"]),
+        ("steppe --v", ["--version"]),
+        ("steppe compare --keep", ["--keep-weights"]),
+        ("steppe compare --task mn", ["mnist1d", "mnist1d-conv"]),
+        ("steppe compare --task mine.p", []),  # files are the shell's
+        ("steppe sweep --base s", ["sgd"]),
+        ("steppe sweep --method lightsam-i", ["lightsam-i", "lightsam-ii", "lightsam-iii"]),
+        ("steppe compare --methods adamw,sam,as", ["adamw,sam,asam"]),
+        ("steppe compare --methods asam,as", []),  # it is listed already
+        ("steppe measure runs/a --methods gs", ["gsam"]),
+    ],
+)
+def test_completion(monkeypatch, capsys, line, expected):
+    for name, value in asking(line).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main([])
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_completion_does_not_import_what_is_slow():
+    script = (
+        "import atexit, sys\nfrom steppe import cli\n"
+        f"atexit.register(lambda: print('heavy:', [name for name in {HEAVY} if name in sys.modules]))\ncli.command()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), **asking("steppe compare --methods sam,as")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.splitlines() == ["sam,asam", "heavy: []"]
+
+
+def test_what_is_completed_is_all_that_there_is():
+    from steppe.lab import flags
+    from steppe.lab.tasks.builtin import BUILTIN
+    from steppe.lab.trials import optimizers
+
+    assert flags.complete_task("") == list(BUILTIN)
+    assert flags.complete_base("") == list(optimizers.BASES)
+    assert sorted(flags.complete_method("")) == sorted(optimizers.names())
+    assert sorted(flags.complete_methods("")) == sorted(optimizers.names())
+
+
+def test_the_completion_of_a_shell_can_be_shown_and_installed(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "HOME": str(tmp_path)}
+    shell = ["bash", "-c", '"$0" "$@"; exit $?', sys.executable, "-m", "steppe"]
+    shown = subprocess.run([*shell, "--show-completion"], capture_output=True, text=True, check=True, env=env)
+    assert "complete -o default -F _steppe_completion steppe" in shown.stdout
+    done = subprocess.run([*shell, "--install-completion"], capture_output=True, text=True, check=True, env=env)
+    assert "completion installed in" in done.stdout
+    (script,) = tmp_path.rglob("steppe.sh")
+    assert script.read_text().strip() == shown.stdout.strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .._extras import how_to_install
 
-_EXTRA_OF = {
+_EXTRA_OF: dict[str, str | None] = {  # None where no extra has it
     "jinja2": "compare",
     "markupsafe": "compare",
     "matplotlib": "compare",
@@ -32,6 +32,12 @@ _EXTRA_OF = {
     "datasets": "studies,text",
     "pyarrow": "studies,text",
     "transformers": "studies,text",
+    "accelerate": "log",
+    "tensorboard": "log",
+    "mlflow": None,
+    "pandas": None,
+    "trackio": None,
+    "wandb": None,
 }
 
 

@@ -2,15 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, TypeAlias
 
 import typer
 
+from .plans.trackers import TRACKERS
+
+TASKS = ("mnist1d", "mnist1d-conv", "digits")
+BASES = ("adamw", "sgd")
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Complete the name of a built-in task; shells complete those of files."""
+    return _beginning(incomplete, TASKS)
+
+
+def complete_base(incomplete: str) -> list[str]:
+    """Complete the name of a base."""
+    return _beginning(incomplete, BASES)
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Complete the name of a method or a base."""
+    return _beginning(incomplete, _methods())
+
+
+def complete_methods(incomplete: str) -> list[str]:
+    """Complete the last of several names with commas between."""
+    return _last(incomplete, _methods())
+
+
+def complete_trackers(incomplete: str) -> list[str]:
+    """Complete the last of several names with commas between."""
+    return _last(incomplete, TRACKERS)
+
+
+def _methods() -> list[str]:
+    """Read them where they can be read without torch: settings are packaged for every method."""
+    from .plans.options import packaged_settings
+
+    return list(dict.fromkeys(name for base in BASES for name in packaged_settings()["default"][base]))
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _last(incomplete: str, names: Iterable[str]) -> list[str]:
+    before, comma, begun = incomplete.rpartition(",")
+    there = before.split(",")
+    return [f"{before}{comma}{name}" for name in _beginning(begun, names) if name not in there]
+
+
 Task: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
+    typer.Option(
+        help=f"{', '.join(TASKS)}, or your own as FILE.py:FUNCTION.",
+        show_default="mnist1d",
+        autocompletion=complete_task,
+    ),
 ]
-Base: TypeAlias = Annotated[str | None, typer.Option(help="adamw or sgd: what methods wrap.", show_default="adamw")]
+Base: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help=f"{' or '.join(BASES)}: what methods wrap.", show_default="adamw", autocompletion=complete_base),
+]
 Jobs: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -37,4 +93,12 @@ Crew: TypeAlias = Annotated[
 Timeout: TypeAlias = Annotated[
     float | None,
     typer.Option(help="Seconds that a trial may take, the start of its worker included.", show_default="no limit"),
+]
+Log: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Trackers that every trial becomes a run of: {', '.join(TRACKERS)}, with commas between.",
+        show_default="none",
+        autocompletion=complete_trackers,
+    ),
 ]

@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Device, Jobs, Precision, Processes, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Log, Precision, Processes, Task, Timeout, complete_methods
 
 
 def compare(
     task: Task = None,
     methods: Annotated[
-        str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
+        str | None,
+        typer.Option(
+            help="Names with commas between.",
+            show_default="the base and all methods",
+            autocompletion=complete_methods,
+        ),
     ] = None,
     base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
@@ -39,6 +44,7 @@ def compare(
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
     ] = None,
+    log: Log = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML file with any of these, settings: {METHOD: {NAME: VALUE}}, schedules and updates."),

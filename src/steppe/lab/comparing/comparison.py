@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..crew import runner
-from ..crew.runner import Observer
+from ..crew.runner import Observer, Silence
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
 from ..plans import options as config
@@ -17,6 +17,7 @@ from ..plans.comparison import Plan, named, plan
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.report import write_report
+from ..show.trackers import logged
 from ..tasks.task import Task
 
 
@@ -39,6 +40,7 @@ def compare(
     updates: int | None = None,
     keep_weights: bool = False,
     measure: bool = False,
+    log: str | Sequence[str] | None = None,
     observer: Observer | None = None,
 ) -> Comparison:
     """Train several methods on one task from several seeds and say which of them helps, and at what cost.
@@ -77,6 +79,8 @@ def compare(
         updates: Parameter updates of every trial, at least 1, in place of `epochs`.
         keep_weights: Whether to write the final weights of every trial to ``out/weights``.
         measure: Whether to measure sharpness on up to 1024 training examples after training.
+        log: Trackers that every trial becomes a run of once it is finished: ``tensorboard`` (in ``out/tensorboard``),
+            ``mlflow``, ``wandb``, ``trackio``.
         observer: Is told how the comparison proceeds.
 
     Returns:
@@ -110,6 +114,7 @@ def compare(
             "updates": updates,
             "keep_weights": keep_weights,
             "measure": measure,
+            "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         },
         prefix="",
@@ -137,7 +142,7 @@ def run(comparison_plan: Plan, observer: Observer | None = None, executor: Execu
         comparison_plan.source,
         comparison_plan.out,
         comparison_plan.workers,
-        observer,
+        logged(comparison_plan, observer or Silence()),
         keep_weights=comparison_plan.keep_weights,
         executor=executor,
     )

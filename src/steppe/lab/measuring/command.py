@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..flags import complete_methods
+
 
 def measure(
     target: Annotated[
@@ -21,7 +23,10 @@ def measure(
         Path | None, typer.Option(help="The weights of a task's model: a state_dict of torch or safetensors.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Rows of the comparison, with commas between.", show_default="all")
+        str | None,
+        typer.Option(
+            help="Rows of the comparison, with commas between.", show_default="all", autocompletion=complete_methods
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each row of the comparison.", min=1)] = 1,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",

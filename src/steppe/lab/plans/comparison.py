@@ -21,6 +21,7 @@ from ..trials.host import Host
 from ..trials.records import Record, TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, packaged
+from .trackers import check_installed
 from .workers import Workers, workers_of
 
 METRIC = "metric"
@@ -51,6 +52,7 @@ class Plan:
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
         loop: What trains, if that is a loop of the user's own.
+        log: The trackers that every trial becomes a run of.
     """
 
     source: TaskSource
@@ -66,6 +68,7 @@ class Plan:
     keep_weights: bool = False
     measure: bool = False
     loop: Loop | None = None
+    log: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -90,6 +93,7 @@ class Plan:
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
+        words += ["--log", ",".join(self.log)] if self.log else []
         if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
             words += ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
@@ -106,6 +110,7 @@ class Plan:
             "out": str(self.out),
             **self.workers.asked,
             **dict.fromkeys(self._flags, True),
+            **({"log": list(self.log)} if self.log else {}),
             "settings": {arm.name: arm.entry for arm in self.arms},
         }
 
@@ -117,6 +122,11 @@ class Plan:
     def task_words(self) -> str:
         """The task as the command line names it."""
         return f"{self.source.path}:{self.source.function}" if self.source.path else self.source.name
+
+    @property
+    def project(self) -> str:
+        """What this is called where several such are looked at."""
+        return f"{self.source.file_name}-{self.base}"
 
     def trials(self, *, test: bool = True) -> list[TrialConfig]:
         """List all trials, seed by seed, so that methods are comparable early and timed under equal conditions.
@@ -179,6 +189,7 @@ def plan(
         raise UserError("--measure needs a task, whose model it can see; a training loop can use steppe.measure itself")
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
+    check_installed(options.log or ())
     check_arms(arms, base, epochs, loaded, workers.sharing)
     folder = out or Path("runs") / f"{source.file_name}-{base}"
     check_writable(folder, "trials")
@@ -196,6 +207,7 @@ def plan(
         loop=loaded if isinstance(loaded, Loop) else None,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
+        log=options.log or (),
     )
 
 

@@ -16,6 +16,7 @@ from ..errors import UserError, nearest, one_line, shortened
 from ..trials.fields import Count, Model, Number, as_number
 from ..trials.schedules import DEFAULTS, Schedules, known_fields
 from .reading import read
+from .trackers import TRACKERS
 
 _RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
 _LONGEST = 1000
@@ -26,6 +27,13 @@ _AnyModel = TypeVar("_AnyModel", bound=Model)
 
 def _names(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
+def _tracker_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    for name in names or ():
+        if name not in TRACKERS:
+            raise ValueError(f"unknown tracker {name!r}{nearest(name, TRACKERS)}")
+    return names if names is None else tuple(dict.fromkeys(names))
 
 
 def _arm_name(name: str) -> str:
@@ -101,6 +109,7 @@ class Options(Model):
         crew: The address of a Dask scheduler whose workers carry trials out, such as ``tcp://HOST:8786``.
         timeout: Seconds that a trial may take, above 0; None sets no limit.
         out: The folder for everything that is written.
+        log: Names of trackers that every trial becomes a run of.
         schedules: Of all methods.
         updates: Parameter updates of every trial, in place of epochs: 1 to 1,000,000.
         keep_weights: Whether the final weights of every trial are written.
@@ -120,6 +129,7 @@ class Options(Model):
     crew: str | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
     out: str | None = None
+    log: Annotated[tuple[str, ...] | None, BeforeValidator(_names), AfterValidator(_tracker_names)] = None
     schedules: Schedules = DEFAULTS
     updates: Annotated[Count, Field(le=1_000_000)] | None = None
     keep_weights: StrictBool | None = None

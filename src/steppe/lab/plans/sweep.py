@@ -22,6 +22,7 @@ from .arms import Arm, check_arms, find_arms, packaged
 from .comparison import FIRST_SEED, Plan, load
 from .grid import Axis, Setting
 from .options import Entry, Options
+from .trackers import check_installed
 from .workers import workers_of
 
 SAMPLERS = ("grid", "tpe", "random")
@@ -96,6 +97,11 @@ class SweepPlan(Plan):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def project(self) -> str:
+        """What this is called where several such are looked at."""
+        return f"sweep-{self.source.file_name}-{self.base}-{self.arm.name}"
+
+    @property
     def study_name(self) -> str:
         """What the sweep is called in the database."""
         return self.study or f"sweep {self.source.file_name}-{self.base}-{self.arm.name}"
@@ -112,6 +118,7 @@ class SweepPlan(Plan):
         words += ["--prune"] if self.prune else []
         words += ["--storage", self.shown_storage] if self.shown_storage else []
         words += ["--study", self.study] if self.study else []
+        words += ["--log", ",".join(self.log)] if self.log else []
         words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
@@ -171,6 +178,7 @@ def plan(
         raise UserError("--study is a name in the database of --storage; give that too")
     if sampler != "grid" or storage is not None:
         require("optuna", "sqlalchemy")
+    check_installed(options.log or ())
     workers = workers_of(options)
     if prune and workers.processes > 1:
         raise UserError("--prune cannot look into trials of several processes; leave --prune or --processes out")
@@ -207,6 +215,7 @@ def plan(
         metric_name=loaded.metric_name,
         higher_is_better=loaded.higher_is_better is True,
         loop=loaded if isinstance(loaded, Loop) else None,
+        log=options.log or (),
         grid=axes,
         sampler=sampler,
         tried=trials,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Device, Jobs, Precision, Processes, Task, Timeout
+from ..flags import Base, Crew, Device, Jobs, Log, Precision, Processes, Task, Timeout, complete_method
 
 
 def sweep(
@@ -21,7 +21,9 @@ def sweep(
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
     task: Task = None,
-    method: Annotated[str, typer.Option(help="The method, or an arm of the file for --config.")] = "sam",
+    method: Annotated[
+        str, typer.Option(help="The method, or an arm of the file for --config.", autocompletion=complete_method)
+    ] = "sam",
     base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of every setting.", show_default="3")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training.", show_default="the task's")] = None,
@@ -39,6 +41,7 @@ def sweep(
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD")
     ] = None,
+    log: Log = None,
     storage: Annotated[
         str | None,
         typer.Option(

@@ -20,6 +20,7 @@ from ..plans.sweep import SweepPlan, plan
 from ..plans.workers import check_crew
 from ..show import sweep_table
 from ..show.sweep_report import write_report
+from ..show.trackers import Trackers
 from ..tasks.task import Task
 from .search import Search
 
@@ -54,6 +55,7 @@ def sweep(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     schedules: Mapping[str, Any] | None = None,
     updates: int | None = None,
+    log: str | Sequence[str] | None = None,
     observer: Observer | None = None,
 ) -> Sweep:
     """Try many settings of one method and find the best by the validation metric.
@@ -93,6 +95,7 @@ def sweep(
         settings: As of `compare`: hyper-parameters that are not varied.
         schedules: As of `compare`.
         updates: Parameter updates of every training, in place of `epochs`.
+        log: As of `compare`: every training that is not pruned becomes a run.
         observer: Is told how the sweep proceeds.
 
     Returns:
@@ -124,6 +127,7 @@ def sweep(
             "out": None if out is None else str(out),
             "schedules": None if schedules is None else dict(schedules),
             "updates": updates,
+            "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         },
         prefix="",
@@ -162,6 +166,7 @@ def run(
         RunError: A training failed; what was finished is kept.
     """
     observer = observer or Silence()
+    trackers = Trackers(sweep_plan, observer.warn)
     with _copy(sweep_plan) as copy:
         search = Search(sweep_plan)
         kept = search.news()
@@ -183,6 +188,8 @@ def run(
             )
             with closing(found):
                 for config, record in found:
+                    if record is not None:
+                        trackers.log(record)
                     search.ended(config, record)
                     _tell(search, copy, observer)
             _tell(search, copy, observer)

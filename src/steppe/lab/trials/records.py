@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
@@ -61,6 +62,13 @@ class TrialConfig(Model):
         content = {"schema": SCHEMA, **self.model_dump(mode="json", exclude=left_out)}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def flat(self) -> dict[str, bool | int | float | str]:
+        """All that is set, each under a name of its own, such as ``rho`` and ``schedules.lr.kind``."""
+        kept = {"arm", "hyperparameters", "schedules"}
+        content = {**self.model_dump(mode="json", exclude=kept), "schedules": self.schedules.changes}
+        return {**_flat(self.hyperparameters), "row": self.row, **_flat(content)}
 
     @property
     def row(self) -> str:
@@ -187,6 +195,16 @@ class Record(Model):
 
 
 _BY_EPOCH = ("train_loss", "validation_loss", "validation_metric", "gradient_evaluations", "examples", "seconds")
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    found: dict[str, bool | int | float | str] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            found[prefix + name] = value if isinstance(value, (bool, int, float, str)) else ", ".join(map(str, value))
+    return found
 
 
 def library_versions() -> dict[str, str]:

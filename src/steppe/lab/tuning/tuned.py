@@ -59,6 +59,7 @@ def tune(
                 update={
                     "methods": (arm.name,),
                     "seeds": SEEDS,
+                    "log": None,
                     "out": str(compared.out / "tuning" / arm.name),
                     "settings": {**asked.settings, arm.name: _without(asked, arm)},
                 }

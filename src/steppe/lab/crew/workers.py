@@ -23,7 +23,7 @@ def job(
     tells: bool = False,
 ) -> Job:
     """Return the job that runs a trial; its result is the record, and the final weights if they are to be kept."""
-    return Job(config.key, label, run, (source, config, keep_weights, host), source.path, tells)
+    return Job(config.key, label, run, (source, config, keep_weights, host), source.paths, tells)
 
 
 def run(
@@ -38,10 +38,12 @@ def run(
         host: Where the trial runs; by default the CPU.
         say: Is given the curve so far after every epoch, and may raise `Stopped`; None if nobody listens.
     """
+    from ..trials.finding import brought
     from ..trials.trial import run_trial
 
     weights: dict[str, Any] = {}
-    record = run_trial(config, _task(source), host, weights.update if keep_weights else None, say)
+    with brought(code for code in source.along if config.is_by(code.name, code.digest)):
+        record = run_trial(config, _task(source), host, weights.update if keep_weights else None, say)
     return record, _saved(weights) if weights else None
 
 

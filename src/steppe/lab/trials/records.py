@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
@@ -14,16 +16,20 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
+_OF_OWN_CODE = ("method_digest", "base_digest")
+
 
 class TrialConfig(Model):
     """Everything that changes the numbers of a trial, and nothing else.
 
     Attributes:
         task: The task's name.
-        task_digest: For a user's task, the hash of its file.
+        task_digest: For a user's task, the hash of its file, and of those of its folder that it imports.
         method: The method's name.
+        method_digest: For a user's method, likewise, or the version of the package that it is from.
         arm: What the row of the table is called, unless that is the method's name.
         base: The base optimizer's name if the method wraps one.
+        base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
@@ -38,8 +44,10 @@ class TrialConfig(Model):
     task: str
     task_digest: str | None = None
     method: str
+    method_digest: str | None = None
     arm: str | None = None
     base: str | None = None
+    base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
     epochs: int
@@ -50,12 +58,22 @@ class TrialConfig(Model):
     measure: bool = False
     versions: dict[str, str]
 
+    @model_serializer(mode="wrap")
+    def _without_absent_digests(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what there is of users' own methods and bases alone, so that keys of all others stay the same."""
+        content: dict[str, Any] = serialize(self)
+        return {name: value for name, value in content.items() if value is not None or name not in _OF_OWN_CODE}
+
     @property
     def key(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of this configuration."""
         content = {"schema": SCHEMA, **self.model_dump(mode="json")}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_by(self, name: str, digest: str | None) -> bool:
+        """Return whether the user's code of this name and digest is the method or the base."""
+        return (name, digest) in ((self.method, self.method_digest), (self.base, self.base_digest))
 
     @property
     def row(self) -> str:

@@ -12,7 +12,8 @@ from steppe.lab.comparing import comparison
 from steppe.lab.errors import UserError
 from steppe.lab.plans import options as config
 from steppe.lab.tasks.task import Task
-from steppe.lab.trials.optimizers import build, find, has_radius, is_wrapper, parameters_of
+from steppe.lab.trials.finding import find, has_radius, is_wrapper
+from steppe.lab.trials.optimizers import build, parameters_of
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.trial import run_trial
 from steppe.triggers import After, Always, Every, Randomly
@@ -219,7 +220,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
         ("nowhere:sam", "the method 'nowhere:sam' cannot be imported: No module named 'nowhere'"),
         ("steppe:nothing", "the method 'steppe:nothing' cannot be imported: .*'nothing'"),
         (":sam", "the method ':sam' cannot be imported: Empty module name"),
-        ("samm", "unknown method 'samm'; did you mean 'sam'.*, or MODULE:FUNCTION"),
+        ("samm", "unknown method 'samm'; did you mean 'sam'.*, or your own as FILE.py:NAME or MODULE:NAME"),
     ],
 )
 def test_methods_that_are_not_there(name, message):

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 from steppe.lab.tasks.splits import batches
 from steppe.lab.tasks.task import Task
 from steppe.lab.trials.feeds import total_updates
+from steppe.lab.trials.finding import BASES
 from steppe.lab.trials.host import Host
-from steppe.lab.trials.optimizers import BASES
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.schedules import Constant, Schedules
 from steppe.lab.trials.trial import evaluate, run_trial

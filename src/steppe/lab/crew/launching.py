@@ -23,7 +23,7 @@ _LOOK = 0.1  # seconds between two looks at the processes
 
 def job(source: TaskSource, config: TrialConfig, label: str, keep_weights: bool, processes: int, device: str) -> Job:
     """Return the job that runs a trial in so many processes; its result is as of `workers.job`."""
-    return Job(config.key, label, run, (source, config, keep_weights, processes, device), source.path)
+    return Job(config.key, label, run, (source, config, keep_weights, processes, device), source.paths)
 
 
 def run(
@@ -83,6 +83,6 @@ def _one(
         found = workers.run(source, config, keep_weights, host, None)
         return found if host.rank == 0 else None
     except BaseException as error:
-        text = str(error) if isinstance(error, RunError) else describe(error, source.path)
+        text = str(error) if isinstance(error, RunError) else describe(error, *source.paths)
         Path(folder, f"process-{os.environ.get('RANK')}").write_text(text)
         raise

@@ -24,7 +24,7 @@ def job(
     tells: bool = False,
 ) -> Job:
     """Return the job that runs a trial; its result is the record, and the final weights if they are to be kept."""
-    return Job(config.key, label, run, (source, config, keep_weights, host), source.path, tells)
+    return Job(config.key, label, run, (source, config, keep_weights, host), source.paths, tells)
 
 
 def run(
@@ -40,16 +40,18 @@ def run(
         say: Is given the curve so far after every epoch, and may raise `Stopped`; None if nobody listens.
     """
     from ..tasks.loop import Loop
+    from ..trials.finding import brought
     from ..trials.own_loop import run_loop
     from ..trials.trial import run_trial
 
     weights: dict[str, Any] = {}
     keep = weights.update if keep_weights else None
     task = _task(source)
-    if isinstance(task, Loop):
-        record = run_loop(config, task, host, keep, say)
-    else:
-        record = run_trial(config, task, host, keep, say)
+    with brought(code for code in source.along if config.is_by(code.name, code.digest)):
+        if isinstance(task, Loop):
+            record = run_loop(config, task, host, keep, say)
+        else:
+            record = run_trial(config, task, host, keep, say)
     return record, _saved(weights) if weights else None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ..code.code import Code
 from ..errors import UserError, exits_raise, require
 from ..files import check_writable
 from ..tasks.checks import check_fit
@@ -15,12 +16,13 @@ from ..tasks.loop import Loop
 from ..tasks.metrics import direction_of
 from ..tasks.sources import TaskSource, find_task
 from ..tasks.task import Task
-from ..trials import optimizers
 from ..trials.devices import accelerator, kind
+from ..trials.finding import brought, is_wrapper, row_of
 from ..trials.host import Host
 from ..trials.records import Record, TrialConfig, library_versions
 from . import options as config
-from .arms import Arm, check_arms, find_arms, packaged
+from .arms import Arm, check_arms, find_arms, model_for, packaged
+from .rows import base_of, codes
 from .trackers import check_installed
 from .workers import Workers, workers_of
 
@@ -40,7 +42,7 @@ class Plan:
 
     Attributes:
         source: Where the task comes from.
-        base: The base optimizer's name.
+        base: What the base is called: as a row, if it is one.
         arms: The rows of the table, in the order asked for.
         seeds: The seeds.
         epochs: Of every trial, unless its arm counts updates.
@@ -53,6 +55,7 @@ class Plan:
         measure: Whether sharpness is measured after training.
         loop: What trains, if that is a loop of the user's own.
         log: The trackers that every trial becomes a run of.
+        wrapped: What methods wrap, with its whole path if it is the user's own; None if that is ``base``.
     """
 
     source: TaskSource
@@ -69,6 +72,7 @@ class Plan:
     measure: bool = False
     loop: Loop | None = None
     log: tuple[str, ...] = ()
+    wrapped: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -89,30 +93,44 @@ class Plan:
     @property
     def command(self) -> str:
         """The command line of this comparison; with a file only where the arms are not the packaged ones."""
-        words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
+        rows = ",".join(arm.words for arm in self.arms)
+        words = ["steppe", "compare", "--task", self.task_words, "--methods", rows, "--base", self.base_words]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         words += ["--log", ",".join(self.log)] if self.log else []
-        if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
+        with brought(self.source.along):
+            usual = [packaged(self.source.name, self.inner, arm.method) for arm in self.arms]
+        if [*self.arms] != usual or self.base_words != self.inner:
             words += ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
     @property
     def options(self) -> dict[str, Any]:
         """All of this as the content of a file for ``--config``."""
+        named = {} if self.base_words == self.inner else {self.base: {"method": self.inner}}
         return {
             "task": self.task_words,
             "methods": self.names,
-            "base": self.base,
+            "base": self.base_words,
             "seeds": len(self.seeds),
             "epochs": self.epochs,
             "out": str(self.out),
             **self.workers.asked,
             **dict.fromkeys(self._flags, True),
             **({"log": list(self.log)} if self.log else {}),
-            "settings": {arm.name: arm.entry for arm in self.arms},
+            "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
         }
+
+    @property
+    def inner(self) -> str:
+        """What methods wrap."""
+        return self.wrapped or self.base
+
+    @property
+    def base_words(self) -> str:
+        """The base as the command line names it."""
+        return self.inner if row_of(self.inner) == self.base else self.base
 
     @property
     def _flags(self) -> list[str]:
@@ -139,13 +157,18 @@ class Plan:
         """
         marks = self.workers.marks
         marks["versions"] = {**library_versions(), **marks["versions"]}
+        own = {code.words: code for code in self.source.along}
+        with brought(own.values()):
+            wraps = {arm.method: is_wrapper(arm.method) for arm in self.arms}
         return [
             TrialConfig(
                 task=self.source.name,
                 task_digest=self.source.digest,
-                method=arm.method,
+                method=_name(arm.method, own),
+                method_digest=own[arm.method].digest if arm.method in own else None,
                 arm=None if arm.name == arm.method else arm.name,
-                base=self.base if optimizers.is_wrapper(arm.method) else None,
+                base=_name(self.inner, own) if wraps[arm.method] else None,
+                base_digest=own[self.inner].digest if wraps[arm.method] and self.inner in own else None,
                 hyperparameters=arm.hyperparameters,
                 seed=seed,
                 epochs=self.epochs,
@@ -159,6 +182,10 @@ class Plan:
             for seed in self.seeds
             for arm in self.arms
         ]
+
+
+def _name(words: str, own: Mapping[str, Code]) -> str:
+    return own[words].name if words in own else words
 
 
 def plan(
@@ -178,10 +205,10 @@ def plan(
     Raises:
         UserError: The input is wrong.
     """
-    base = options.base or "adamw"
-    optimizers.check_base(base)
+    name, base = base_of(options)
     source = find_task(task)
     arms = find_arms(source.name, base, options)
+    source = replace(source, along=codes(base, [arm.method for arm in arms]))
     workers = workers or workers_of(options)
     loaded = load(source, workers)
     epochs = options.epochs or loaded.epochs
@@ -190,12 +217,13 @@ def plan(
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
     check_installed(options.log or ())
-    check_arms(arms, base, epochs, loaded, workers.sharing)
-    folder = out or Path("runs") / f"{source.file_name}-{base}"
+    model = None if isinstance(loaded, Loop) else model_for(arms, base, loaded.model)
+    check_arms(arms, base, epochs, loaded, workers.sharing, model)
+    folder = out or Path("runs") / f"{source.file_name}-{name}"
     check_writable(folder, "trials")
     return Plan(
         source=source,
-        base=base,
+        base=name,
         arms=arms,
         seeds=tuple(range(options.seeds or 10)),
         epochs=epochs,
@@ -208,6 +236,7 @@ def plan(
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
         log=options.log or (),
+        wrapped=base,
     )
 
 

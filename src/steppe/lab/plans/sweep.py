@@ -16,12 +16,14 @@ from ..files import check_writable
 from ..tasks.loop import Loop
 from ..tasks.sources import find_task
 from ..trials import optimizers
+from ..trials.finding import brought
 from ..trials.records import TrialConfig
 from . import grid as grids
-from .arms import Arm, check_arms, find_arms, packaged
+from .arms import Arm, check_arms, find_arms, model_for, packaged
 from .comparison import FIRST_SEED, Plan, load
 from .grid import Axis, Setting
 from .options import Entry, Options
+from .rows import base_of, codes, rows
 from .trackers import check_installed
 from .workers import workers_of
 
@@ -109,7 +111,7 @@ class SweepPlan(Plan):
     @property
     def command(self) -> str:
         """The command line of this sweep."""
-        words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.name, "--base", self.base]
+        words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.words, "--base", self.base_words]
         words += ["--grid", *(axis.words for axis in self.grid), "--seeds", str(len(self.seeds))]
         words += ["--epochs", str(self.epochs), "--out", str(self.out)]
         if self.sampler != "grid":
@@ -130,10 +132,11 @@ class SweepPlan(Plan):
     @property
     def _as_packaged(self) -> bool:
         """Whether all that is not varied is as it is if nobody says anything."""
-        usual = packaged(self.source.name, self.base, self.arm.method)
+        with brought(self.source.along):
+            usual = packaged(self.source.name, self.inner, self.arm.method)
         varied = [axis.name for axis in self.grid]
         left = {name: value for name, value in usual.hyperparameters.items() if name not in varied}
-        return self.arm == replace(usual, hyperparameters=left)
+        return self.arm == replace(usual, hyperparameters=left) and self.base_words == self.inner
 
 
 def plan(
@@ -183,10 +186,10 @@ def plan(
     if prune and workers.processes > 1:
         raise UserError("--prune cannot look into trials of several processes; leave --prune or --processes out")
     axes = grids.parse(grid, counted=sampler == "grid")
-    base = options.base or "adamw"
-    optimizers.check_base(base)
+    base_name, base = base_of(options)
     source = find_task(task)
     arm = _arm(source.name, base, options, axes)
+    source = replace(source, along=codes(base, [arm.method]))
     if prune and arm.updates is not None:
         raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
     loaded = load(source, workers)
@@ -196,16 +199,17 @@ def plan(
             "higher_is_better=...)"
         )
     epochs = options.epochs or loaded.epochs
+    model = None if isinstance(loaded, Loop) else model_for([arm], base, loaded.model)
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
-        optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
-    check_arms([arm], base, epochs, loaded, workers.sharing)
-    name = f"{source.file_name}-{base}-{arm.name}"
+        optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting}, model)
+    check_arms([arm], base, epochs, loaded, workers.sharing, model)
+    name = f"{source.file_name}-{base_name}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}
     return SweepPlan(
         source=source,
-        base=base,
+        base=base_name,
         arms=(replace(arm, hyperparameters=fixed),),
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + (options.seeds or 3))),
         epochs=epochs,
@@ -216,6 +220,7 @@ def plan(
         higher_is_better=loaded.higher_is_better is True,
         loop=loaded if isinstance(loaded, Loop) else None,
         log=options.log or (),
+        wrapped=base,
         grid=axes,
         sampler=sampler,
         tried=trials,
@@ -239,8 +244,7 @@ def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Arm:
     assert options.methods is not None
     if len(options.methods) != 1:
         raise UserError(f"a sweep is of one method, got {len(options.methods)}; give one with --method")
-    (name,) = options.methods
-    optimizers.check_methods(options.methods, options.settings)
+    (name,) = rows(base, options)
     entry = options.settings.get(name, Entry(name=name))
     given = {**entry.hyperparameters, **grids.probes(axes)[0]}
     twice = [axis.name for axis in axes if axis.name in entry.hyperparameters]

@@ -16,6 +16,7 @@ from ..files import write_atomically
 from ..judge.stats import Row, rank_correlation
 from ..judge.verdict import decimals, with_error
 from ..plans.arms import Arm, each
+from ..trials.finding import shown
 from ..trials.records import Record, all_versions
 from ..trials.schedules import Constant
 from . import curves, page, sharpness, table
@@ -145,7 +146,7 @@ def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) ->
 
 def _settings(arm: Arm) -> str:
     values = ", ".join(f"{name} {_number(value)}" for name, value in arm.hyperparameters.items()) or "its own defaults"
-    return values if arm.name == arm.method else f"{arm.method} with {values}"
+    return values if arm.name == arm.method else f"{shown(arm.method)} with {values}"
 
 
 def _number(value: Any) -> str:

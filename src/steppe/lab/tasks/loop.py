@@ -41,6 +41,10 @@ class Loop:
         if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 0:
             raise UserError(f"loop: epochs must be a whole number of at least 0, got {self.epochs!r}")
 
+    def __call__(self, run: Any) -> Mapping[str, float]:
+        """Train."""
+        return self.train(run)
+
     @property
     def batch_size(self) -> int:
         """Of no meaning: the function makes its batches itself."""

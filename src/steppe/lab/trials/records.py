@@ -8,6 +8,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
 
@@ -15,16 +17,20 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
+_LATER = ("method_digest", "base_digest", "device", "precision")
+
 
 class TrialConfig(Model):
     """Everything that changes the numbers of a trial, and nothing else.
 
     Attributes:
         task: The task's name.
-        task_digest: For a user's task, the hash of its file.
+        task_digest: For a user's task, the hash of its file, and of those of its folder that it imports.
         method: The method's name.
+        method_digest: For a user's method, likewise, or the version of the package that it is from.
         arm: What the row of the table is called, unless that is the method's name.
         base: The base optimizer's name if the method wraps one.
+        base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
@@ -41,8 +47,10 @@ class TrialConfig(Model):
     task: str
     task_digest: str | None = None
     method: str
+    method_digest: str | None = None
     arm: str | None = None
     base: str | None = None
+    base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
     epochs: int
@@ -55,13 +63,22 @@ class TrialConfig(Model):
     precision: str | None = None
     versions: dict[str, str]
 
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out fields that had not always been there, unless they say something: keys stay the same."""
+        content: dict[str, Any] = serialize(self)
+        return {name: value for name, value in content.items() if value is not None or name not in _LATER}
+
     @property
     def key(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of this configuration."""
-        left_out = {name for name in _LATER if getattr(self, name) is None}
-        content = {"schema": SCHEMA, **self.model_dump(mode="json", exclude=left_out)}
+        content = {"schema": SCHEMA, **self.model_dump(mode="json")}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_by(self, name: str, digest: str | None) -> bool:
+        """Return whether the user's code of this name and digest is the method or the base."""
+        return (name, digest) in ((self.method, self.method_digest), (self.base, self.base_digest))
 
     @property
     def flat(self) -> dict[str, bool | int | float | str]:
@@ -79,9 +96,6 @@ class TrialConfig(Model):
     def label(self) -> str:
         """How a trial is called in messages."""
         return f"{self.row}, seed {self.seed}"
-
-
-_LATER = ("device", "precision")  # fields that had not been there: without them a key is what it was
 
 
 class Curve(Model):

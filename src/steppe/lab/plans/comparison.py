@@ -63,6 +63,11 @@ class Plan:
         return [arm.name for arm in self.arms]
 
     @property
+    def title(self) -> str:
+        """What is compared, in one line."""
+        return f"{self.source.name}, base {self.base}, {self.length}, {counted(len(self.seeds), 'seed')}"
+
+    @property
     def length(self) -> str:
         """How long a trial is, in words."""
         return " or ".join(dict.fromkeys(arm.length(self.epochs) for arm in self.arms))
@@ -190,6 +195,11 @@ def plan(
         measure=bool(options.measure),
         log=options.log or (),
     )
+
+
+def counted(number: int, what: str) -> str:
+    """Say how many there are."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def load(source: TaskSource) -> Task:

@@ -63,7 +63,8 @@ class TrialConfig(Model):
         """All that is set, each under a name of its own, such as ``rho`` and ``schedules.lr.kind``."""
         kept = {"arm", "hyperparameters", "schedules"}
         content = {**self.model_dump(mode="json", exclude=kept), "schedules": self.schedules.changes}
-        return {**_flat(self.hyperparameters), "row": self.row, **_flat(content)}
+        named = {"row": self.row, **_flat(content)}
+        return {**named, **{name: value for name, value in _flat(self.hyperparameters).items() if name not in named}}
 
     @property
     def row(self) -> str:

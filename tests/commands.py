@@ -15,11 +15,17 @@ from typing import Any
 import steppe
 
 SOURCE = Path(steppe.__file__).parents[1]
+PRETEND = Path(__file__).with_name("pretend")
 
 
 def environment(**more: str) -> dict[str, str]:
     """That of a command which finds steppe wherever it begins, and has one thread."""
     return {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", **more}
+
+
+def with_pretend_device(**more: str) -> dict[str, str]:
+    """The same, for a command that finds an accelerator with two devices, as its workers do."""
+    return environment(PYTHONPATH=os.pathsep.join([str(SOURCE), str(PRETEND)]), **more)
 
 
 def started(*words: object, env: dict[str, str] | None = None, **more: Any) -> subprocess.Popen[str]:

@@ -144,6 +144,33 @@ def test_micro_batches_refuse_what_cannot_be():
         accumulated_step(opt, parts_of(batch), backward_of(problem), ascent=backward_of(problem))
 
 
+@pytest.mark.parametrize("climb", ["step", "replay", "micro"])
+def test_where_all_that_would_climb_is_frozen_the_whole_batch_counts(climb):
+    ours, plain = Problem(), Problem()
+    for problem in (ours, plain):
+        problem.model[0].requires_grad_(False)
+    first, last = ours.model[0].parameters(), ours.model[2].parameters()
+    opt = SAM(torch.optim.SGD([{"params": first}, {"params": last, "rho": 0.0}], lr=0.05), rho=0.1)
+    assert opt.will_climb() is False
+    base = torch.optim.SGD(plain.model[2].parameters(), lr=0.05)
+    for batch in ours.batches(3):
+        expected = base.step(plain.closure(base, batch))
+        if climb == "step":
+            loss = opt.step(ours.closure(opt, batch), ascent=lambda: pytest.fail("called"))
+        else:
+
+            def backward(batch):
+                loss = ours.loss(batch)
+                loss.backward()
+                return loss
+
+            loss = accumulated_step(opt, [batch], backward, climb=climb, ascent=lambda _: pytest.fail("called"))
+        assert torch.equal(loss, expected)
+    assert same_bits(ours.model.parameters(), plain.model.parameters())
+    ours.model[0].requires_grad_(True)
+    assert opt.will_climb() is True
+
+
 # Triggers
 
 

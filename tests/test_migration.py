@@ -116,17 +116,18 @@ def start_anew(names):
 
 
 def test_code_runs(names):
-    line_for_line, closure, package, gsam, coupled, scaled, norm, recipe, loading = AFTER
+    line_for_line, one_line, closure, package, gsam, coupled, scaled, norm, recipe, loading = AFTER
     start = start_anew(names)
 
     exec(line_for_line, names)
     twice = torch.cat([p.detach().flatten() for p in names["model"].parameters()])
-    start_anew(names)
-    exec(closure, names)
-    once = torch.cat([p.detach().flatten() for p in names["model"].parameters()])
-    assert torch.equal(once, twice)
-    assert not torch.equal(once, start)
-    assert names["loss"].item() > 0
+    for block in (one_line, closure):
+        start_anew(names)
+        exec(block, names)
+        once = torch.cat([p.detach().flatten() for p in names["model"].parameters()])
+        assert torch.equal(once, twice)
+        assert not torch.equal(once, start)
+        assert names["loss"].item() > 0
 
     exec(package, names)
     assert type(names["opt"].base) is torch.optim.AdamW

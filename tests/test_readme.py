@@ -17,7 +17,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_code_runs():
-    example, measured, scheduled, cheap, scaled = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, measured, scheduled, cheap, by_closure, scaled = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(example, names)
     assert names["loss"].item() > 0
@@ -28,6 +28,9 @@ def test_code_runs():
     assert next(iter(names["loader"]))[0].shape == (16, 20)
     exec(cheap, names)
     assert names["loss"].item() > 0
+    before = names["model"].weight.detach().clone()
+    exec(by_closure, names)
+    assert not torch.equal(names["model"].weight, before)
     names |= {"scaler": torch.amp.GradScaler("cpu"), "loss_fn": torch.nn.functional.cross_entropy}
     before = names["model"].weight.detach().clone()
     exec(scaled, names)

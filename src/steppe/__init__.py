@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .optimizer import SharpnessAware as SharpnessAware
     from .schedules import ParamGroupSchedule as ParamGroupSchedule
     from .schedules import ProportionalToLR as ProportionalToLR
+    from .stepping import train_step as train_step
     from .together import Together as Together
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOME = {
     **dict.fromkeys(("FriendlySAM", "VaSSO", "AMSGrad", "AdaSAM", "LightSAM"), ".methods"),
     "norm_layers": ".groups",
     "Together": ".together",
+    "train_step": ".stepping",
 }
 
 _ROOMS = (
@@ -83,6 +85,7 @@ __all__ = [
     "VaSSO",
     "accumulated_step",
     "norm_layers",
+    "train_step",
 ]
 
 

@@ -94,11 +94,16 @@ def check_base(base: object, called: str = "base") -> None:
             "sharpness-aware optimizer (make a new base), or it means something else by it, as Adadelta does (choose "
             "another base)."
         )
-    closure = inspect.signature(base.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if needs_closure(base):
         raise ValueError(
             f"{type(base).__name__}.step() needs a closure of its own, so it cannot be given one gradient per step."
         )
+
+
+def needs_closure(opt: Optimizer) -> bool:
+    """Say whether an optimizer cannot step without a closure."""
+    closure = inspect.signature(opt.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _check_kind(one: Any, base: Any, called: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._examples import Examples
@@ -75,6 +76,18 @@ def _parts(examples: Examples, count: int) -> Iterator[tuple[Any, float]]:
     for i in range(count):
         part = slice(-(-n * i // count), -(-n * (i + 1) // count))
         yield examples.take(part), (part.stop - part.start) / n
+
+
+def moved(batch: Any, device: torch.device | str) -> Any:
+    """Return a batch on a device: tensors, whatever else has a ``to``, and those in sequences and mappings."""
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved(value, device) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        items = [moved(value, device) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
 
 
 def fraction_of(batch: Any, fraction: float) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar, final
 
@@ -33,6 +33,9 @@ def accumulated_step(
     step: Callable[[], object] | None = None,
 ) -> Tensor | None:
     """Take one step on several micro-batches and return the sum of their clean losses.
+
+    It is for several batches that a loader hands out one by one, for climbs of each of them or of each process, and for
+    FSDP2. For one batch, cut into parts or not, `train_step` is shorter.
 
     With ``w + delta(B)`` for where a batch ``B`` climbs to, the base gets
 
@@ -208,6 +211,25 @@ def passes_apart(opt: SharpnessAware, model: nn.Module | None) -> bool:
     return mixes or opt.blend is not None or opt.trigger.needs_gradient
 
 
+@contextmanager
+def exchanged(model: nn.Module | None, yes: bool) -> Iterator[None]:
+    """Let the passes of a model inside exchange gradients with other processes, or not."""
+    found: Any = _plain(model)
+    if found is None or yes:
+        yield
+    elif hasattr(found, "no_sync"):  # DDP
+        with found.no_sync():
+            yield
+    elif hasattr(found, "set_requires_gradient_sync"):  # FSDP2
+        found.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            found.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
 @final
 class _Traffic:
     """Which passes exchange gradients with other processes."""
@@ -221,22 +243,9 @@ class _Traffic:
         self.by_hand = replicas == "own" and _by_hand(opt, model)
         self.apart = passes_apart(opt, model)
 
-    @contextmanager
-    def exchanged(self, yes: bool) -> Iterator[None]:
+    def exchanged(self, yes: bool) -> AbstractContextManager[None]:
         """Let the passes inside exchange gradients, or not."""
-        if self.model is None or (yes and not self.by_hand):
-            yield
-        elif hasattr(self.model, "no_sync"):  # DDP
-            with self.model.no_sync():
-                yield
-        elif hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
-            self.model.set_requires_gradient_sync(False)
-            try:
-                yield
-            finally:
-                self.model.set_requires_gradient_sync(True)
-        else:
-            yield
+        return exchanged(self.model, yes and not self.by_hand)
 
     @contextmanager
     def fresh(self) -> Iterator[None]:
@@ -362,10 +371,15 @@ def _check(
         )
 
 
-def check_fraction_allowed(opt: SharpnessAware, option: str) -> None:
-    """Refuse clean passes that see parts of micro-batches, which ``option`` asks for, where that cannot be."""
+def need_clean_pass(opt: SharpnessAware, option: str) -> None:
+    """Refuse ``option``, which says what clean passes see, where there are none."""
     if not opt.ascent.needs_gradient:
         raise TypeError(f"{type(opt).__name__} climbs without a gradient: leave {option} out.")
+
+
+def check_fraction_allowed(opt: SharpnessAware, option: str) -> None:
+    """Refuse clean passes that see parts of micro-batches, which ``option`` asks for, where that cannot be."""
+    need_clean_pass(opt, option)
     if opt.trigger.needs_gradient:
         raise ValueError(
             f"{option} does not go with {type(opt.trigger).__name__}, which looks at gradients: where it does not "

@@ -372,7 +372,7 @@ class SharpnessAware(Wrapping):
         if not self.ascent.needs_gradient:  # then all is known
             vector_of = vectors_of(self.base, self.ascent)
             return due and any(vector_of(p) is not None for params, _ in climbing for p in params)
-        return due and bool(climbing)
+        return due and any(p.requires_grad for params, _ in climbing for p in params)
 
     def climbing_groups(self) -> list[tuple[list[Tensor], Scalar]]:
         """Return the parameters of groups that climb, with their radii: numbers, or tensors where nobody may look."""

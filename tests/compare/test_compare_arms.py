@@ -240,7 +240,7 @@ def test_bad_yaml_is_one_line_with_field_and_line(command, written, text, messag
         ),
         (
             {"methods": ["sgd", "sam+C"], "settings": {"sam+B": {"method": "sam"}}},
-            r"unknown method 'sam\+C'; did you mean 'sam\+B'.* known: adamw, .*, sam\+B$",
+            r"unknown method 'sam\+C'; did you mean 'sam\+B'.* known: adamw, .*, sam\+B, or your own as FILE.py:NAME or MODULE:NAME$",
         ),
         ({"methods": ["a", "a"], "settings": {"a": {"method": "sam"}}}, "the method 'a' is listed twice; list"),
         ({"settings": {"a": {"method": "sam", "roh": 1}}}, "a: sam over adamw has no hyper-parameter 'roh'"),

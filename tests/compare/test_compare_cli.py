@@ -47,7 +47,7 @@ def test_the_real_command_line(start):
             ["--task", "digit"],
             "unknown task 'digit'; did you mean 'digits'? known: mnist1d, ",
         ),
-        (["--base", "adam"], "unknown base 'adam'; did you mean 'adamw'? known: adamw, sgd"),
+        (["--base", "adm"], "unknown base 'adm'; did you mean 'adam' or 'radam'? known: adamw, sgd"),
         (["--methods", "adamw,smm"], "unknown method 'smm'; did you mean 'sam'"),
         (["--methods", "sam,adamw,sam"], "the method 'sam' is listed twice; list every method once"),
         (["--methods", " , "], "no method to compare; list at least one of adamw, sgd, sam"),

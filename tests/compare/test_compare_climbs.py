@@ -12,7 +12,8 @@ from steppe.lab.comparing import comparison
 from steppe.lab.errors import UserError
 from steppe.lab.plans import options as config
 from steppe.lab.tasks.task import Task
-from steppe.lab.trials.optimizers import build, find, has_radius, is_wrapper, parameters_of
+from steppe.lab.trials.finding import find, has_radius, is_wrapper
+from steppe.lab.trials.optimizers import build, parameters_of
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.trial import run_trial
 from steppe.triggers import After, Always, Every, Randomly
@@ -22,7 +23,9 @@ Y = (X[:, 0] > 0).long()
 
 
 def trial(method="sam", **hyperparameters):
-    task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X.flip(0), Y.flip(0)), test=(X.flip(0), Y.flip(0))
+    )
     asked = TrialConfig(
         task="t",
         method=method,
@@ -97,7 +100,13 @@ def test_a_fraction_is_the_climb_of_the_first_examples(monkeypatch):
         seen.append(targets)
         return plain(outputs, targets)
 
-    task = Task(model=lambda: nn.Linear(3, 2), train=(X, Y), validation=(X, Y), test=(X, Y), loss=spy)
+    task = Task(
+        model=lambda: nn.Linear(3, 2),
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+        loss=spy,
+    )
     asked = TrialConfig(
         task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
         hyperparameters={"lr": 0.1, "rho": 0.1, "fraction": 0.5},
@@ -132,7 +141,12 @@ class Counting(nn.Linear):
 @pytest.mark.parametrize("hyperparameters", [{}, {"fraction": 0.25}, {"every": 2.0}])
 def test_buffers_are_those_of_one_pass(hyperparameters):
     models = []
-    task = Task(model=lambda: models.append(Counting()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: models.append(Counting()) or models[-1],
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+    )
     run_trial(
         TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=2, batch_size=8, versions={},
@@ -154,7 +168,12 @@ def test_buffers_are_those_of_one_pass(hyperparameters):
 )
 def test_norm_statistics_are_those_of_one_pass_over_the_whole_batch(hyperparameters, seen):
     models = []
-    task = Task(model=lambda: models.append(Normed()) or models[-1], train=(X, Y), validation=(X, Y), test=(X, Y))
+    task = Task(
+        model=lambda: models.append(Normed()) or models[-1],
+        train=(X, Y),
+        validation=(X.flip(0), Y.flip(0)),
+        test=(X.flip(0), Y.flip(0)),
+    )
     run_trial(
         TrialConfig(
             task="t", method="sam", base="sgd", seed=0, epochs=1, batch_size=8, versions={},
@@ -201,7 +220,7 @@ def test_methods_from_elsewhere(tmp_path, monkeypatch):
         ("nowhere:sam", "the method 'nowhere:sam' cannot be imported: No module named 'nowhere'"),
         ("steppe:nothing", "the method 'steppe:nothing' cannot be imported: .*'nothing'"),
         (":sam", "the method ':sam' cannot be imported: Empty module name"),
-        ("samm", "unknown method 'samm'; did you mean 'sam'.*, or MODULE:FUNCTION"),
+        ("samm", "unknown method 'samm'; did you mean 'sam'.*, or your own as FILE.py:NAME or MODULE:NAME"),
     ],
 )
 def test_methods_that_are_not_there(name, message):

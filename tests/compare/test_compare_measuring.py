@@ -261,8 +261,8 @@ def test_random_data_is_measured_alike_each_time(task_file, tmp_path):
         "class Noisy(torch.utils.data.TensorDataset):\n"
         "    def __getitem__(self, i):\n"
         "        return torch.randn(3), y[i]\n"
-        "data = Noisy(y)\n"
-        "return Task(lambda: nn.Linear(3, 2), data, data, data)"
+        "data, other = Noisy(y), Noisy(y)\n"
+        "return Task(lambda: nn.Linear(3, 2), data, other, other)"
     )
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
     one, other = (measuring.measure_checkpoint(name, tmp_path / "w.pt", Request(budget=90.0)) for _ in range(2))
@@ -389,9 +389,7 @@ def test_what_is_wrong_is_one_line(target, words, message, command, tmp_path, mo
     own("objective")
     head = "import torch\nfrom torch import nn\nfrom steppe.lab import Task\ny = torch.arange(20) % 2\n\ndef task():\n"
     for name, width in (("tiny", 4), ("wrong", 3)):
-        lines = (
-            f"    data = (torch.randn(20, {width}), y)\n    return Task(lambda: nn.Linear(4, 2), data, data, data)\n"
-        )
+        lines = f"    data, other = (torch.randn(20, {width}), y), (torch.randn(20, {width}), y)\n    return Task(lambda: nn.Linear(4, 2), data, other, other)\n"
         Path(f"{name}.py").write_text(head + lines)
     Path("empty").mkdir()
     Path("out").mkdir()

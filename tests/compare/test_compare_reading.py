@@ -135,7 +135,7 @@ REFUSED = {
     "half a step": ("looksam", {"lr": 0.1, "k": 2.5}, "looksam needs a whole number for 'k', got 2.5"),
     "a class without a signature": ("builtins:dict", {}, "the method 'builtins:dict' "),
     "no module": (".:x", {}, "the method '.:x' cannot be imported: "),
-    "the end of the process": ("sys:exit", {}, "sys:exit refuses : SystemExit"),
+    "the end of the process": ("sys:exit", {}, "sys:exit refuses its own defaults: SystemExit"),
     "the end of the process at once": ("os:_exit", {}, "os:_exit "),
     "no parameters": ("time:time", {}, "the method 'time:time' "),
 }

@@ -16,9 +16,11 @@ from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import summarize
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
+from steppe.lab.plans.workers import Workers
 from steppe.lab.show.report import html, write_report
 from steppe.lab.show.table import summary
 from steppe.lab.tasks.sources import TaskSource
+from steppe.lab.trials.finding import names
 
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
@@ -35,8 +37,8 @@ def compared(record, tmp_path):
             for seed, value in enumerate(values)
         ]
         seeds = tuple(range(max(len(values) for values in methods.values())))
-        arms = tuple(Arm(method, method, {"lr": 0.1}) for method in methods)
-        plan = Plan(TaskSource(name), base, arms, seeds, 2, 5, 1, tmp_path / "out", metric, higher)
+        arms = tuple(Arm(method, method if method in names() else "sam", {"lr": 0.1}) for method in methods)
+        plan = Plan(TaskSource(name), base, arms, seeds, 2, 5, Workers(1), tmp_path / "out", metric, higher)
         return Comparison(plan, records, summarize(records, base, higher))
 
     return make

@@ -36,7 +36,8 @@ class Slow(nn.Linear):
 def task():
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     split = (x, (x[:, 0] > 0).long())
-    return Task(lambda: Slow(4, 2), split, split, split, batch_size=10, epochs=4)
+    other = tuple(part.flip(0) for part in split)
+    return Task(lambda: Slow(4, 2), split, other, other, batch_size=10, epochs=4)
 """
 
 
@@ -146,7 +147,7 @@ def test_ctrl_c_before_the_first_trial(start, tmp_path):
 def test_a_trial_that_diverges_is_in_the_table(command, task_file, tmp_path):
     name = task_file(
         "def loss(o, t):\n    return nn.functional.cross_entropy(o, t) * float('nan')\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss, epochs=1)"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss, epochs=1)"
     )
     code, out, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
     assert (code, error) == (0, "")
@@ -160,7 +161,7 @@ def test_an_error_in_the_users_model(command, task_file, tmp_path):
     name = task_file(
         "class Model(nn.Linear):\n    def forward(self, x):\n        if len(x) > 2 and self.weight.sum() > 0.4:\n"
         "            raise ValueError('too\\nheavy')\n        return super().forward(x)\n"
-        "return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        "return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     out = tmp_path / "out"
     code, _, error = command("compare", "--task", name, "--methods", "sgd", "--seeds", 9, "--jobs", 1, "--out", out)
@@ -192,7 +193,7 @@ def test_a_task_that_ends_its_process_has_failed(command, task_file, tmp_path, e
     name = task_file(
         f"import multiprocessing, os, sys\nclass Model(nn.Linear):\n    def forward(self, x):\n"
         f"        if {when}:\n            {end}\n        return super().forward(x)\n"
-        "return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        "return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 2, "--out", tmp_path / "out")
     assert code != 0
@@ -209,7 +210,7 @@ class Model(nn.Linear):
             (counted / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
-return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=1)
+return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)
 """
 
 
@@ -233,7 +234,7 @@ def test_a_trial_whose_worker_is_killed_is_repeated(command, task_file, tmp_path
 def test_a_thread_that_a_task_has_left_running_holds_nobody_up(start, task_file, tmp_path):
     name = task_file(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     words = ("--methods", "sgd", "--seeds", 1, "--base", "sgd", "--out", tmp_path / "out")
     done = start(["compare", "--task", name, *words])
@@ -244,7 +245,7 @@ def test_a_thread_that_a_task_has_left_running_holds_nobody_up(start, task_file,
 def test_a_trial_that_takes_too_long_is_ended(command, task_file, tmp_path):
     name = task_file(
         "import multiprocessing, time\nif multiprocessing.parent_process():\n    time.sleep(600)\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     words = ("--methods", "sgd", "--base", "sgd", "--seeds", 1, "--timeout", 2, "--out", tmp_path / "out")
     code, _, error = command("compare", "--task", name, *words)
@@ -271,7 +272,7 @@ def test_a_record_that_cannot_be_written(command, task_file, tmp_path):
     out = tmp_path / "out"
     name = task_file(
         f"import multiprocessing, shutil\nif multiprocessing.parent_process():\n    shutil.rmtree({str(out)!r})\n"
-        f"    open({str(out)!r}, 'w').close()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), epochs=1)"
+        f"    open({str(out)!r}, 'w').close()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", out)
     assert code == 1
@@ -315,7 +316,7 @@ def test_from_python_wrong_arguments_are_named(tiny, arguments, message):
 def test_from_python_a_failure_is_an_exception(task_file, tmp_path):
     name = task_file(
         "class Model(nn.Linear):\n    def forward(self, x):\n        assert len(x) <= 2, 'too many'\n"
-        "        return super().forward(x)\nreturn Task(lambda: Model(3, 2), (x, y), (x, y), (x, y))"
+        "        return super().forward(x)\nreturn Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)))"
     )
     with pytest.raises(
         RunError, match=r"^the trial sgd, seed 0 failed with AssertionError: too many \(mine.py, line 9\)"

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from steppe.lab.tasks.task import Task, batches
+from steppe.lab.tasks.splits import batches
+from steppe.lab.tasks.task import Task
 from steppe.lab.trials.feeds import total_updates
+from steppe.lab.trials.finding import BASES
 from steppe.lab.trials.host import Host
-from steppe.lab.trials.optimizers import BASES
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.schedules import Constant, Schedules
 from steppe.lab.trials.trial import evaluate, run_trial
@@ -24,7 +25,12 @@ TOTAL = 12  # updates of three epochs of 30 examples in batches of 8
 
 
 def task(**changes):
-    given = {"model": lambda: nn.Linear(3, 2), "train": (X, Y), "validation": (X, Y), "test": (X, Y)}
+    given = {
+        "model": lambda: nn.Linear(3, 2),
+        "train": (X, Y),
+        "validation": (X.flip(0), Y.flip(0)),
+        "test": (X.flip(0), Y.flip(0)),
+    }
     return Task(**{**given, **changes})
 
 

@@ -25,6 +25,7 @@ from steppe.lab.judge.stats import rank_correlation, summarize
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.plans.options import Options
+from steppe.lab.plans.workers import Workers
 from steppe.lab.show.console import show
 from steppe.lab.show.report import html, results, write_report
 from steppe.lab.show.table import summary
@@ -81,7 +82,7 @@ def test_kept_weights_are_those_that_were_evaluated(command, tiny, tmp_path):
 def test_weights_that_diverged_are_not_kept_nor_missed(command, task_file, tmp_path):
     name = task_file(
         "def loss(o, t):\n    return nn.functional.cross_entropy(o, t) * float('nan')\n"
-        "return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss, epochs=1)"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss, epochs=1)"
     )
     out = tmp_path / "out"
     words = ("compare", "--task", name, "--methods", "sgd", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
@@ -132,7 +133,8 @@ def test_sharpness_is_measured_on_at_most_1024_examples(quick):
 
     x = torch.randn(1100, 2)
     split = (x, (x[:, 0] > 0).long())
-    task = Task(lambda: nn.Linear(2, 2), split, split, split)
+    other = tuple(part.flip(0) for part in split)
+    task = Task(lambda: nn.Linear(2, 2), split, other, other)
     settings = {"hyperparameters": {"lr": 0.1}, "seed": 0, "epochs": 1, "batch_size": 100, "versions": {}}
     run_trial(TrialConfig(task="t", method="sgd", measure=True, **settings), task)
     assert torch.equal(quick[0][2][0], x[:1024])
@@ -182,7 +184,9 @@ def measured(record, tmp_path):
         arms = tuple(Arm(name, name, {"lr": 0.1}, (schedules or {}).get(name, Schedules())) for name in tests)
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        plan = Plan(TaskSource("mnist1d"), "sgd", arms, (0, 1, 2), 2, 5, 1, out, "accuracy (%)", True, measure=True)
+        plan = Plan(
+            TaskSource("mnist1d"), "sgd", arms, (0, 1, 2), 2, 5, Workers(1), out, "accuracy (%)", True, measure=True
+        )
         return Comparison(replace(plan, **more), found, summarize(found, "sgd", True))
 
     return make

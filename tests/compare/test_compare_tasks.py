@@ -14,9 +14,11 @@ from steppe.lab.errors import RunError, UserError
 from steppe.lab.plans.comparison import load
 from steppe.lab.tasks import builtin
 from steppe.lab.tasks.builtin import digits, mnist1d
+from steppe.lab.tasks.checks import check_fit
+from steppe.lab.tasks.evaluation import evaluate
 from steppe.lab.tasks.sources import find_task
-from steppe.lab.tasks.task import Task, batches, check_fit, size
-from steppe.lab.trials.trial import evaluate
+from steppe.lab.tasks.splits import batches, size
+from steppe.lab.tasks.task import Task
 
 X, Y = torch.randn(20, 3), torch.arange(20) % 2
 
@@ -48,7 +50,12 @@ class Single(Broken):
 
 
 def task(**changes):
-    given = {"model": lambda: nn.Linear(3, 2), "train": (X, Y), "validation": (X, Y), "test": (X, Y)}
+    given = {
+        "model": lambda: nn.Linear(3, 2),
+        "train": (X, Y),
+        "validation": (X.flip(0), Y.flip(0)),
+        "test": (X.flip(0), Y.flip(0)),
+    }
     return Task(**{**given, **changes})
 
 
@@ -63,7 +70,6 @@ def task(**changes):
         ({"loss": "mse"}, "loss must be a function, got str"),
         ({"metric": None}, "metric must be a function, got NoneType"),
         ({"train": X}, r"train must be a pair of tensors \(x, y\) or a torch Dataset, got Tensor"),
-        ({"train": (X, Y, Y)}, r"train must be a pair of tensors \(x, y\), got 3 parts: Tensor, Tensor, Tensor"),
         ({"train": (X, [1, 2])}, r"train must be a pair of tensors \(x, y\), got 2 parts: Tensor, list"),
         ({"train": [X, Y]}, r"train must be a tuple \(x, y\), got a list"),
         ({"test": (X, Y[:7])}, r"x and y of test must have the same first dimension, got shapes \(20, 3\) and \(7,\)"),
@@ -89,24 +95,30 @@ def failing(*_):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": Broken()}, r"reading two training examples failed with KeyError: 'no such file' \(.*line \d+\)"),
-        ({"train": Single()}, r"Task: every example of train must be a pair \(x, y\) of tensors or numbers"),
+        (
+            {"train": Broken()},
+            r"reading a batch of training examples failed with KeyError: 'no such file' \(.*line \d+\)",
+        ),
+        (
+            {"train": Single()},
+            r"Task: a batch is a pair \(inputs, targets\) or a mapping with 'labels', got a Tensor; .* forward=lambda",
+        ),
         ({"model": failing}, "making the model failed with ValueError: out of luck"),
         ({"model": lambda: 3}, "Task: model must return a torch.nn.Module, got int"),
         ({"model": nn.ReLU}, "Task: the model has no parameter to train"),
-        ({"model": lambda: nn.Linear(4, 2)}, r"the model failed on inputs of shape \(2, 3\) with RuntimeError: mat1"),
+        ({"model": lambda: nn.Linear(4, 2)}, r"the model failed on inputs of shape \(20, 3\) with RuntimeError: mat1"),
         ({"model": lambda: nn.LSTM(3, 2)}, "Task: the model must return a tensor, got tuple"),
         (
             {"model": lambda: nn.Linear(3, 1)},
-            r"the loss failed on outputs of shape \(2, 1\) and targets of shape \(2,\)",
+            r"the loss failed on outputs of shape \(20, 1\) and targets of shape \(20,\)",
         ),
         ({"loss": failing}, "the loss failed on .* with ValueError: out of luck"),
-        ({"loss": lambda o, t: o.sum(1)}, r"Task: the loss must be a scalar tensor, got shape \(2,\) on outputs"),
+        ({"loss": lambda o, t: o.sum(1)}, r"Task: the loss must be a scalar tensor, got shape \(20,\) on inputs"),
         ({"loss": lambda o, t: 1.0}, "Task: the loss must be a scalar tensor, got float"),
         ({"loss": lambda o, t: o.detach().sum()}, "Task: the loss does not depend on the model's parameters"),
-        ({"metric": failing}, "the metric failed on .* with ValueError: out of luck"),
-        ({"metric": lambda o, t: "good"}, "Task: the metric must return a number, got str"),
-        ({"metric": lambda o, t: o}, "Task: the metric must return a number, got Tensor"),
+        ({"metric": failing}, "the metric .failing. failed on the validation split with ValueError: out of luck"),
+        ({"metric": lambda o, t: "good"}, "the metric .metric. failed .* it must return a number, got str"),
+        ({"metric": lambda o, t: o}, "the metric .metric. failed .* it must return a number, got Tensor"),
     ],
 )
 def test_tasks_that_do_not_fit_together(changes, message):
@@ -271,14 +283,14 @@ def test_wrong_files(tmp_path, text, message):
 def test_a_metric_has_a_name_that_can_be_shown(name):
     x, y = torch.randn(4, 3), torch.arange(4) % 2
     with pytest.raises(UserError, match="metric_name must have at most 60 characters, all of them printable") as caught:
-        Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), metric_name=name)
+        Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), metric_name=name)
     assert len(str(caught.value)) < 200
     assert str(caught.value).isprintable()
 
 
 def test_a_task_that_does_not_fit_names_the_line_of_the_file(task_file):
     name = task_file(
-        "def loss(o, t):\n    return o[:, 9].sum()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), loss)"
+        "def loss(o, t):\n    return o[:, 9].sum()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss)"
     )
     with pytest.raises(
         UserError, match=r"^mine.py:task: the loss failed on .* with IndexError: .* \(mine.py, line 8\)$"

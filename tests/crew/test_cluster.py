@@ -37,7 +37,7 @@ class Model(nn.Linear):
 
 
 def task():
-    return Task(lambda: Model(3, 2), (x, y), (x, y), (x, y), epochs=2, batch_size=10)
+    return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=2, batch_size=10)
 """
 
 

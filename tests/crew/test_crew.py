@@ -77,7 +77,7 @@ def test_nothing_to_do(make):
     ],
 )
 def test_a_job_that_fails_is_named_with_file_and_line(make, made, message):
-    more = Job(made.key, made.label, made.call, made.arguments, file=calls.__file__)
+    more = Job(made.key, made.label, made.call, made.arguments, files=(calls.__file__,))
     with make() as crew, pytest.raises(JobError, match=message):
         carried(crew, [more])
 

@@ -17,8 +17,8 @@ from tiny_roberta import write_tiny_roberta
 from steppe.lab import RunError, Task, UserError
 from steppe.lab.comparing import comparison
 from steppe.lab.plans import options as config
+from steppe.lab.tasks.checks import check_fit
 from steppe.lab.tasks.sources import find_task
-from steppe.lab.tasks.task import check_fit
 from steppe.lab.tasks.text.data import read_data
 from steppe.lab.tasks.text.glue import GLUE
 from steppe.lab.tasks.text.metrics import METRICS

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from steppe import SAM
 from steppe.lab import UserError
-from steppe.lab.tasks.task import batches, check_fit, size
+from steppe.lab.tasks.checks import check_fit
+from steppe.lab.tasks.splits import batches, size
 from steppe.lab.tasks.vision.data import CIFAR100_MEAN, CIFAR100_STD, Augmented, cifar_task, load_cifar
 from steppe.lab.tasks.vision.models import resnet18, wide_resnet
 

@@ -17,21 +17,37 @@ if TYPE_CHECKING:
     from .judge.points import SeedResult as SeedResult
     from .judge.sweep import Sweep as Sweep
     from .sweeping.sweeping import sweep as sweep
+    from .tasks.loop import loop as loop
     from .tasks.task import Task as Task
+    from .trials.run import Run as Run
 
 _HOME = {
     "Comparison": ".judge.comparison",
     "Point": ".judge.points",
+    "Run": ".trials.run",
     "RunError": ".errors",
     "SeedResult": ".judge.points",
     "Sweep": ".judge.sweep",
     "Task": ".tasks.task",
     "UserError": ".errors",
     "compare": ".comparing.comparison",
+    "loop": ".tasks.loop",
     "sweep": ".sweeping.sweeping",
 }
 
-__all__ = ["Comparison", "Point", "RunError", "SeedResult", "Sweep", "Task", "UserError", "compare", "sweep"]
+__all__ = [
+    "Comparison",
+    "Point",
+    "Run",
+    "RunError",
+    "SeedResult",
+    "Sweep",
+    "Task",
+    "UserError",
+    "compare",
+    "loop",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -114,12 +114,12 @@ def shortened(text: str, most: int = 200) -> str:
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
 
-def describe(error: BaseException, file: str | Path | None = None) -> str:
-    """Describe an exception in one line, with the last line of `file` that it passed through.
+def describe(error: BaseException, *files: str | Path | None) -> str:
+    """Describe an exception in one line, with the last line of `files` that it passed through.
 
     Args:
         error: The exception, with its traceback.
-        file: The user's file; without one, or if it was not involved, the innermost frame is named.
+        files: The user's; without one, or if none was involved, the innermost frame is named.
 
     Returns:
         For example ``ValueError: bad shape (own_task.py, line 12)``.
@@ -129,7 +129,7 @@ def describe(error: BaseException, file: str | Path | None = None) -> str:
     message = shortened(one_line(error), _LONGEST // 2)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if file is not None and frame.filename == str(file)]
+    own = [frame for frame in frames if frame.filename in map(str, files)]
     for frame in (own or frames)[-1:]:
         text += f" ({Path(frame.filename).name}, line {frame.lineno})"
     return text

@@ -68,7 +68,23 @@ Base: TypeAlias = Annotated[
     typer.Option(help=f"{' or '.join(BASES)}: what methods wrap.", show_default="adamw", autocompletion=complete_base),
 ]
 Jobs: TypeAlias = Annotated[
-    int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
+    int | None,
+    typer.Option(
+        help="Trials in parallel on each device, one thread each.",
+        show_default="one a core, at most 8; 1 on an accelerator",
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, mps ...: where to train.", show_default="auto: an accelerator if there is one"
+    ),
+]
+Precision: TypeAlias = Annotated[
+    str | None, typer.Option(help="fp32, or bf16 by autocast in every pass.", show_default="fp32")
+]
+Processes: TypeAlias = Annotated[
+    int | None, typer.Option(help="Processes of each trial, which share its batches by DDP.", show_default="1")
 ]
 Crew: TypeAlias = Annotated[
     str | None,

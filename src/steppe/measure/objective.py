@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .._parts import moved
 from .checks import check_repeatable, fingerprint, refuse, same_buffers, same_random_state
 
 Batch = Any
@@ -127,7 +128,7 @@ class Objective:
     def __iter__(self) -> Iterator[Batch]:
         """Yield every batch, on the device of the model."""
         for batch in self._data:
-            yield _moved(batch, self.device)
+            yield moved(batch, self.device)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what the model makes of a batch, and the targets."""
@@ -282,15 +283,3 @@ def _standard_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             "For another form pass forward=lambda model, batch: (outputs, targets)."
         )
     return getattr(outputs, "logits", outputs), targets
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_moved(value, device) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(_moved(value, device) for value in batch)
-    return batch

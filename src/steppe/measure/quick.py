@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from .average import average_case
 from .curvature import spectrum
 from .local import surrogate_gap
-from .objective import Objective
+from .objective import Forward, Objective
 from .worst import M_APGD_LINF, worst_case
 
 
 def quick(
-    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], data: Any, *, batch_size: int = 128
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    data: Any,
+    *,
+    batch_size: int = 128,
+    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Measure sharpness by five definitions, at the price of about 110 gradients over the data.
 
@@ -24,6 +29,7 @@ def quick(
         loss_fn: the mean loss of a batch.
         data: see `Objective`.
         batch_size: examples in a batch.
+        forward: see `Objective`.
 
     Returns:
         By name: worst case in an l-infinity ball (`M_APGD_LINF`) and in an adaptive l2 ball (rho 0.5), average case
@@ -40,7 +46,7 @@ def quick(
         >>> list(quick(model, torch.nn.functional.cross_entropy, (x, y)))
         ['worst-case linf', 'worst-case l2 adaptive', 'average-case adaptive', 'surrogate gap', 'largest eigenvalue']
     """
-    objective = Objective(model, loss_fn, data, batch_size=batch_size)
+    objective = Objective(model, loss_fn, data, batch_size=batch_size, forward=forward)
     return {
         "worst-case linf": worst_case(objective, **M_APGD_LINF).value,
         "worst-case l2 adaptive": worst_case(objective, 0.5, adaptive=True).value,

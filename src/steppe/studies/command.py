@@ -243,7 +243,7 @@ def text(
     from ..lab.errors import UserError
     from ..lab.plans.workers import workers
     from ..lab.tasks.sources import find_task
-    from ..lab.tasks.task import size
+    from ..lab.tasks.splits import size
     from ..lab.tasks.text.packaged import encoder
     from ..lab.tasks.text.task import write_task
     from .adasam_glue.design import MOMENTA, Budget
@@ -269,7 +269,7 @@ def text(
             length=length,
             batch_size=batch,
         )
-        updates = epochs * -(-size(find_task(file).load().train) // batch)
+        updates = epochs * -(-size(find_task(file).task().train) // batch)
         return [Job(data.stem, file, Budget(batch, updates, updates // 10))]
 
     flags = {

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ..judge.comparison import Comparison
-from ..plans.comparison import load
 from .entries import Bench, Entry
 from .short import configs, train
 
@@ -67,7 +66,7 @@ def beyond_the_base(bench: Bench, rows: Mapping[str, Entry], found: Comparison) 
 
     The peak is that of everything: model, gradients, states, activations.
     """
-    task = load(found.plan.source)
+    task = found.plan.source.task()
     size = sum(p.numel() * p.element_size() for p in task.model().parameters())
     peaks = {
         name: most_alive("cpu", partial(train, config, task)) for name, config in configs(rows, found, UPDATES).items()

@@ -9,7 +9,8 @@ from ..judge.comparison import Comparison
 from ..tasks.task import Task
 from ..trials.host import Host
 from ..trials.records import TrialConfig
-from ..trials.trial import Training, reproducible
+from ..trials.surroundings import reproducible
+from ..trials.trial import Training
 from .entries import Entry
 
 

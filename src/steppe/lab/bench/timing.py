@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..files import write_atomically
 from ..judge.comparison import Comparison
-from ..plans.comparison import load
 from .entries import Bench, Entry
 from .short import configs, train
 
@@ -35,7 +34,7 @@ def over_the_base(bench: Bench, rows: Mapping[str, Entry], found: Comparison, ou
         known = json.loads(kept.read_text(encoding="utf-8"))
         if known["keys"] == keys:
             return dict(known["times"])
-    task = load(found.plan.source)
+    task = found.plan.source.task()
     times: dict[str, list[float]] = {name: [] for name in asked}
     for turn in range(ROUNDS + 1):
         seconds = {name: train(config, task) for name, config in asked.items()}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Log, Task, Timeout, complete_methods
+from ..flags import Base, Crew, Device, Jobs, Log, Precision, Processes, Task, Timeout, complete_methods
 
 
 def compare(
@@ -24,6 +24,9 @@ def compare(
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial.", show_default="the task's")] = None,
     jobs: Jobs = None,
+    device: Device = None,
+    precision: Precision = None,
+    processes: Processes = None,
     crew: Crew = None,
     timeout: Timeout = None,
     keep_weights: Annotated[

@@ -13,7 +13,7 @@ from ..crew.runner import Observer, Silence
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
 from ..plans import options as config
-from ..plans.comparison import Plan, plan
+from ..plans.comparison import Plan, named, plan
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.report import write_report
@@ -29,6 +29,9 @@ def compare(
     seeds: int = 10,
     epochs: int | None = None,
     jobs: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    processes: int = 1,
     timeout: float | None = None,
     crew: str | Executor | None = None,
     out: str | Path | None = None,
@@ -54,7 +57,13 @@ def compare(
         base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
-        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        jobs: Worker processes on each device, at least 1, one thread each; by default 1 on an accelerator, else one a
+            core, at most 8. No result depends on it.
+        device: ``cpu``, or an accelerator of torch, such as ``cuda``, ``cuda:1`` or ``mps``, whose devices workers take
+            in turn; ``auto`` takes one if there is one.
+        precision: ``fp32``, or ``bf16`` by autocast, in every pass and in evaluation.
+        processes: Of each trial, at least 1, which share its batches by DDP; batch sizes must be multiples of their
+            number. Needs accelerate.
         timeout: Seconds that a trial may take, above 0, the start of its worker included; one that takes longer is
             ended, and the comparison with it.
         crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
@@ -96,6 +105,9 @@ def compare(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "device": device,
+            "precision": precision,
+            "processes": processes,
             "timeout": timeout,
             "crew": crew if isinstance(crew, str) else None,
             "schedules": None if schedules is None else dict(schedules),
@@ -134,6 +146,7 @@ def run(comparison_plan: Plan, observer: Observer | None = None, executor: Execu
         keep_weights=comparison_plan.keep_weights,
         executor=executor,
     )
+    comparison_plan = named(comparison_plan, found)
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
     comparison = replace(comparison, summary=table.summary(comparison))

@@ -32,7 +32,7 @@ class Job:
         label: What it is called in messages, such as ``the trial sam, seed 0``.
         call: A function at the top level of a module. Its last argument is a `Say`, or None.
         arguments: All others.
-        file: The user's file, whose line is named if it fails there.
+        files: The user's, whose line is named if it fails there.
         tells: Whether somebody wants to know how far it is.
     """
 
@@ -40,14 +40,14 @@ class Job:
     label: str
     call: Callable[..., Any]
     arguments: tuple[Any, ...] = ()
-    file: str | None = None
+    files: tuple[str, ...] = ()
     tells: bool = False
 
     def failed(self, error: BaseException) -> str:
         """Return why it failed, in one line."""
         if isinstance(error, UserError):
             return f"{self.label} failed: {error}"
-        return f"{self.label} failed with {describe(error, self.file)}"
+        return f"{self.label} failed with {describe(error, *self.files)}"
 
 
 def outcome(job: Job, say: Say | None = None) -> tuple[str, Any]:

@@ -9,11 +9,13 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
 from ..errors import one_line, shortened
+from ..trials.host import WORKER
 from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
 from .processes import interrupt_held_back, start_worker
 
@@ -30,8 +32,8 @@ _GUARD = (
 class _Worker:
     """A process, and the job that it has."""
 
-    def __init__(self, process: Any, pipe: Connection, lifeline: Connection) -> None:
-        self.process, self.pipe, self.lifeline = process, pipe, lifeline
+    def __init__(self, number: int, process: Any, pipe: Connection, lifeline: Connection) -> None:
+        self.number, self.process, self.pipe, self.lifeline = number, process, pipe, lifeline
         self.job: Job | None = None
         self.waits = False  # for an answer
         self.deadline: float | None = None
@@ -147,10 +149,12 @@ class LocalCrew:
         ours, theirs = self._context.Pipe()
         lifeline, our_end = self._context.Pipe(duplex=False)
         # The fork server's environment is as it was when that began.
-        process = self._context.Process(target=_serve, args=(lifeline, theirs, dict(os.environ)))
+        number = next(number for number in count() if all(worker.number != number for worker in self._workers))
+        environment = {**os.environ, WORKER: str(number)}
+        process = self._context.Process(target=_serve, args=(lifeline, theirs, environment))
         with theirs, lifeline, interrupt_held_back():
             process.start()
-        worker = _Worker(process, ours, our_end)
+        worker = _Worker(number, process, ours, our_end)
         self._workers.append(worker)
         return worker
 

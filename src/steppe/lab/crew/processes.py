@@ -91,7 +91,12 @@ def start_worker(lifeline: Connection) -> None:
     threading.Thread(target=_watch, args=(lifeline,), daemon=True, name="lifeline").start()
 
 
-def _watch(lifeline: Connection) -> None:
+def end_with_parent() -> None:
+    """Let this process end when the one does that has started it."""
+    threading.Thread(target=_watch, daemon=True, name="lifeline").start()
+
+
+def _watch(*lifeline: Connection) -> None:
     parent = multiprocessing.parent_process()
-    wait([lifeline] if parent is None else [lifeline, parent.sentinel])
+    wait([*lifeline] if parent is None else [*lifeline, parent.sentinel])
     _LEAVE(1)

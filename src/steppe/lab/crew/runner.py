@@ -12,8 +12,10 @@ from ..errors import RunError
 from ..plans.workers import Workers
 from ..store import records
 from ..tasks.sources import TaskSource
+from ..trials.devices import kind
 from ..trials.host import Host
 from ..trials.records import Curve, Record, TrialConfig
+from . import launching
 from .carrying import JobError, carry_out
 from .cluster import cluster
 from .executors import ExecutorCrew
@@ -117,7 +119,8 @@ def run_trials(
             running=observer.running,
             warn=observer.warn,
             keep_weights=keep_weights,
-            host=workers.host,
+            host=workers.place,
+            processes=workers.processes,
         )
         with closing(found):
             for config, record in found:
@@ -139,7 +142,8 @@ def carry_trials(
     goes_on: Callable[[TrialConfig, Curve], bool] | None = None,
     given_up: Callable[[TrialConfig], bool] | None = None,
     keep_weights: bool = False,
-    host: Host | None = None,
+    host: Host,
+    processes: int = 1,
 ) -> Generator[tuple[TrialConfig, Record | None]]:
     """Carry out trials as they come, write their records, and yield each as soon as that is done.
 
@@ -157,7 +161,8 @@ def carry_trials(
             does not is None.
         given_up: Is given a trial at which workers die, which else is an error; see `carry_out`.
         keep_weights: Whether the final weights are written too.
-        host: Where trials run, if not in workers.
+        host: Where trials run.
+        processes: Of each of them.
 
     Raises:
         JobError: A trial failed, or its record cannot be written.
@@ -169,6 +174,8 @@ def carry_trials(
         if config is None:
             return None
         configs[config.key] = config
+        if processes > 1:
+            return launching.job(source, config, label(config), keep_weights, processes, kind(str(host.device)))
         return as_job(source, config, label(config), keep_weights, host, tells=goes_on is not None)
 
     found = carry_out(
@@ -186,7 +193,7 @@ def carry_trials(
                 yield config, None
                 continue
             record, weights = result
-            if host is None or host.rank == 0:
+            if host.rank == 0:
                 _write(folder, record, weights)
             yield config, record
 

@@ -10,6 +10,7 @@ from ..trials.records import Record, TrialConfig
 from .jobs import Job, Say
 
 if TYPE_CHECKING:
+    from ..tasks.loop import Loop
     from ..tasks.task import Task
     from ..trials.host import Host
 
@@ -23,7 +24,7 @@ def job(
     tells: bool = False,
 ) -> Job:
     """Return the job that runs a trial; its result is the record, and the final weights if they are to be kept."""
-    return Job(config.key, label, run, (source, config, keep_weights, host), source.path, tells)
+    return Job(config.key, label, run, (source, config, keep_weights, host), source.paths, tells)
 
 
 def run(
@@ -38,10 +39,19 @@ def run(
         host: Where the trial runs; by default the CPU.
         say: Is given the curve so far after every epoch, and may raise `Stopped`; None if nobody listens.
     """
+    from ..tasks.loop import Loop
+    from ..trials.finding import brought
+    from ..trials.own_loop import run_loop
     from ..trials.trial import run_trial
 
     weights: dict[str, Any] = {}
-    record = run_trial(config, _task(source), host, weights.update if keep_weights else None, say)
+    keep = weights.update if keep_weights else None
+    task = _task(source)
+    with brought(code for code in source.along if config.is_by(code.name, code.digest)):
+        if isinstance(task, Loop):
+            record = run_loop(config, task, host, keep, say)
+        else:
+            record = run_trial(config, task, host, keep, say)
     return record, _saved(weights) if weights else None
 
 
@@ -53,10 +63,10 @@ def _saved(weights: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-_loaded: dict[TaskSource, Task] = {}
+_loaded: dict[TaskSource, Task | Loop] = {}
 
 
-def _task(source: TaskSource) -> Task:
+def _task(source: TaskSource) -> Task | Loop:
     if source not in _loaded:
         _loaded[source] = source.load()
         _warm_up()

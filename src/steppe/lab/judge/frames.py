@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UserError, nearest, require
 from ..plans.grid import shown
 from ..plans.sweep import SweepPlan
-from ..trials.records import Final, Record
+from ..trials.records import Record
 from .stats import Mean, Row
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .points import Point, SeedResult
 
-_FINAL = tuple(name for name in Final.model_fields if name != "sharpness")
+_FINAL = ("train_loss", "train_metric", "validation_loss", "validation_metric", "test_loss", "test_metric")
 _TEST = ("test_metric", "test_loss")
 
 
@@ -86,23 +86,23 @@ def _method(row: Row) -> dict[str, Any]:
         "p_holm": math.nan if difference is None else difference.p_holm,
         "significant": difference is not None and difference.significant,
         **{name: _number(getattr(row, name)) for name in names},
+        **{key: value for name, mean in row.more.items() for key, value in _mean(f"test {name}", mean).items()},
         **{key: value for name, mean in row.sharpness.items() for key, value in _mean(name, mean).items()},
     }
 
 
 def _trial(record: Record) -> dict[str, Any]:
-    sharpness = (record.final.sharpness if record.final is not None else None) or {}
+    final = {} if record.final is None else record.final.flat
     return {
         **record.config.flat,
         "status": record.status,
         "diverged_epoch": math.nan if record.diverged is None else record.diverged.epoch,
         "diverged_step": math.nan if record.diverged is None else record.diverged.step,
-        **{name: _number(getattr(record.final, name, None)) for name in _FINAL},
+        **{name: _number(final.get(name)) for name in [*_FINAL, *final]},
         "gradient_evaluations": record.gradient_evaluations,
         "examples": record.examples,
         "updates": record.updates,
         "seconds": record.seconds,
-        **{name: _number(value) for name, value in sharpness.items()},
     }
 
 

@@ -76,7 +76,9 @@ class Row:
         updates: Mean number of parameter updates per trial.
         seconds: Mean training time per trial.
         relative_time: Mean over seeds of training time divided by that of the base.
-        sharpness: Mean of every measure of sharpness over the seeds where it is finite; None where it nowhere is.
+        more: Mean of every further metric on the test split over the seeds where it is finite; None where it nowhere
+            is.
+        sharpness: Likewise of every measure of sharpness.
     """
 
     method: str
@@ -93,6 +95,7 @@ class Row:
     updates: float | None = None
     seconds: float | None = None
     relative_time: float | None = None
+    more: dict[str, Mean | None] = field(default_factory=dict)
     sharpness: dict[str, Mean | None] = field(default_factory=dict)
 
 
@@ -219,27 +222,39 @@ def _row(
         row,
         metric=mean(list(row.test.values())),
         difference=None if is_base else paired([row.test[seed] - base_test[seed] for seed in shared]),
-        train_loss=fmean(final.train_loss for final in finals.values()),
-        gap=fmean(sign * (final.train_metric - row.test[seed]) for seed, final in finals.items()),
+        train_loss=_mean_of_all([final.train_loss for final in finals.values()]),
+        gap=_mean_of_all(
+            [
+                None if final.train_metric is None else sign * (final.train_metric - row.test[seed])
+                for seed, final in finals.items()
+            ]
+        ),
         gradient_evaluations=fmean(trials[seed].gradient_evaluations for seed in finals),
         examples=fmean(trials[seed].examples for seed in finals),
         updates=fmean(trials[seed].updates for seed in finals),
         seconds=fmean(trials[seed].seconds for seed in finals),
         relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
-        sharpness=_sharpness(list(finals.values())),
+        more=_means([final.test_more for final in finals.values()]),
+        sharpness=_means([final.sharpness for final in finals.values()]),
     )
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:
     return {seed: record.final for seed, record in sorted(trials.items()) if record.final is not None}
 
 
-def _sharpness(finals: Sequence[Final]) -> dict[str, Mean | None]:
+def _means(found: Sequence[Mapping[str, float | None] | None]) -> dict[str, Mean | None]:
     values: dict[str, list[float]] = {}
-    for final in finals:
-        for name, value in (final.sharpness or {}).items():
+    for one in found:
+        for name, value in (one or {}).items():
             values.setdefault(name, []).extend([] if value is None else [value])
-    return {name: mean(found) if found else None for name, found in values.items()}
+    return {name: mean(numbers) if numbers else None for name, numbers in values.items()}
 
 
 def _tests(finals: Mapping[int, Final]) -> dict[int, float]:

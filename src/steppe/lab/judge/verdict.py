@@ -128,11 +128,14 @@ def _p(value: float) -> str:
 def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: int) -> str:
     arms = {arm.name: arm for arm in plan.arms}
     units = COSTS[plan.cost]
+    if not getattr(base, plan.cost):
+        return f"{best.method} takes {best.relative_time or math.nan:.1f} times the training time of {base.method}."
     ratio = getattr(best, plan.cost) / getattr(base, plan.cost)
     times = f"as many {units} as" if abs(ratio - 1) < 0.05 else f"{ratio:.1f} times the {units} of"
     length, reference_length = (arms[row.method].length(plan.epochs) for row in (best, base))
     unit = length.rpartition(" ")[2]
     frame = f"At equal {unit}" if length == reference_length else f"In {length}, against {reference_length},"
+    frame = frame if plan.epochs else "In the same loop"
     text = f"{frame} {best.method} takes {times} {base.method}"
     if best.relative_time is not None:
         text += f" and {best.relative_time:.1f} times its training time"
@@ -140,7 +143,7 @@ def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: i
     if ratio < 1.05 or equal_cost is None:
         return text + "."
     epoch, epochs, value, reference = equal_cost
-    high = ", its learning rate still high" if arms[best.method].schedules.lr.floor < 1 else ""
+    high = ", its learning rate still high" if plan.loop is None and arms[best.method].schedules.lr.floor < 1 else ""
     return (
         f"{text}; after as many {units.rpartition(' ')[2]} as {base.method} had in all (epoch {epoch} of {epochs}"
         f"{high}) its validation {plan.metric_name} was {value:.{digits}f}, against {reference:.{digits}f}."
@@ -153,6 +156,8 @@ def _at_equal_cost(cost: str, base: Row, best: Row, records: Sequence[Record]) -
         row.method: [record.curve for record in records if record.final and record.config.row == row.method]
         for row in (base, best)
     }
+    if not all(curve.validation_metric for found in curves.values() for curve in found):  # a loop that tells nothing
+        return None
     budget = min(getattr(curve, cost)[-1] for curve in curves[base.method])
     epoch = min(sum(spent <= budget for spent in getattr(curve, cost)) for curve in curves[best.method])
     if epoch == 0:

@@ -17,8 +17,10 @@ from ..errors import RunError, UserError, nearest, one_line
 from ..plans import comparison
 from ..plans import options as config
 from ..store import records
+from ..tasks.checks import check_fit
+from ..tasks.sharpness import objective
 from ..tasks.sources import find_task
-from ..tasks.task import Task, check_fit, size, take
+from ..tasks.task import Task
 from ..trials.records import TrialConfig
 
 SPLITS = ("train", "validation", "test")
@@ -128,6 +130,8 @@ def measure_run(
             f"{str(folder)!r} holds no weights of these trials; run the comparison again with --keep-weights"
         )
     task = comparison.load(plan.source)
+    if not isinstance(task, Task):
+        raise UserError(f"{plan.source.name} is a training loop; measure its weights by steppe.measure, in Python")
     found = {}
     for trial in kept:
         objective = _objective(task, records.weights_path(folder, trial), request)
@@ -239,10 +243,10 @@ def _objective(task: Task, checkpoint: Path, request: Request) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of augmentation, if the data has any
         model = task.model()
-        x, y = take(split, range(min(request.examples, size(split))))
+        data = objective(task, split, request.examples, request.batch_size, "cpu")
     load_weights(model, checkpoint)
     try:
-        return Objective(model.eval(), task.loss, (x, y), batch_size=request.batch_size)
+        return Objective(model.eval(), **data)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
 

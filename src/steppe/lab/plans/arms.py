@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...methods import METHODS
-from ..errors import UserError, nearest
+from ..errors import UserError
+from ..tasks.loop import Loop
+from ..tasks.task import Task
 from ..trials import optimizers
 from ..trials.feeds import shared_sizes, total_updates
+from ..trials.finding import BASES, find, has_radius, is_wrapper, keywords, row_of
 from ..trials.schedules import DEFAULTS, Constant, Proportional, Schedules, attach
 from . import options as config
 from .options import Entry, Options
+from .rows import rows
+
+_SHOWN_DEFAULTS = ("lr", "rho", "weight_decay")  # what records show, and tuning varies
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Arm:
 
     Attributes:
         name: Of the row; that of the method if nothing else was asked for.
-        method: The method's name.
+        method: The method's name, or the user's own with its whole path.
         hyperparameters: Of method and base together.
         schedules: Of learning rate, batch size and radius.
         updates: Parameter updates of a trial; None if it goes by epochs.
@@ -35,6 +41,11 @@ class Arm:
     hyperparameters: dict[str, Any]
     schedules: Schedules = DEFAULTS
     updates: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What to list for this row, if all about it is as packaged."""
+        return self.method if self.name == row_of(self.method) else self.name
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -51,15 +62,16 @@ class Arm:
         """Say how long a trial is.
 
         Args:
-            epochs: If it goes by epochs.
+            epochs: If it goes by epochs; 0 if a training loop decides.
         """
-        return f"{epochs} epochs" if self.updates is None else f"{self.updates} updates"
+        if self.updates is not None:
+            return f"{self.updates} updates"
+        return f"{epochs} epochs" if epochs else "a loop of your own"
 
 
 def packaged(task: str, base: str, method: str) -> Arm:
     """Return the arm of a method about which nothing was asked."""
-    wraps = optimizers.is_wrapper(method)
-    return Arm(method, method, config.hyperparameters(task, base, method, wraps, {}))
+    return Arm(row_of(method), method, _hyperparameters(task, base, method, {}))
 
 
 def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
@@ -67,7 +79,7 @@ def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
 
     Args:
         task: The task's name.
-        base: The base's name.
+        base: What methods wrap.
         options: Checked field by field already.
 
     Returns:
@@ -76,47 +88,66 @@ def find_arms(task: str, base: str, options: Options) -> tuple[Arm, ...]:
     Raises:
         UserError: A name or a hyper-parameter is unknown, missing or refused.
     """
-    known = optimizers.names()
-    own = [name for name, entry in options.settings.items() if entry.method is not None and name not in known]
-    for name in options.settings:
-        if name not in known and name not in own:
-            raise UserError(
-                f"settings: unknown method {name!r}{nearest(name, known)}; or say 'method: NAME' to make it an arm of "
-                "your own"
-            )
-    names = options.methods
-    if names is None:
-        names = (base, *METHODS, *own)
-    optimizers.check_methods(names, own)
-    return tuple(_arm(task, base, name, options) for name in names)
+    return tuple(_arm(task, base, name, method, options) for name, method in rows(base, options).items())
 
 
-def check_arms(arms: Sequence[Arm], base: str, epochs: int, batch_size: int, examples: int, processes: int = 1) -> None:
-    """Refuse schedules that do not fit the task.
+def model_for(arms: Sequence[Arm], base: str, make: Callable[[], nn.Module]) -> nn.Module | None:
+    """Return a model to try hyper-parameters on, if some of them cannot be tried without.
 
     Args:
         arms: The arms.
-        base: The base's name.
+        base: What methods wrap.
+        make: Makes the task's model.
+    """
+    if not any(optimizers.needs_model(arm.method, base) for arm in arms):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        return make()
+
+
+def check_arms(
+    arms: Sequence[Arm],
+    base: str,
+    epochs: int,
+    task: Task | Loop,
+    processes: int = 1,
+    model: nn.Module | None = None,
+) -> None:
+    """Refuse schedules that do not fit the task, and optimizers that do not fit its model.
+
+    Args:
+        arms: The arms.
+        base: What methods wrap.
         epochs: Of a trial, unless its arm counts updates.
-        batch_size: Of the task.
-        examples: In the task's training split.
+        task: Gives batch size and training split.
         processes: How many share every batch.
+        model: See `model_for`.
 
     Raises:
-        UserError: A warm-up is longer than a trial, an epoch has no batch, a batch cannot be shared equally, or a
-            radius cannot follow its schedule.
+        UserError: A hyper-parameter is refused, a warm-up is longer than a trial, an epoch has no batch, a batch cannot
+            be shared equally, or a radius cannot follow its schedule.
     """
     for arm in arms:
+        own = model if optimizers.needs_model(arm.method, base) else None
+        if own is not None:
+            optimizers.check_hyperparameters(arm.method, base, arm.hyperparameters, own)
         try:
-            sizes = shared_sizes(arm.schedules.batch_size, batch_size, processes)
-            total = total_updates(sizes, arm.updates, epochs, batch_size, examples, processes)
+            if isinstance(task, Loop) and arm.schedules.batch_size is not None:
+                raise UserError("a training loop makes its batches itself; remove the batch_size schedule")
+            if isinstance(task, Loop):  # nobody knows how many updates it will make
+                dummy = optimizers.build(arm.method, base, [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
+                attach(arm.schedules, dummy, 1)
+                continue
+            sizes = shared_sizes(arm.schedules.batch_size, task.batch_size, processes)
+            total = total_updates(sizes, arm.updates, epochs, task.batch_size, task, processes)
             for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
                 if not isinstance(schedule, Proportional) and schedule.warmup >= total:
                     raise UserError(
                         f"the warm-up of the {name} schedule takes {schedule.warmup} updates, but a trial has {total}; "
                         "make it shorter"
                     )
-            dummy = optimizers.build(arm.method, base, [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
+            parameters = [nn.Parameter(torch.zeros(1))] if own is None else [*own.parameters()]
+            dummy = optimizers.build(arm.method, base, parameters, arm.hyperparameters)
             attach(arm.schedules, dummy, total)
         except UserError as error:
             raise UserError(f"{arm.name}: {error}") from error
@@ -141,23 +172,35 @@ def each(arms: Iterable[Arm], words: Mapping[str, str]) -> str:
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in by_words.items())
 
 
-def _arm(task: str, base: str, name: str, options: Options) -> Arm:
+def _arm(task: str, base: str, name: str, method: str, options: Options) -> Arm:
     entry = options.settings.get(name, Entry(name=name))
-    method = entry.method or name
-    found = config.hyperparameters(task, base, method, optimizers.is_wrapper(method), entry.hyperparameters)
+    found = _hyperparameters(task, base, method, entry.hyperparameters)
     try:
-        optimizers.check_hyperparameters(method, base, found)
+        if not optimizers.needs_model(method, base):
+            optimizers.check_hyperparameters(method, base, found)
         schedules = _schedules(method, entry.schedules, options.schedules)
     except UserError as error:
-        raise UserError(str(error) if name == method else f"{name}: {error}") from error
+        raise UserError(str(error) if name == row_of(method) else f"{name}: {error}") from error
     updates = entry.updates if "updates" in entry.model_fields_set else options.updates
     return Arm(name, method, found, schedules, updates)
+
+
+def _hyperparameters(task: str, base: str, method: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Find what is packaged, what the user sets over that, and below both what is said of defaults."""
+    wraps, make = is_wrapper(method), find(method)
+    defaults: dict[str, Any] = {}
+    for words in (base, method) if wraps else (method,):
+        if ":" in words or (words in BASES and words not in config.packaged_settings()["default"]):
+            takes = inspect.signature(find(words)).parameters
+            defaults |= {name: takes[name].default for name in _SHOWN_DEFAULTS if name in takes}
+    numbers = {name: float(value) for name, value in defaults.items() if type(value) in (int, float)}
+    return {**numbers, **config.hyperparameters(task, base, method, wraps, own, keywords(make)[1:])}
 
 
 def _schedules(method: str, own: Schedules, common: Schedules) -> Schedules:
     """Lay an arm's schedules over the common ones, kind by kind; a common radius is for methods that have one."""
     found = config.merge(own, common)
-    if optimizers.has_radius(method):
+    if has_radius(method):
         return found
     if own.rho != Constant():
         raise UserError(f"{method} has no rho to schedule; remove the rho schedule from its settings")

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from ..code.code import Code
 from ..errors import UserError, exits_raise, require
 from ..files import check_writable
+from ..tasks.checks import check_fit
+from ..tasks.loop import Loop
+from ..tasks.metrics import direction_of
 from ..tasks.sources import TaskSource, find_task
-from ..tasks.task import Task, check_fit, size
-from ..trials import optimizers
-from ..trials.records import TrialConfig, library_versions
+from ..tasks.task import Task
+from ..trials.devices import accelerator, kind
+from ..trials.finding import brought, is_wrapper, row_of
+from ..trials.host import Host
+from ..trials.records import Record, TrialConfig, library_versions
 from . import options as config
-from .arms import Arm, check_arms, find_arms, packaged
+from .arms import Arm, check_arms, find_arms, model_for, packaged
+from .rows import base_of, codes
 from .trackers import check_installed
 from .workers import Workers, workers_of
 
+METRIC = "metric"
+"""What the metric of a training loop is called until it has returned one."""
+
 FIRST_SEED = 1000
 """Of trials that choose settings; comparisons count their seeds from 0."""
+
+
+_AnyPlan = TypeVar("_AnyPlan", bound="Plan")
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Plan:
 
     Attributes:
         source: Where the task comes from.
-        base: The base optimizer's name.
+        base: What the base is called: as a row, if it is one.
         arms: The rows of the table, in the order asked for.
         seeds: The seeds.
         epochs: Of every trial, unless its arm counts updates.
@@ -40,7 +53,9 @@ class Plan:
         higher_is_better: Whether a larger metric is better.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
+        loop: What trains, if that is a loop of the user's own.
         log: The trackers that every trial becomes a run of.
+        wrapped: What methods wrap, with its whole path if it is the user's own; None if that is ``base``.
     """
 
     source: TaskSource
@@ -55,7 +70,9 @@ class Plan:
     higher_is_better: bool
     keep_weights: bool = False
     measure: bool = False
+    loop: Loop | None = None
     log: tuple[str, ...] = ()
+    wrapped: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -81,28 +98,44 @@ class Plan:
     @property
     def command(self) -> str:
         """The command line of this comparison; with a file only where the arms are not the packaged ones."""
-        words = ["steppe", "compare", "--task", self.task_words, "--methods", ",".join(self.names), "--base", self.base]
+        rows = ",".join(arm.words for arm in self.arms)
+        words = ["steppe", "compare", "--task", self.task_words, "--methods", rows, "--base", self.base_words]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         words += ["--log", ",".join(self.log)] if self.log else []
-        if any(arm != packaged(self.source.name, self.base, arm.method) for arm in self.arms):
+        with brought(self.source.along):
+            usual = [packaged(self.source.name, self.inner, arm.method) for arm in self.arms]
+        if [*self.arms] != usual or self.base_words != self.inner:
             words += ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
 
     @property
     def options(self) -> dict[str, Any]:
         """All of this as the content of a file for ``--config``."""
+        named = {} if self.base_words == self.inner else {self.base: {"method": self.inner}}
         return {
             "task": self.task_words,
             "methods": self.names,
-            "base": self.base,
+            "base": self.base_words,
             "seeds": len(self.seeds),
             "epochs": self.epochs,
             "out": str(self.out),
+            **self.workers.asked,
             **dict.fromkeys(self._flags, True),
             **({"log": list(self.log)} if self.log else {}),
-            "settings": {arm.name: arm.entry for arm in self.arms},
+            "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
         }
+
+    @property
+    def inner(self) -> str:
+        """What methods wrap."""
+        return self.wrapped or self.base
+
+    @property
+    def base_words(self) -> str:
+        """The base as the command line names it."""
+        return self.inner if row_of(self.inner) == self.base else self.base
 
     @property
     def _flags(self) -> list[str]:
@@ -127,14 +160,20 @@ class Plan:
         Returns:
             One configuration a seed and arm.
         """
-        versions = {**library_versions(), **(self.workers.host.versions if self.workers.host else {})}
+        marks = self.workers.marks
+        marks["versions"] = {**library_versions(), **marks["versions"]}
+        own = {code.words: code for code in self.source.along}
+        with brought(own.values()):
+            wraps = {arm.method: is_wrapper(arm.method) for arm in self.arms}
         return [
             TrialConfig(
                 task=self.source.name,
                 task_digest=self.source.digest,
-                method=arm.method,
+                method=_name(arm.method, own),
+                method_digest=own[arm.method].digest if arm.method in own else None,
                 arm=None if arm.name == arm.method else arm.name,
-                base=self.base if optimizers.is_wrapper(arm.method) else None,
+                base=_name(self.inner, own) if wraps[arm.method] else None,
+                base_digest=own[self.inner].digest if wraps[arm.method] and self.inner in own else None,
                 hyperparameters=arm.hyperparameters,
                 seed=seed,
                 epochs=self.epochs,
@@ -143,11 +182,15 @@ class Plan:
                 updates=arm.updates,
                 test=test,
                 measure=self.measure,
-                versions=versions,
+                **marks,
             )
             for seed in self.seeds
             for arm in self.arms
         ]
+
+
+def _name(words: str, own: Mapping[str, Code]) -> str:
+    return own[words].name if words in own else words
 
 
 def plan(
@@ -167,33 +210,38 @@ def plan(
     Raises:
         UserError: The input is wrong.
     """
-    base = options.base or "adamw"
-    optimizers.check_base(base)
+    name, base = base_of(options)
     source = find_task(task)
     arms = find_arms(source.name, base, options)
-    loaded = load(source)
+    source = replace(source, along=codes(base, [arm.method for arm in arms]))
+    workers = workers or workers_of(options)
+    loaded = load(source, workers)
     epochs = options.epochs or loaded.epochs
+    if isinstance(loaded, Loop) and options.measure:
+        raise UserError("--measure needs a task, whose model it can see; a training loop can use steppe.measure itself")
     if options.measure:
         require("hessian_eigenthings", "steppe.measure.quick")
     check_installed(options.log or ())
-    workers = workers or workers_of(options)
-    check_arms(arms, base, epochs, loaded.batch_size, size(loaded.train), workers.host.processes if workers.host else 1)
-    folder = out or Path("runs") / f"{source.file_name}-{base}"
+    model = None if isinstance(loaded, Loop) else model_for(arms, base, loaded.model)
+    check_arms(arms, base, epochs, loaded, workers.sharing, model)
+    folder = out or Path("runs") / f"{source.file_name}-{name}"
     check_writable(folder, "trials")
     return Plan(
         source=source,
-        base=base,
+        base=name,
         arms=arms,
         seeds=tuple(range(options.seeds or 10)),
         epochs=epochs,
         batch_size=loaded.batch_size,
         workers=workers,
         out=folder,
-        metric_name=loaded.metric_name,
-        higher_is_better=loaded.higher_is_better,
+        metric_name=loaded.metric_name or METRIC,
+        higher_is_better=loaded.higher_is_better is not False,
+        loop=loaded if isinstance(loaded, Loop) else None,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
         log=options.log or (),
+        wrapped=base,
     )
 
 
@@ -202,16 +250,29 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def load(source: TaskSource) -> Task:
-    """Load a task and try it on two examples.
+def named(asked: _AnyPlan, records: Sequence[Record]) -> _AnyPlan:
+    """Return a plan with the metric's name and direction as a training loop says them, where nobody else does."""
+    name = next((record.metric_name for record in records if record.metric_name), None)
+    if asked.loop is None or name is None:
+        return asked
+    better = asked.loop.higher_is_better
+    better = bool(direction_of(None, name)) if better is None else better
+    return replace(asked, metric_name=asked.loop.metric_name or name, higher_is_better=better)
+
+
+def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
+    """Load a task and try it, where it will be trained if that can be here.
 
     Raises:
         UserError: The task does not fit together.
     """
+    place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
     with exits_raise():
         task = source.load()
+        if isinstance(task, Loop):
+            return task
         try:
-            check_fit(task, source.path)
+            check_fit(task, source.path, place.device, place.forward)
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
     return task

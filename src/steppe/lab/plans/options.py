@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, ValidationError, model_validator
@@ -19,8 +19,10 @@ from .reading import read
 from .trackers import TRACKERS
 
 _RESERVED = ("method", "schedules", "updates")  # in an entry of settings; all else is a hyper-parameter
+_USUAL = "adamw"
 _LONGEST = 1000
 _ARM = re.compile(r"[A-Za-z0-9+_.@-]{1,40}")  # it becomes part of file names
+_ARM_IN_WORDS = "1 to 40 letters, digits and -+_.@"
 
 _AnyModel = TypeVar("_AnyModel", bound=Model)
 
@@ -36,14 +38,30 @@ def _tracker_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names if names is None else tuple(dict.fromkeys(names))
 
 
+def _words(value: object) -> object:
+    from ..trials.finding import words_for
+
+    if not (isinstance(value, str) or callable(value)):
+        return value
+    try:
+        return words_for(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
 def _arm_name(name: str) -> str:
-    if not _ARM.fullmatch(name) or not name.strip("."):
-        raise ValueError(f"the name of an arm must be 1 to 40 letters, digits and -+_.@, got {_shown(name)}")
+    if not fits_files(name):
+        raise ValueError(f"the name of an arm must be {_ARM_IN_WORDS}, got {_shown(name)}")
     return name
 
 
+def fits_files(name: str) -> bool:
+    """Return whether the name of a row can be part of file names."""
+    return bool(_ARM.fullmatch(name) and name.strip("."))
+
+
 def _method_name(name: str) -> str:
-    from ..trials.optimizers import find
+    from ..trials.finding import find
 
     try:
         find(name)
@@ -64,6 +82,7 @@ def _entry(name: object, entry: dict[Any, Any]) -> dict[str, Any]:
     return {"name": name, **known, "hyperparameters": {k: v for k, v in entry.items() if k not in _RESERVED}}
 
 
+Words: TypeAlias = Annotated[str, BeforeValidator(_words)]
 Value: TypeAlias = Annotated[bool | float | tuple[float, ...], BeforeValidator(as_number)]
 
 
@@ -72,21 +91,21 @@ class Entry(Model):
 
     Attributes:
         name: Of the row.
-        method: The method's name, if that is not the row's.
+        method: The method's name, if that is not the row's, or the user's own as ``FILE.py:NAME`` or ``MODULE:NAME``.
         schedules: Over those of the whole comparison, kind by kind.
         updates: Parameter updates of a trial, over those of the whole comparison; None goes by epochs.
         hyperparameters: Over the packaged ones.
     """
 
     name: str
-    method: Annotated[str, AfterValidator(_method_name)] | None = None
+    method: Annotated[Words, AfterValidator(_method_name)] | None = None
     schedules: Schedules = DEFAULTS
     updates: Annotated[Count, Field(le=1_000_000)] | None = None
     hyperparameters: dict[str, Value] = {}
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Entry:
-        from ..trials.optimizers import names
+        from ..trials.finding import names
 
         if self.method not in (None, self.name) and self.name in names():
             raise ValueError(f"is a method itself and cannot be {self.method}; give the arm another name")
@@ -98,11 +117,15 @@ class Options(Model):
 
     Attributes:
         task: ``mnist1d``, ``digits`` or ``FILE.py:FUNCTION``.
-        methods: Names of methods and arms; the base is one of them if it is to be compared with.
-        base: ``adamw`` or ``sgd``.
+        methods: Names of methods and arms, and the user's own as ``FILE.py:NAME`` or ``MODULE:NAME``; the base is one
+            of them if it is to be compared with.
+        base: The name of an optimizer of torch in small letters, or the user's own, or an arm that has one.
         seeds: How many seeds, 1 to 10,000.
         epochs: 1 to 1,000,000.
-        jobs: Worker processes, at least 1.
+        jobs: Worker processes on each device, at least 1.
+        device: ``auto``, ``cpu``, or an accelerator such as ``cuda`` or ``cuda:1``.
+        precision: Of forward passes: ``fp32`` or ``bf16``.
+        processes: Of each trial, at least 1, which share its batches.
         crew: The address of a Dask scheduler whose workers carry trials out, such as ``tcp://HOST:8786``.
         timeout: Seconds that a trial may take, above 0; None sets no limit.
         out: The folder for everything that is written.
@@ -115,11 +138,14 @@ class Options(Model):
     """
 
     task: str | None = None
-    methods: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
-    base: str | None = None
+    methods: Annotated[tuple[Words, ...] | None, BeforeValidator(_names)] = None
+    base: Words | None = None
     seeds: Annotated[Count, Field(le=10_000)] | None = None
     epochs: Annotated[Count, Field(le=1_000_000)] | None = None
     jobs: Annotated[Count, Field(le=1_000)] | None = None
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    processes: Annotated[Count, Field(le=1_000)] | None = None
     crew: str | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
     out: str | None = None
@@ -214,7 +240,9 @@ def packaged_settings() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     return content
 
 
-def hyperparameters(task: str, base: str, method: str, wraps: bool, own: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters(
+    task: str, base: str, method: str, wraps: bool, own: Mapping[str, Any], takes: Collection[str] = ()
+) -> dict[str, Any]:
     """Find the hyper-parameters of a method.
 
     Args:
@@ -224,6 +252,7 @@ def hyperparameters(task: str, base: str, method: str, wraps: bool, own: Mapping
         wraps: Whether the method wraps the base; if the packaged file does not know such a method, it starts from
             the base's hyper-parameters and its own defaults.
         own: What the user sets for this method.
+        takes: What the method takes itself. Of a base without packaged settings, only that is packaged of the method.
 
     Returns:
         By name; numbers are floats.
@@ -232,6 +261,9 @@ def hyperparameters(task: str, base: str, method: str, wraps: bool, own: Mapping
     bases = packaged.get(task, packaged["default"])
     section = bases.get(base, {})
     found = section.get(method)
+    if base not in bases and method in bases[_USUAL]:
+        usual = bases[_USUAL][method]
+        found = {name: value for name, value in usual.items() if not wraps or name in takes}
     if found is None:  # another base, as a method of its own; or a method that is newer than the packaged file
         found = bases.get(base if wraps else method, {}).get(base if wraps else method, {})
     return {name: _plain(value) for name, value in {**found, **own}.items()}

@@ -13,15 +13,17 @@ from typing import Any
 
 from ..errors import UserError, nearest, require
 from ..files import check_writable
+from ..tasks.loop import Loop
 from ..tasks.sources import find_task
-from ..tasks.task import size
 from ..trials import optimizers
+from ..trials.finding import brought
 from ..trials.records import TrialConfig
 from . import grid as grids
-from .arms import Arm, check_arms, find_arms, packaged
+from .arms import Arm, check_arms, find_arms, model_for, packaged
 from .comparison import FIRST_SEED, Plan, counted, load
 from .grid import Axis, Setting
 from .options import Entry, Options
+from .rows import base_of, codes, rows
 from .trackers import check_installed
 from .workers import workers_of
 
@@ -115,11 +117,12 @@ class SweepPlan(Plan):
     @property
     def command(self) -> str:
         """The command line of this sweep."""
-        words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.name, "--base", self.base]
+        words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.words, "--base", self.base_words]
         words += ["--grid", *(axis.words for axis in self.grid), "--seeds", str(len(self.seeds))]
         words += ["--epochs", str(self.epochs), "--out", str(self.out)]
         if self.sampler != "grid":
             words += ["--sampler", self.sampler, "--trials", str(self.tried)]
+        words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += ["--prune"] if self.prune else []
         words += ["--storage", self.shown_storage] if self.shown_storage else []
         words += ["--study", self.study] if self.study else []
@@ -135,10 +138,11 @@ class SweepPlan(Plan):
     @property
     def _as_packaged(self) -> bool:
         """Whether all that is not varied is as it is if nobody says anything."""
-        usual = packaged(self.source.name, self.base, self.arm.method)
+        with brought(self.source.along):
+            usual = packaged(self.source.name, self.inner, self.arm.method)
         varied = [axis.name for axis in self.grid]
         left = {name: value for name, value in usual.hyperparameters.items() if name not in varied}
-        return self.arm == replace(usual, hyperparameters=left)
+        return self.arm == replace(usual, hyperparameters=left) and self.base_words == self.inner
 
 
 def plan(
@@ -185,25 +189,33 @@ def plan(
         require("optuna", "sqlalchemy")
     check_installed(options.log or ())
     workers = workers_of(options)
+    if prune and workers.processes > 1:
+        raise UserError("--prune cannot look into trials of several processes; leave --prune or --processes out")
     axes = grids.parse(grid, counted=sampler == "grid")
-    base = options.base or "adamw"
-    optimizers.check_base(base)
+    base_name, base = base_of(options)
     source = find_task(task)
     arm = _arm(source.name, base, options, axes)
+    source = replace(source, along=codes(base, [arm.method]))
     if prune and arm.updates is not None:
         raise UserError("--prune goes by epochs and cannot be used with a budget of updates; remove one of them")
-    loaded = load(source)
+    loaded = load(source, workers)
+    if isinstance(loaded, Loop) and (loaded.metric_name == "" or loaded.higher_is_better is None):
+        raise UserError(
+            f"{source.name} must say what settings are chosen by, with @steppe.lab.loop(metric_name=..., "
+            "higher_is_better=...)"
+        )
     epochs = options.epochs or loaded.epochs
+    model = None if isinstance(loaded, Loop) else model_for([arm], base, loaded.model)
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
-        optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting})
-    check_arms([arm], base, epochs, loaded.batch_size, size(loaded.train))
-    name = f"{source.file_name}-{base}-{arm.name}"
+        optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting}, model)
+    check_arms([arm], base, epochs, loaded, workers.sharing, model)
+    name = f"{source.file_name}-{base_name}-{arm.name}"
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}
     return SweepPlan(
         source=source,
-        base=base,
+        base=base_name,
         arms=(replace(arm, hyperparameters=fixed),),
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + (options.seeds or 3))),
         epochs=epochs,
@@ -211,8 +223,10 @@ def plan(
         workers=workers,
         out=out,
         metric_name=loaded.metric_name,
-        higher_is_better=loaded.higher_is_better,
+        higher_is_better=loaded.higher_is_better is True,
+        loop=loaded if isinstance(loaded, Loop) else None,
         log=options.log or (),
+        wrapped=base,
         grid=axes,
         sampler=sampler,
         tried=trials,
@@ -236,8 +250,7 @@ def _arm(task: str, base: str, options: Options, axes: Sequence[Axis]) -> Arm:
     assert options.methods is not None
     if len(options.methods) != 1:
         raise UserError(f"a sweep is of one method, got {len(options.methods)}; give one with --method")
-    (name,) = options.methods
-    optimizers.check_methods(options.methods, options.settings)
+    (name,) = rows(base, options)
     entry = options.settings.get(name, Entry(name=name))
     given = {**entry.hyperparameters, **grids.probes(axes)[0]}
     twice = [axis.name for axis in axes if axis.name in entry.hyperparameters]

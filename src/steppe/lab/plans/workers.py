@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, require
+from ..trials.devices import AUTO, accelerator, count, find_device, kind
 from ..trials.host import Host
 from .options import Options, from_flags
 
@@ -31,17 +33,55 @@ class Workers:
     """Who carries trials out. No result depends on it, unless processes share batches.
 
     Attributes:
-        jobs: Worker processes here, at least 1, one thread each.
+        jobs: Worker processes here, at least 1, one thread each, on all devices together.
         crew: The address of a Dask scheduler, if its workers carry trials out.
         timeout: Seconds that a trial may take in a process here; None sets no limit.
         host: This process, if it carries them out itself, one after the other, alone or with others that accelerate
             has launched.
+        device: Where models are trained, unless the host says it.
+        precision: Of forward passes, likewise.
+        processes: Of each trial, which share its batches.
     """
 
     jobs: int = field(default_factory=usual_jobs)
     crew: str | None = None
     timeout: float | None = None
     host: Host | None = None
+    device: str = "cpu"
+    precision: str = "fp32"
+    processes: int = 1
+
+    @property
+    def place(self) -> Host:
+        """Where a trial runs."""
+        return self.host or Host(self.device, self.precision)
+
+    @property
+    def asked(self) -> dict[str, str | int]:
+        """Device, precision and processes as options, unless they are what anybody gets who asks for nothing."""
+        usual = self.host is not None or (self.device == "cpu" and accelerator() is None)
+        device: dict[str, str | int] = {} if usual else {"device": self.device}
+        precision: dict[str, str | int] = {} if self.precision == "fp32" else {"precision": self.precision}
+        return device | precision | ({} if self.processes == 1 else {"processes": self.processes})
+
+    @property
+    def sharing(self) -> int:
+        """How many processes share every batch."""
+        return self.processes if self.host is None else self.host.processes
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """What belongs into a trial's configuration, since it changes numbers."""
+        if self.host is not None:
+            return {"versions": self.host.versions}
+        if self.processes > 1:
+            precision = "no" if self.precision == "fp32" else self.precision
+            return {"versions": {"host": f"{self.processes} x {kind(self.device)}, {precision}"}}
+        return {
+            "versions": {},
+            "device": None if self.device == "cpu" else kind(self.device),
+            "precision": None if self.precision == "fp32" else self.precision,
+        }
 
     @property
     def writes(self) -> bool:
@@ -75,7 +115,18 @@ def workers_of(options: Options, host: Host | None = None) -> Workers:
         raise UserError("--timeout is of worker processes here; a Dask cluster has limits of its own: leave one out")
     if host is not None and (options.crew is not None or options.timeout is not None):
         raise UserError("processes that accelerate has launched train themselves: leave --crew and --timeout out")
-    return Workers(options.jobs or usual_jobs(), options.crew, options.timeout, host)
+    if host is not None:
+        return Workers(options.jobs or usual_jobs(), host=host)
+    device = find_device(options.device or AUTO, elsewhere=options.crew is not None)
+    processes = options.processes or 1
+    if processes > 1:
+        require("accelerate")
+        if options.crew is not None:
+            raise UserError("--processes are of this machine, and --crew has others; leave one of them out")
+    usual = usual_jobs() // processes if device == "cpu" else count(device) // processes
+    jobs = options.jobs or (max(1, usual) if processes > 1 or device == "cpu" else 1)
+    jobs = jobs * (count(device) if processes == 1 else 1)
+    return Workers(jobs, options.crew, options.timeout, None, device, options.precision or "fp32", processes)
 
 
 def workers(jobs: int | None, crew: str | None, timeout: float | None, host: Host | None = None) -> Workers:

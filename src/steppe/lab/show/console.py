@@ -152,22 +152,22 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def _grids(comparison: Comparison, console: Console) -> list[Table]:
-    """Make the table, or several that fit: the measures of sharpness then follow on their own."""
+    """Make the table, or several that fit: further columns then follow on their own."""
 
     def fits(grid: Table) -> bool:
         return console.measure(grid, options=console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width
 
     titles, columns = table.headers(comparison), _columns(table.cells(comparison))
-    measures, values = table.measures(comparison), _columns(table.sharpness_cells(comparison))
-    whole = _grid(comparison, [*titles, *measures], [*columns, *values])
-    if not measures or fits(whole):
+    further, values = table.further(comparison), _columns(table.further_cells(comparison))
+    whole = _grid(comparison, [*titles, *further], [*columns, *values])
+    if not further or fits(whole):
         return [whole]
     found, start = [_grid(comparison, titles, columns)], 0
-    for end in range(1, len(measures) + 1):
-        more = _grid(comparison, [titles[0], *measures[start:end]], [columns[0], *values[start:end]])
+    for end in range(1, len(further) + 1):
+        more = _grid(comparison, [titles[0], *further[start:end]], [columns[0], *values[start:end]])
         if end == start + 1 or not fits(more):
             start = end - 1
-            found.append(_grid(comparison, [titles[0], measures[start]], [columns[0], values[start]]))
+            found.append(_grid(comparison, [titles[0], further[start]], [columns[0], values[start]]))
         else:
             found[-1] = more
     return found

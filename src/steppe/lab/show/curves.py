@@ -128,13 +128,15 @@ def _lines(plan: Plan, records: Sequence[Record]) -> dict[str, _Line]:
     found = {}
     for name in plan.names:
         curves = [record.curve for record in records if record.config.row == name and record.final is not None]
-        if curves:
-            cost = np.mean([getattr(curve, plan.cost) for curve in curves], axis=0)
+        shared = min((len(curve.seconds) for curve in curves), default=0)  # a loop of the user's own may end early
+        if shared:
+            cost = np.mean([getattr(curve, plan.cost)[:shared] for curve in curves], axis=0)
+            losses = [curve.train_loss[:shared] or [math.nan] * shared for curve in curves]
             found[name] = _Line(
                 epochs=np.arange(1, len(cost) + 1),
                 cost=cost,
-                train_loss=_mean_and_error([curve.train_loss for curve in curves]),
-                metric=_mean_and_error([curve.validation_metric for curve in curves]),
+                train_loss=_mean_and_error(losses),
+                metric=_mean_and_error([curve.validation_metric[:shared] for curve in curves]),
             )
     return found
 

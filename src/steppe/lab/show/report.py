@@ -16,6 +16,7 @@ from ..files import write_atomically
 from ..judge.stats import Row, rank_correlation
 from ..judge.verdict import decimals, with_error
 from ..plans.arms import Arm, each
+from ..trials.finding import shown
 from ..trials.records import Record, all_versions
 from ..trials.schedules import Constant
 from . import curves, page, sharpness, table
@@ -80,7 +81,7 @@ def html(comparison: Comparison) -> str:
         plan=plan,
         headline=comparison.verdict[0],
         sentences=comparison.verdict[1:],
-        headers=[*table.headers(comparison), *table.measures(comparison)],
+        headers=[*table.headers(comparison), *table.further(comparison)],
         rows=[
             _line(row, cells, chosen[row.method], scale, decimals(comparison.rows))
             for row, cells in _with_cells(comparison)
@@ -123,7 +124,7 @@ class _Scale:
 
 
 def _with_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
-    texts = zip(table.cells(comparison), table.sharpness_cells(comparison), strict=True)
+    texts = zip(table.cells(comparison), table.further_cells(comparison), strict=True)
     return [(row, left + right) for row, (left, right) in zip(comparison.rows, texts, strict=True)]
 
 
@@ -145,7 +146,7 @@ def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) ->
 
 def _settings(arm: Arm) -> str:
     values = ", ".join(f"{name} {_number(value)}" for name, value in arm.hyperparameters.items()) or "its own defaults"
-    return values if arm.name == arm.method else f"{arm.method} with {values}"
+    return values if arm.name == arm.method else f"{shown(arm.method)} with {values}"
 
 
 def _number(value: Any) -> str:
@@ -157,14 +158,14 @@ def _number(value: Any) -> str:
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     task_size = str(plan.batch_size)
     sizes = {arm.name: size.words if (size := arm.schedules.batch_size) else task_size for arm in plan.arms}
+    rates = {arm.name: arm.schedules.lr.words for arm in plan.arms}
     radii = [arm for arm in plan.arms if arm.schedules.rho != Constant()]
     return [
         ("task", plan.source.name),
         ("base", plan.base),
         ("seeds", ", ".join(str(seed) for seed in plan.seeds)),
         ("length", each(plan.arms, {arm.name: arm.length(plan.epochs) for arm in plan.arms})),
-        ("batch size", each(plan.arms, sizes)),
-        ("learning rate", each(plan.arms, {arm.name: arm.schedules.lr.words for arm in plan.arms})),
+        *([] if plan.loop else [("batch size", each(plan.arms, sizes)), ("learning rate", each(plan.arms, rates))]),
         *([("rho", each(plan.arms, {arm.name: arm.schedules.rho.words for arm in plan.arms}))] if radii else []),
         ("metric", f"{plan.metric_name}, {'higher' if plan.higher_is_better else 'lower'} is better"),
     ]

@@ -12,6 +12,7 @@ from ..errors import RunError
 from ..files import write_atomically
 from ..judge.points import Point
 from ..plans.grid import shown, words
+from ..trials.finding import shown as shown_words
 from ..trials.records import all_versions
 from . import heatmap as pictures
 from . import sweep_table as table
@@ -107,7 +108,7 @@ def _facts(sweep: Sweep) -> list[tuple[str, str]]:
     asked, arm = sweep.plan, sweep.plan.arm
     return [
         ("task", asked.source.name),
-        ("method", arm.name if arm.name == arm.method else f"{arm.name}: {arm.method}"),
+        ("method", arm.name if arm.name == arm.method else f"{arm.name}: {shown_words(arm.method)}"),
         ("base", asked.base),
         ("varied", "; ".join(axis.words for axis in asked.grid)),
         ("fixed", words(arm.hyperparameters) or "nothing"),

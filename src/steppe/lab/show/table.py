@@ -41,20 +41,33 @@ def cells(comparison: Comparison) -> list[list[str]]:
 
 
 def measures(comparison: Comparison) -> list[str]:
-    """Return the names of the measures of sharpness, the titles of further columns."""
+    """Return the names of the measures of sharpness."""
     return list(dict.fromkeys(name for row in comparison.rows for name in row.sharpness))
 
 
-def sharpness_cells(comparison: Comparison) -> list[list[str]]:
+def further(comparison: Comparison) -> list[str]:
+    """Return the titles of further columns: metrics that do not decide, and measures of sharpness."""
+    return [*(f"test {name}" for name in _more(comparison)), *measures(comparison)]
+
+
+def further_cells(comparison: Comparison) -> list[list[str]]:
     """Return the texts of the further columns, row by row."""
-    return [[_sharpness(row.sharpness.get(name)) for name in measures(comparison)] for row in comparison.rows]
+    more, names = _more(comparison), measures(comparison)
+    return [
+        [*(_mean(row.more.get(name)) for name in more), *(_mean(row.sharpness.get(name)) for name in names)]
+        for row in comparison.rows
+    ]
+
+
+def _more(comparison: Comparison) -> list[str]:
+    return list(dict.fromkeys(name for row in comparison.rows for name in row.more))
 
 
 def summary(comparison: Comparison) -> Summary:
     """Return table, verdict and note; the base, and what differs from it significantly, is bold."""
     plan = comparison.plan
-    titles = [*headers(comparison), *measures(comparison)]
-    texts = [left + right for left, right in zip(cells(comparison), sharpness_cells(comparison), strict=True)]
+    titles = [*headers(comparison), *further(comparison)]
+    texts = [left + right for left, right in zip(cells(comparison), further_cells(comparison), strict=True)]
     strong = [i for i, row in enumerate(comparison.rows) if stands_out(row)]
     return Summary(plan.title, [titles, *texts], comparison.verdict, NOTE, plan.command, strong)
 
@@ -88,7 +101,7 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
     return [*texts, f"{row.diverged} of {row.trials}" if row.diverged else "-"] if with_diverged else texts
 
 
-def _sharpness(mean: Mean | None) -> str:
+def _mean(mean: Mean | None) -> str:
     if mean is None:
         return "n/a"
     return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..flags import Base, Crew, Jobs, Log, Task, Timeout, complete_method
+from ..flags import Base, Crew, Device, Jobs, Log, Precision, Processes, Task, Timeout, complete_method
 
 
 def sweep(
@@ -33,6 +33,9 @@ def sweep(
     trials: Annotated[int | None, typer.Option(help="Settings that random and tpe try.", show_default=False)] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Give up settings that look bad halfway.")] = False,
     jobs: Jobs = None,
+    device: Device = None,
+    precision: Precision = None,
+    processes: Processes = None,
     crew: Crew = None,
     timeout: Timeout = None,
     out: Annotated[

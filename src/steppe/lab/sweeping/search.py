@@ -119,6 +119,11 @@ class Search:
         """Take what came of a trial; None if it was stopped."""
         self._running.discard(config.key)
         if record is not None:
+            if record.final is not None and record.final.validation_metric is None:
+                raise RunError(
+                    f"{self._plan.source.name} has not told run.report {self._plan.metric_name!r} on validation data, "
+                    "by which settings are chosen"
+                )
             self._results[config.key] = SeedResult.of(record)
         self._look(config.key)
 

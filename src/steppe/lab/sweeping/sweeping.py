@@ -44,6 +44,9 @@ def sweep(
     trials: int | None = None,
     prune: bool = False,
     jobs: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    processes: int = 1,
     timeout: float | None = None,
     crew: str | Executor | None = None,
     out: str | Path | None = None,
@@ -80,6 +83,9 @@ def sweep(
         prune: Whether a setting is given up if halfway or later its first seed is worse than the median of those
             before, the last three left out.
         jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        device: As of `compare`.
+        precision: As of `compare`.
+        processes: As of `compare`.
         timeout: As of `compare`.
         crew: As of `compare`.
         out: Where to write; by default ``runs/sweep-TASK-BASE-METHOD``.
@@ -113,6 +119,9 @@ def sweep(
             "seeds": seeds,
             "epochs": epochs,
             "jobs": jobs,
+            "device": device,
+            "precision": precision,
+            "processes": processes,
             "timeout": timeout,
             "crew": crew if isinstance(crew, str) else None,
             "out": None if out is None else str(out),
@@ -174,6 +183,8 @@ def run(
                 label=search.label,
                 goes_on=search.goes_on if sweep_plan.prune else None,
                 given_up=search.given_up,
+                host=sweep_plan.workers.place,
+                processes=sweep_plan.workers.processes,
             )
             with closing(found):
                 for config, record in found:

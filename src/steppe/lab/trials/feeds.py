@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import count, islice, repeat
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError, one_line
-from ..tasks.task import Split, batches, size, take
+from ..tasks.splits import batches, length, makes_batches, size, take
+from ..tasks.task import Task
 from .schedules import ConstantSize, Sizes
 
 _EPOCHS_APART = 1_000_003
 
 
 def epochs(
-    split: Split, batch_size: int, sizes: Sizes | None, seed: int, processes: int = 1, rank: int = 0
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    task: Task, batch_size: int, sizes: Sizes | None, seed: int, processes: int = 1, rank: int = 0
+) -> Iterator[Iterator[Any]]:
     """Iterate over a training split again and again, in a new order each time.
 
     Args:
-        split: Tensors or a dataset.
+        task: Gives the training split.
         batch_size: Examples in a batch, at least 1, if there is no schedule.
         sizes: The schedule of batch sizes, or None.
         seed: Of the order.
@@ -35,11 +35,11 @@ def epochs(
     if sizes is None:
         order = torch.Generator().manual_seed(seed)
         while True:
-            yield batches(split, batch_size, order)
+            yield batches(task.train, batch_size, order, collate=task.collate, drop_last=task.drop_last)
     # The sampler draws epoch e from its seed + e: far apart, so that no epoch of one trial has the order of another's.
-    sampler = sizes.sampler(size(split), seed * _EPOCHS_APART, processes, rank)
+    sampler = sizes.sampler(size(task.train), seed * _EPOCHS_APART, processes, rank)
     while True:
-        yield (take(split, indices) for indices in sampler)
+        yield (take(task.train, indices, task.collate) for indices in sampler)
 
 
 def shared_sizes(sizes: Sizes | None, batch_size: int, processes: int) -> Sizes | None:
@@ -48,7 +48,7 @@ def shared_sizes(sizes: Sizes | None, batch_size: int, processes: int) -> Sizes 
 
 
 def total_updates(
-    sizes: Sizes | None, updates: int | None, epochs: int, batch_size: int, examples: int, processes: int = 1
+    sizes: Sizes | None, updates: int | None, epochs: int, batch_size: int, task: Task, processes: int = 1
 ) -> int:
     """Count the updates of a whole trial before it starts.
 
@@ -57,7 +57,7 @@ def total_updates(
         updates: The budget, or None if the trial goes by epochs.
         epochs: If it does.
         batch_size: If there is no schedule.
-        examples: In the training split.
+        task: Gives the training split.
         processes: How many share every batch.
 
     Returns:
@@ -67,10 +67,20 @@ def total_updates(
         UserError: An epoch has no batch, or a batch cannot be shared equally.
 
     Example:
-        >>> total_updates(None, None, epochs=3, batch_size=8, examples=20)
-        9
+        >>> from ..tasks.builtin import digits
+        >>> total_updates(None, None, epochs=3, batch_size=80, task=digits())
+        39
     """
-    lengths = repeat(math.ceil(examples / batch_size)) if sizes is None else _lengths(sizes, examples, processes)
+    if sizes is not None and makes_batches(task.train):
+        raise UserError(
+            "the task's train makes batches itself, so that nobody else can share them or change their size; give a "
+            "dataset, with collate= if need be"
+        )
+    examples = size(task.train)
+    if sizes is not None:
+        lengths = _lengths(sizes, examples, processes)
+    else:
+        lengths = repeat(length(task.train, batch_size, drop_last=task.drop_last))
     try:
         if updates is None:
             return sum(islice(lengths, epochs))

@@ -1,12 +1,14 @@
-"""Where a trial runs: in a worker process on the CPU, or in processes that accelerate has launched."""
+"""Where a trial runs: in one process on any device, or in processes that accelerate has launched."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from .devices import count, kind
 
 if TYPE_CHECKING:
     import torch
@@ -16,15 +18,43 @@ if TYPE_CHECKING:
 _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 
 
+WORKER = "STEPPE_WORKER"
+"""The environment variable that has the number of a worker process, the smallest that no other has."""
+
+PRECISIONS = ("fp32", "bf16")
+
+
 @dataclass(frozen=True)
 class Host:
     """One process.
 
     Attributes:
         device: Where models and batches are.
+        precision: Of forward passes: ``fp32``, or ``bf16`` by autocast.
     """
 
     device: torch.device | str = "cpu"
+    precision: str = "fp32"
+
+    def placed(self) -> Host:
+        """Return this on one device of its kind: worker processes take them in turn."""
+        devices = count(str(self.device))
+        if devices == 1:
+            return self
+        return replace(self, device=f"{self.device}:{int(os.environ.get(WORKER, 0)) % devices}")
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """Return what forward passes run in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        import torch
+
+        return torch.autocast(kind(str(self.device)), dtype=torch.bfloat16)
+
+    @property
+    def threads(self) -> int | None:
+        """Of torch on the CPU; None leaves them as they are."""
+        return 1
 
     @property
     def processes(self) -> int:
@@ -75,6 +105,8 @@ class AcceleratedHost(Host):
 
     _accelerator: Accelerator
 
+    threads = None
+
     def __init__(self) -> None:
         """Join the other processes."""
         from ..._extras import how_to_install
@@ -89,7 +121,7 @@ class AcceleratedHost(Host):
         accelerator = Accelerator()
         if accelerator.mixed_precision == "fp16":
             raise UserError("trials cannot run in fp16; launch with --mixed_precision bf16 or no")
-        super().__init__(accelerator.device)
+        super().__init__(accelerator.device)  # its own autocast surrounds the wrapped model
         object.__setattr__(self, "_accelerator", accelerator)
 
     @property

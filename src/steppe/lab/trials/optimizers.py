@@ -1,10 +1,9 @@
-"""From the name of a method and its hyper-parameters to an optimizer."""
+"""From a method, a base and their hyper-parameters to an optimizer."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -13,15 +12,14 @@ from torch.optim import Optimizer
 
 from ..._parts import need_fraction
 from ...groups import norm_layers
-from ...methods import METHODS
 from ...optimizer import SharpnessAware
+from ...together import joined
 from ...triggers import After, Always, Every, Randomly, Trigger
-from ..errors import UserError, exits_raise, nearest, one_line, shortened
+from ..errors import UserError, describe, exits_raise, nearest, one_line, shortened
+from .finding import BASES, code_of, find, is_wrapper, keywords, refusal, shown, take_steps
 
 Value: TypeAlias = "float | bool | tuple[float, ...]"
 Hyperparameters: TypeAlias = "Mapping[str, Value]"
-
-BASES: dict[str, Callable[..., Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 WHEN = ("every", "stretched", "after", "probability")
 """Hyper-parameters of methods that have a trigger: they climb every so many steps, from some step on, or at random."""
@@ -31,84 +29,6 @@ FRACTION = "fraction"
 
 NORM_LAYERS = "norm_layers"
 """A hyper-parameter of methods with a radius: whether only normalization layers climb."""
-
-
-def check_base(base: str) -> None:
-    """Refuse an unknown base.
-
-    Raises:
-        UserError: `base` is not in `BASES`.
-    """
-    if base not in BASES:
-        raise UserError(f"unknown base {base!r}{nearest(base, BASES)}")
-
-
-def names() -> list[str]:
-    """Return the names of all methods, the bases first."""
-    return [*BASES, *METHODS]
-
-
-def check_methods(methods: Iterable[str], arms: Iterable[str] = ()) -> None:
-    """Refuse an empty list of methods, unknown names and repetitions.
-
-    Args:
-        methods: The list.
-        arms: Names that are known besides those of methods.
-
-    Raises:
-        UserError: With the nearest names.
-    """
-    seen: set[str] = set()
-    known = [*names(), *arms]
-    for method in methods:
-        if method not in known:
-            raise UserError(f"unknown method {method!r}{nearest(method, known)}")
-        if method in seen:
-            raise UserError(f"the method {method!r} is listed twice; list every method once")
-        seen.add(method)
-    if not seen:
-        raise UserError(f"no method to compare; list at least one of {', '.join(known)}")
-
-
-def find(method: str) -> Callable[..., Optimizer]:
-    """Return what makes the optimizer.
-
-    Args:
-        method: A name in `BASES` or in ``steppe.methods.METHODS``, or ``MODULE:FUNCTION``: a function, or a class, that
-            takes parameters or, if it calls its first argument ``base``, an optimizer instance, then hyper-parameters
-            by name, and returns an optimizer whose ``step`` takes a closure.
-
-    Raises:
-        UserError: There is no such method, module or function.
-    """
-    module, colon, function = method.partition(":")
-    if not colon:
-        known: Mapping[str, Callable[..., Optimizer]] = {**BASES, **METHODS}
-        if method not in known:
-            raise UserError(f"unknown method {method!r}{nearest(method, known)}, or MODULE:FUNCTION")
-        return known[method]
-    try:
-        with exits_raise():
-            found: Callable[..., Optimizer] = getattr(import_module(module), function)
-    except (Exception, SystemExit) as error:
-        raise UserError(f"the method {method!r} cannot be imported: {_reason(error)}") from error
-    try:
-        takes = inspect.signature(found).parameters
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the method {method!r} is no function or class whose parameters can be seen") from error
-    if not takes:
-        raise UserError(f"the method {method!r} takes no parameters to optimize")
-    return found
-
-
-def is_wrapper(method: str) -> bool:
-    """Return whether a method wraps a base optimizer instance (its first parameter is called ``base``)."""
-    return method not in BASES and next(iter(_keywords(find(method)))) == "base"
-
-
-def has_radius(method: str) -> bool:
-    """Return whether a method has a ``rho``."""
-    return method not in BASES and "rho" in _keywords(find(method))
 
 
 def parameters_of(model: nn.Module, hyperparameters: Hyperparameters) -> list[nn.Parameter] | list[dict[str, Any]]:
@@ -135,7 +55,7 @@ def build(
 
     Args:
         method: What `find` knows.
-        base: The name of the optimizer that a wrapping method wraps; others ignore it.
+        base: What a wrapping method wraps, as `find` knows it too; others ignore it.
         parameters: The model's parameters, as `parameters_of` returns them.
         hyperparameters: Those that a wrapping method takes go to it, all others to its base. Where it has a trigger
             those in `WHEN` make it; that in `FRACTION` belongs to the loop, that in `NORM_LAYERS` to `parameters_of`.
@@ -150,49 +70,95 @@ def build(
         >>> build("sam", "sgd", nn.Linear(2, 1).parameters(), {"lr": 0.1, "rho": 0.05}).param_groups[0]["rho"]
         0.05
     """
-    make = find(method)
-    own = _keywords(make)[1:]
+    make, label = find(method), shown(method)
+    own = keywords(make)[1:]
     given: dict[str, Any] = dict(hyperparameters)
     fraction = given.pop(FRACTION, None)
     if given.pop(NORM_LAYERS, False) and "rho" not in given:
-        raise UserError(f"{method}: {NORM_LAYERS} needs a rho, the radius of these layers")
+        raise UserError(f"{label}: {NORM_LAYERS} needs a rho, the radius of these layers")
     if "trigger" in own:
         when = {name: given.pop(name) for name in WHEN if name in given}
-        given |= {"trigger": _trigger(method, when)} if when else {}
+        given |= {"trigger": _trigger(label, when)} if when else {}
     if not is_wrapper(method):
-        made = _make(make, parameters, given, method, own)
+        made = _make(make, parameters, given, label, own, _files(method))
     else:
         for_base = {name: value for name, value in given.items() if name not in own}
         for_method = {name: value for name, value in given.items() if name in own}
-        wrapped = _make(BASES[base], parameters, for_base, f"{method} over {base}", [*own, *_keywords(BASES[base])[1:]])
-        made = _make(make, wrapped, for_method, method, own)
+        inner = find(base, "base")
+        over = f"{label} over {shown(base)}"
+        wrapped = _make(inner, parameters, for_base, over, [*own, *keywords(inner)[1:]], _files(base))
+        made = _make(make, wrapped, for_method, label, own, _files(method, base))
     if fraction is not None:
-        _check_fraction(method, made, fraction)
+        _check_fraction(label, made, fraction)
     return made
 
 
-def check_hyperparameters(method: str, base: str, hyperparameters: Hyperparameters) -> None:
-    """Try hyper-parameters on one parameter, before any trial starts.
+def needs_model(method: str, base: str) -> bool:
+    """Return whether hyper-parameters can be tried on the parameters of a model alone, and not on one of any shape."""
+    used = [method, base] if is_wrapper(method) else [method]
+    return any(":" in words or (words in BASES and refusal(words, (1,)) is not None) for words in used)
+
+
+def check_hyperparameters(
+    method: str, base: str, hyperparameters: Hyperparameters, model: nn.Module | None = None
+) -> None:
+    """Try hyper-parameters, before any trial starts.
+
+    Args:
+        method: See `build`.
+        base: See `build`.
+        hyperparameters: See `build`.
+        model: On whose parameters to try them, which are then what they were; by default on one number.
 
     Raises:
         UserError: A hyper-parameter is unknown, missing, or refused by the optimizer.
     """
-    weight = nn.Parameter(torch.zeros(1))
-    made = build(method, base, [weight], hyperparameters)
-    if ":" in method:  # it may be made for other parameters than this one
+    if model is None:
+        _try(method, base, hyperparameters, [nn.Parameter(torch.zeros(1))])
         return
-
-    def closure() -> torch.Tensor:
-        made.zero_grad()
-        loss = (weight - 1).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
+    weights = list(model.parameters())
+    before = [weight.detach().clone() for weight in weights]
     try:
-        for _ in range(2):
-            made.step(closure)  # type: ignore[arg-type]
+        _try(method, base, hyperparameters, weights, parameters_of(model, hyperparameters))
+    except UserError as error:
+        if _takes_matrices(method, base, hyperparameters):
+            raise UserError(
+                f"{error}. Give it the parameters that it takes, and another base the rest, in a function of your own: "
+                "FILE.py:FUNCTION, as in docs/bring-your-own-method.md"
+            ) from error
+        raise
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
+                weight.grad = None
+
+
+def _try(
+    method: str,
+    base: str,
+    hyperparameters: Hyperparameters,
+    weights: list[nn.Parameter],
+    parameters: list[nn.Parameter] | list[dict[str, Any]] | None = None,
+) -> None:
+    made = build(method, base, weights if parameters is None else parameters, hyperparameters)
+    try:
+        with exits_raise():
+            take_steps(made, weights)
     except (Exception, SystemExit) as error:
-        raise _refused(method, hyperparameters, error) from error
+        raise _refused(shown(method), hyperparameters, error, _files(method, base)) from error
+
+
+def _takes_matrices(method: str, base: str, hyperparameters: Hyperparameters) -> bool:
+    """Return whether what a model's parameters do not fit is an optimizer of torch's that takes matrices alone."""
+    words = base if is_wrapper(method) else method
+    if words not in BASES or refusal(words, (1,)) is None:
+        return False
+    try:
+        _try(method, base, hyperparameters, [nn.Parameter(torch.zeros(2, 2))])
+    except UserError:
+        return False
+    return True
 
 
 def _trigger(method: str, when: Mapping[str, Any]) -> Trigger:
@@ -224,30 +190,41 @@ def _check_fraction(method: str, made: Optimizer, fraction: Any) -> None:
         raise UserError(f"{method}: {error}") from error
 
 
-def _keywords(make: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(make).parameters)
-
-
 def _make(
-    make: Callable[..., Optimizer], first: Any, hyperparameters: Hyperparameters, label: str, known: list[str]
+    make: Callable[..., Any],
+    first: Any,
+    hyperparameters: Hyperparameters,
+    label: str,
+    known: list[str],
+    files: Sequence[str],
 ) -> Optimizer:
+    takes = inspect.signature(make).parameters
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     for name in hyperparameters:
-        if name not in known:
+        if name not in known and not open_ended:
             raise UserError(f"{label} has no hyper-parameter {name!r}{nearest(name, known)}")
     required = [
         name
-        for name, parameter in list(inspect.signature(make).parameters.items())[1:]
-        if parameter.default is inspect.Parameter.empty and name not in hyperparameters
+        for name, parameter in list(takes.items())[1:]
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        and name not in hyperparameters
     ]
     if required:
         raise UserError(f"{label} needs a value for {required[0]!r}; give it in a file for --config, under settings")
-    known_parameters = inspect.signature(make).parameters
-    given = {name: _fitting(label, name, known_parameters[name], value) for name, value in hyperparameters.items()}
+    given = {
+        name: _fitting(label, name, takes[name], value) if name in takes else value
+        for name, value in hyperparameters.items()
+    }
     try:
         with exits_raise():
-            return make(first, **given)
+            made = make(first, **given)
+            made = joined(made) if isinstance(made, (list, tuple)) else made
     except (Exception, SystemExit) as error:
-        raise _refused(label, hyperparameters, error) from error
+        raise _refused(label, hyperparameters, error, files) from error
+    if not isinstance(made, Optimizer):
+        raise UserError(f"{label} must return an optimizer, or a list of them, got {type(made).__name__}")
+    return made
 
 
 def _fitting(label: str, name: str, parameter: inspect.Parameter, value: Value) -> Any:
@@ -262,11 +239,19 @@ def _fitting(label: str, name: str, parameter: inspect.Parameter, value: Value) 
     return int(value) if counts or (type(parameter.default) is int and float(value).is_integer()) else value
 
 
-def _refused(label: str, hyperparameters: Hyperparameters, error: BaseException) -> UserError:
-    values = ", ".join(f"{name}={value}" for name, value in hyperparameters.items())
-    return UserError(f"{label} refuses {values}: {_reason(error)}")
+def _files(*words: str) -> list[str]:
+    """Return the user's files among those that optimizers are made by, to name the line where something fails."""
+    codes = [code_of(one) for one in words if ":" in one]
+    return [path for code in codes if code is not None for path in code.paths]
 
 
-def _reason(error: BaseException) -> str:
+def _refused(label: str, hyperparameters: Hyperparameters, error: BaseException, files: Sequence[str]) -> UserError:
+    values = ", ".join(f"{name}={value}" for name, value in hyperparameters.items()) or "its own defaults"
+    return UserError(f"{label} refuses {values}: {_reason(error, files)}")
+
+
+def _reason(error: BaseException, files: Sequence[str] = ()) -> str:
+    if files:
+        return describe(error, *files)
     text, plain = one_line(error), (AttributeError, ImportError, TypeError, ValueError)
     return shortened(text if isinstance(error, plain) else f"{type(error).__name__}: {text}")

@@ -8,6 +8,8 @@ import platform
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from .fields import Model
 from .schedules import DEFAULTS, Schedules
 
@@ -15,16 +17,20 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
+_LATER = ("method_digest", "base_digest", "device", "precision")
+
 
 class TrialConfig(Model):
     """Everything that changes the numbers of a trial, and nothing else.
 
     Attributes:
         task: The task's name.
-        task_digest: For a user's task, the hash of its file.
+        task_digest: For a user's task, the hash of its file, and of those of its folder that it imports.
         method: The method's name.
+        method_digest: For a user's method, likewise, or the version of the package that it is from.
         arm: What the row of the table is called, unless that is the method's name.
         base: The base optimizer's name if the method wraps one.
+        base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
@@ -33,14 +39,18 @@ class TrialConfig(Model):
         updates: The budget: parameter updates in all, however many epochs they take; None goes by epochs.
         test: Whether the test split is read at the end.
         measure: Whether sharpness is measured at the end.
+        device: The kind of accelerator; None is the CPU.
+        precision: Of forward passes; None is that of the weights.
         versions: Of the libraries that compute the numbers.
     """
 
     task: str
     task_digest: str | None = None
     method: str
+    method_digest: str | None = None
     arm: str | None = None
     base: str | None = None
+    base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
     epochs: int
@@ -49,7 +59,15 @@ class TrialConfig(Model):
     updates: int | None = None
     test: bool = True
     measure: bool = False
+    device: str | None = None
+    precision: str | None = None
     versions: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out fields that had not always been there, unless they say something: keys stay the same."""
+        content: dict[str, Any] = serialize(self)
+        return {name: value for name, value in content.items() if value is not None or name not in _LATER}
 
     @property
     def key(self) -> str:
@@ -57,6 +75,10 @@ class TrialConfig(Model):
         content = {"schema": SCHEMA, **self.model_dump(mode="json")}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_by(self, name: str, digest: str | None) -> bool:
+        """Return whether the user's code of this name and digest is the method or the base."""
+        return (name, digest) in ((self.method, self.method_digest), (self.base, self.base_digest))
 
     @property
     def flat(self) -> dict[str, bool | int | float | str]:
@@ -103,15 +125,30 @@ class Curve(Model):
 
 
 class Final(Model):
-    """Loss and metric over whole splits after the last epoch, and measures of sharpness, None where not finite."""
+    """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
 
-    train_loss: float
-    train_metric: float
-    validation_loss: float
-    validation_metric: float
+    What is not asked for is None, as what is not finite.
+    """
+
+    train_loss: float | None = None
+    train_metric: float | None = None
+    validation_loss: float | None = None
+    validation_metric: float | None = None
     test_loss: float | None = None
     test_metric: float | None = None
+    validation_more: dict[str, float | None] = {}
+    test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
+
+    @property
+    def flat(self) -> dict[str, float | None]:
+        """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
+        more = {"validation": self.validation_more, "test": self.test_more or {}}
+        return {
+            **self.model_dump(exclude={"validation_more", "test_more", "sharpness"}),
+            **{f"{split} {name}": value for split, found in more.items() for name, value in found.items()},
+            **(self.sharpness or {}),
+        }
 
 
 class Diverged(Model):
@@ -137,6 +174,9 @@ class Record(Model):
         updates: Parameter updates in all.
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
+        hardware: What the accelerator is called, if there was one.
+        metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
+        not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
     """
 
     schema_version: Literal[2] = 2
@@ -151,6 +191,9 @@ class Record(Model):
     updates: int
     seconds: float
     versions: dict[str, str]
+    hardware: str | None = None
+    not_deterministic: list[str] = []
+    metric_name: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -161,6 +204,11 @@ class Record(Model):
         lengths = {name: len(getattr(self.curve, name)) for name in _BY_EPOCH}
         epochs = lengths["seconds"]
         whole = epochs > 0 if self.config.updates is not None else epochs == self.config.epochs
+        if self.metric_name is not None:
+            lengths = {name: length for name, length in lengths.items() if length or not name.endswith("_loss")}
+            whole = True
+        elif finished and self.final is not None and None in (self.final.train_loss, self.final.validation_metric):
+            return "it lacks final numbers"
         if len(set(lengths.values())) > 1 or (finished and not whole):
             return f"the lists of its curve must have a number for each epoch, got {lengths}"
         numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import count
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ..._parts import moved
 from ...batches import fraction_of, microbatches
 from ...passes import frozen_buffers, frozen_norm_stats
-from ..tasks.task import Split, Task, batches, size
+from ..tasks.evaluation import Scores, evaluate
+from ..tasks.sharpness import objective
+from ..tasks.splits import Split, examples_in
+from ..tasks.task import Task
+from .devices import name_of
 from .feeds import epochs, shared_sizes, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .schedules import attach
+from .surroundings import reproducible
 
 _BATCH_LOSSES = 500
-_EVALUATION_BATCH = 1000
 _MEASURED_EXAMPLES = 1024
+_MEASURED_BATCH = 128
 _RANKS_APART = 1_000_003
 
 
@@ -57,8 +61,10 @@ def run_trial(
     Raises:
         UserError: The hyper-parameters do not fit the method.
     """
-    with reproducible(config.seed, threads=1 if host is None else None):
-        training = Training(config, task, host or Host())
+    host = (host or Host()).placed()
+    inexact: set[str] = set()
+    with reproducible(config.seed, host.threads, str(host.device), inexact):
+        training = Training(config, task, host)
         while training.step < training.total and training.diverged is None:
             training.run_epoch()
             if each_epoch is not None and training.diverged is None:
@@ -78,6 +84,8 @@ def run_trial(
             updates=training.step,
             seconds=training.seconds,
             versions=all_versions(),
+            hardware=None if config.device is None else name_of(str(host.device)),
+            not_deterministic=sorted(inexact),
         )
 
 
@@ -94,11 +102,9 @@ class Training:
         self.optimizer: Optimizer = build(config.method, config.base or "", parameters, config.hyperparameters)
         self.fraction: Any = config.hyperparameters.get(FRACTION)
         sizes = shared_sizes(config.schedules.batch_size, config.batch_size, host.processes)
-        self.total = total_updates(
-            sizes, config.updates, config.epochs, config.batch_size, size(task.train), host.processes
-        )
+        self.total = total_updates(sizes, config.updates, config.epochs, config.batch_size, task, host.processes)
         self.schedules = attach(config.schedules, self.optimizer, self.total)
-        self.epochs = epochs(task.train, config.batch_size, sizes, config.seed, host.processes, host.rank)
+        self.epochs = epochs(task, config.batch_size, sizes, config.seed, host.processes, host.rank)
         self.micro = sizes.micro if sizes is not None else None
         self.curve = Curve(batch_loss_updates=-(-self.total // _BATCH_LOSSES))
         self.losses: list[float] = []  # that are not in the curve yet
@@ -115,13 +121,13 @@ class Training:
         self.seconds += time.perf_counter() - start
         if self.diverged is not None:
             return
-        loss, metric = self._evaluate(self.task.validation)
-        if not (math.isfinite(loss) and math.isfinite(metric)):
+        found = self._evaluate(self.task.validation)
+        if not (math.isfinite(found.loss) and math.isfinite(found.metric)):
             self._mark_diverged()
             return
         self.curve.train_loss.append(train_loss)
-        self.curve.validation_loss.append(loss)
-        self.curve.validation_metric.append(metric)
+        self.curve.validation_loss.append(found.loss)
+        self.curve.validation_metric.append(found.metric)
         self.curve.gradient_evaluations.append(self.evaluations)
         self.curve.examples.append(self.examples)
         self.curve.seconds.append(self.seconds)
@@ -129,33 +135,37 @@ class Training:
     def finish(self) -> Final | None:
         """Evaluate on all splits; None if a number is not finite."""
         train, validation = self._evaluate(self.task.plain_train), self._evaluate(self.task.validation)
-        test = self._evaluate(self.task.test) if self.config.test else (None, None)
-        if not all(number is None or math.isfinite(number) for number in (*train, *validation, *test)):
+        test = self._evaluate(self.task.test) if self.config.test else None
+        found = [scores for scores in (train, validation, test) if scores is not None]
+        if not all(math.isfinite(number) for scores in found for number in (scores.loss, scores.metric)):
             self._mark_diverged()
             return None
         return Final(
-            train_loss=train[0],
-            train_metric=train[1],
-            validation_loss=validation[0],
-            validation_metric=validation[1],
-            test_loss=test[0],
-            test_metric=test[1],
+            train_loss=train.loss,
+            train_metric=train.metric,
+            validation_loss=validation.loss,
+            validation_metric=validation.metric,
+            validation_more=_finite(validation.more),
+            test_loss=None if test is None else test.loss,
+            test_metric=None if test is None else test.metric,
+            test_more=None if test is None else _finite(test.more),
             sharpness=self._measure() if self.config.measure else None,
         )
 
     def train(self) -> float:
         """Train for one epoch, or what the budget leaves of it, and return the mean loss."""
         total, examples = 0.0, 0
-        for x, y in _on(self.host.device, next(self.epochs)):
+        for batch in next(self.epochs):
             self.step += 1
-            loss = self._update(x, y)
+            n = examples_in(batch)
+            loss = self._update(moved(batch, self.host.device), n)
             if not math.isfinite(loss):
                 self._mark_diverged()
                 break
             self._note(loss)
             for schedule in self.schedules:
                 schedule.step()
-            total, examples = total + loss * len(x), examples + len(x)
+            total, examples = total + loss * n, examples + n
             if self.step == self.total:
                 break
         return total / max(examples, 1)
@@ -165,29 +175,30 @@ class Training:
         with frozen_norm_stats(self.model), frozen_buffers(self.model, norm_stats=False):
             yield
 
-    def _update(self, x: Tensor, y: Tensor) -> float:
+    def _update(self, batch: Any, n: int) -> float:
         passes = count()
 
         def closure() -> Tensor:
             # Buffers are those at w; where the pass at w sees a part, those of the whole batch.
             again = next(passes) > 0 and self.fraction is None
             with self._without_traces() if again else nullcontext():
-                return one_pass((x, y))
+                return one_pass(batch)
 
         def ascent() -> Tensor:
             with self._without_traces():
-                return one_pass(fraction_of((x, y), self.fraction))
+                return one_pass(fraction_of(batch, self.fraction))
 
-        def one_pass(batch: tuple[Tensor, Tensor]) -> Tensor:
+        def one_pass(given: Any) -> Tensor:
             self.evaluations += 1
-            self.examples += len(batch[0]) * self.host.processes
+            self.examples += (n if given is batch else examples_in(given)) * self.host.processes
             self.optimizer.zero_grad()
-            parts = list(microbatches(batch, self.micro or len(x)))
+            parts = [(given, 1.0)] if self.micro is None else list(microbatches(given, self.micro))
             losses = []
-            for k, ((inputs, targets), weight) in enumerate(parts):
+            for k, (part, weight) in enumerate(parts):
                 more = k < len(parts) - 1
                 with self.host.unsynced(self.wrapped) if more else nullcontext():
-                    loss = weight * self.task.loss(self.wrapped(inputs), targets)
+                    with self.host.forward():
+                        loss = weight * self.task.loss_of(self.wrapped, part)
                     self.host.backward(loss)
                 losses.append(loss.detach())
             return torch.stack(losses).sum()
@@ -207,61 +218,15 @@ class Training:
     def _mark_diverged(self) -> None:
         self.diverged = Diverged(epoch=self.epoch, step=self.step)
 
-    def _evaluate(self, split: Split) -> tuple[float, float]:
-        return evaluate(self.model, self.task, split, self.host.device)
+    def _evaluate(self, split: Split) -> Scores:
+        return evaluate(self.model, self.task, split, self.host.device, self.host.forward)
 
     def _measure(self) -> dict[str, float | None]:
         from ...measure.quick import quick
 
-        train = next(_on(self.host.device, batches(self.task.plain_train, _MEASURED_EXAMPLES)))
-        found = {name: float(value) for name, value in quick(self.model.eval(), self.task.loss, train).items()}
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+        data = objective(self.task, self.task.plain_train, _MEASURED_EXAMPLES, _MEASURED_BATCH, self.host.device)
+        return _finite(quick(self.model.eval(), **data))
 
 
-def _on(device: torch.device | str, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in pairs:
-        yield x.to(device), y.to(device)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, task: Task, split: Split, device: torch.device | str = "cpu") -> tuple[float, float]:
-    """Return loss and metric over a whole split, read once, with the model in evaluation mode.
-
-    Args:
-        model: The model.
-        task: Gives loss and metric.
-        split: The data.
-        device: Where the model is.
-
-    Returns:
-        Loss and metric.
-    """
-    model.eval()
-    read = [(model(x), y) for x, y in _on(device, batches(split, _EVALUATION_BATCH))]
-    outputs, targets = torch.cat([part for part, _ in read]), torch.cat([part for _, part in read])
-    return float(task.loss(outputs, targets)), float(task.metric(outputs, targets))
-
-
-@contextmanager
-def reproducible(seed: int, threads: int | None = 1) -> Iterator[None]:
-    """Seed every random generator, compute deterministically, and undo all of it at the end.
-
-    Args:
-        seed: At least 0.
-        threads: Of torch on the CPU; None leaves them as they are.
-    """
-    threads_before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            torch.set_num_threads(threads or threads_before)
-            torch.use_deterministic_algorithms(True)
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-        finally:
-            torch.set_num_threads(threads_before)
-            torch.use_deterministic_algorithms(deterministic)
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+def _finite(found: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in found.items()}

@@ -159,10 +159,9 @@ def plan_of(
 
 
 def _score(group: Sequence[Record]) -> float | None:
-    finals = [record.final for record in group]
-    if any(final is None for final in finals):
-        return None
-    return fmean(final.validation_metric for final in finals if final is not None)
+    found = [record.final.validation_metric for record in group if record.final is not None]
+    known = [value for value in found if value is not None]
+    return fmean(known) if len(known) == len(group) else None
 
 
 def _is_number(value: object) -> bool:

@@ -57,11 +57,11 @@ def tune(
             ranges(arm),
             asked.model_copy(
                 update={
-                    "methods": (arm.name,),
+                    "methods": (arm.words,),
                     "seeds": SEEDS,
                     "log": None,
                     "out": str(compared.out / "tuning" / arm.name),
-                    "settings": {**asked.settings, arm.name: _without(asked, arm)},
+                    "settings": {**_other_arms(asked), arm.name: _without(asked, arm)},
                 }
             ),
             sampler="tpe",
@@ -112,6 +112,10 @@ def _above_zero(arm: Arm, name: str) -> bool:
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def _other_arms(asked: Options) -> dict[str, Entry]:
+    return {name: entry for name, entry in asked.settings.items() if entry.method is not None}
 
 
 def _without(asked: Options, arm: Arm) -> Entry:

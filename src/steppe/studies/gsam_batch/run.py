@@ -14,7 +14,7 @@ from ...lab.plans.comparison import Plan
 from ...lab.plans.comparison import plan as plan_of
 from ...lab.plans.workers import Workers
 from ...lab.tasks.sources import find_task
-from ...lab.tasks.task import size
+from ...lab.tasks.splits import size
 from .claims import Finding, claims, judge
 from .design import AT_EQUAL_UPDATES, Preset
 
@@ -53,7 +53,7 @@ def plans(design: Preset, out: Path, workers: Workers | None = None, seeds: int 
     found = []
     for task in design.tasks:
         name = task if task.startswith("mnist1d") else f"{_TASKS}:{task.replace('-', '_')}"
-        examples = size(find_task(name).load().train)
+        examples = size(find_task(name).task().train)
         settings = design.settings(examples)
         asked: dict[str, Any] = {
             "base": "sgd",

@@ -59,7 +59,7 @@ def grid(preset: Preset, settings: Sequence[Mapping[str, object]], records: Sequ
     diverged = [0] * len(settings)
     for index, group in enumerate(records):
         for record in group:
-            if record.final is None:
+            if record.final is None or record.final.validation_metric is None:
                 diverged[index] += 1
             else:
                 values[record.config.seed][index] = record.final.validation_metric

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...lab.tasks.task import Task
 from ...lab.trials.host import Host
 from ...lab.trials.records import TrialConfig
-from ...lab.trials.trial import Training, reproducible
+from ...lab.trials.surroundings import reproducible
+from ...lab.trials.trial import Training
 from ...optimizer import SharpnessAware
 
 

@@ -123,7 +123,7 @@ def _run(
     chosen = {method: grids[method].best(design.inside(method, "wide")) for method in grids}
     arms: dict[str, dict[str, Any]] = {method: candidates[method][index] for method, index in chosen.items()}
     first = plan_of(task, "sgd", arms, 1, out, epochs=epochs)
-    loaded = find_task(task).load()
+    loaded = find_task(task).task()
     climbs = {trial.row: radii(trial, loaded) for trial in first.trials() if "rho" in arms[trial.row]}
     arms |= {
         **{method + MIDDLE: entries[len(entries) // 2] for method, entries in candidates.items()},

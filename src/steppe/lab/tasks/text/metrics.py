@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..task import accuracy
+from ..metrics import accuracy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,203 @@
+"""Whether a task fits together: tried before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._parts import moved
+from ..errors import UserError, describe
+from .evaluation import evaluate
+from .splits import batches, examples_in, has_columns, length, makes_batches, size
+from .task import Task, kind
+
+
+def check_fit(
+    task: Task,
+    file: str | None = None,
+    device: torch.device | str = "cpu",
+    forward: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Try model and loss on a batch of training data, and the metrics on the validation split.
+
+    Args:
+        task: The task.
+        file: The user's file, to name the line where something fails.
+        device: Where to try it.
+        forward: What forward passes run in.
+
+    Raises:
+        UserError: Something does not fit together.
+    """
+    _check_apart(task)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        batch = _first_batch(task, file)
+        with _failing("making the model", file):
+            model = task.model()
+        if not isinstance(model, nn.Module):
+            raise UserError(f"Task: model must return a torch.nn.Module, got {kind(model)}")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError("Task: the model has no parameter to train")
+        _check_last_batch(task, model)
+        model = model.to(device)
+        with forward():
+            loss = _loss(task, model, moved(batch, device), file)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind(loss)
+            raise UserError(f"Task: the loss must be a scalar tensor, got {got} on {_shapes(batch)}")
+        if not loss.requires_grad:
+            raise UserError("Task: the loss does not depend on the model's parameters; do not detach it")
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"Task: the loss of an untrained model on the first batch is {value}; look for numbers that are not "
+                "finite in the data"
+            )
+        _check_metrics(task, model, file, device, forward)
+
+
+def _check_apart(task: Task) -> None:
+    for name in ("validation", "test"):
+        if _same(getattr(task, name), task.train):
+            raise UserError(
+                f"Task: {name} is the training data itself, on which every method looks good; split some examples off"
+            )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if not (isinstance(one, tuple) and isinstance(other, tuple) and has_columns(one) and has_columns(other)):
+        return False
+    return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _first_batch(task: Task, file: str | None) -> Any:
+    split = task.train
+    with _failing("reading a batch of training examples", file):
+        found = next(batches(split, task.batch_size, torch.Generator().manual_seed(0), collate=task.collate), None)
+        if found is None:
+            raise UserError("Task: train has no batch")
+        if makes_batches(split):
+            length(split, task.batch_size)
+    return found
+
+
+def _check_last_batch(task: Task, model: nn.Module) -> None:
+    if task.drop_last or makes_batches(task.train) or size(task.train) % task.batch_size != 1:
+        return
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise UserError(
+            f"Task: {size(task.train)} training examples in batches of {task.batch_size} leave a last batch of one, of "
+            "which batch norm has no variance; say drop_last=True, or choose another batch_size"
+        )
+
+
+def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
+    if task.step is not None:
+        with _failing(f"the step on {_shapes(batch)}", file):
+            return task.step(model, batch)
+    with _failing(f"the model on {_shapes(batch)}", file, _hint_of_inputs(batch, model), form=True):
+        outputs, targets = task.outputs(model, batch)
+    shapes = f"outputs of {_shape(outputs)} and targets of {_shape(targets)}"
+    if isinstance(targets, Tensor):
+        shapes += f" ({targets.dtype})"
+    if task.forward is None and not isinstance(outputs, Tensor) and task.loss is nn.functional.cross_entropy:
+        raise UserError(
+            f"Task: the model must return a tensor, got {kind(outputs)}; give a loss and a metric that take it, or "
+            "forward=lambda model, batch: (outputs, targets)"
+        )
+    with _failing(f"the loss on {shapes}", file, _hint_of_targets(targets)):
+        loss = task.loss(outputs, targets)
+        _check_pairs(task, outputs, targets, loss)
+    return loss
+
+
+def _check_pairs(task: Task, outputs: Any, targets: Any, loss: Any) -> None:
+    """Refuse a loss of every output with every target, as outputs of shape (n, 1) with targets of shape (n,) make."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and isinstance(loss, Tensor)) or loss.ndim:
+        return
+    n = len(outputs) if outputs.ndim else 0
+    if n < 2 or {tuple(outputs.shape), tuple(targets.shape)} != {(n, 1), (n,)}:
+        return
+    turned = task.loss(outputs, targets.roll(1, 0))
+    if torch.equal(targets, targets.roll(1, 0)) or not torch.allclose(loss, turned, rtol=1e-5, atol=0):
+        return
+    raise UserError(
+        f"Task: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} make {n} x {n} "
+        "pairs in this loss; give both one shape, as in loss=lambda o, t: mse_loss(o.squeeze(1), t)"
+    )
+
+
+def _check_metrics(
+    task: Task,
+    model: nn.Module,
+    file: str | None,
+    device: torch.device | str,
+    forward: Callable[[], AbstractContextManager[object]],
+) -> None:
+    names = ", ".join(task.metrics) or "loss"
+    with _failing(f"the metric ({names}) on the validation split", file):
+        try:
+            found = evaluate(model, task, task.validation, device, forward)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error) or task.evaluation_gradients:
+                raise
+            raise UserError(
+                "Task: the loss differentiates inside, and evaluation computes no gradients; say "
+                "evaluation_gradients=True"
+            ) from error
+    if not math.isfinite(found.loss):
+        raise UserError(f"Task: the loss of an untrained model on the validation split is {found.loss}")
+    if not math.isfinite(found.metric):
+        raise UserError(
+            f"Task: {task.metric_name} on the validation split is {found.metric}, where a trial counts as diverged; "
+            "choose a metric that is a number there, or another split"
+        )
+
+
+@contextmanager
+def _failing(what: str, file: str | None, hint: str = "", form: bool = False) -> Iterator[None]:
+    """Say what failed, with the user's line."""
+    verb = "failed with"
+    head, _, rest = what.partition(" on ")
+    text = f"{head} failed on {rest} with" if rest else f"{head} {verb}"
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if form and isinstance(error, TypeError) and "forward=lambda" in str(error):
+            raise UserError(f"Task: {error}") from error
+        raise UserError(f"{text} {describe(error, file)}{hint}") from error
+
+
+def _hint_of_inputs(batch: Any, model: nn.Module) -> str:
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+    if isinstance(first, Tensor) and first.dtype == torch.float64 and weights == torch.float32:
+        return "; the inputs are float64 and the weights float32: write x.float()"
+    return ""
+
+
+def _hint_of_targets(targets: Any) -> str:
+    if isinstance(targets, Tensor) and targets.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
+        return f"; the targets are {targets.dtype}, and classes are counted in int64: write y.long()"
+    if isinstance(targets, Tensor) and targets.dtype == torch.float64:
+        return "; the targets are float64: write y.float()"
+    return ""
+
+
+def _shapes(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+        return f"inputs of {_shape(batch[0])}"
+    return f"a batch of {examples_in(batch)} examples"
+
+
+def _shape(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"kind {kind(value)}"

@@ -1,0 +1,73 @@
+"""Which devices there are."""
+
+from __future__ import annotations
+
+from ..errors import UserError
+
+AUTO = "auto"
+
+
+def find_device(asked: str, *, elsewhere: bool = False) -> str:
+    """Return the device that is asked for; for ``auto`` an accelerator, or the CPU if there is none.
+
+    Args:
+        asked: ``auto``, ``cpu``, or an accelerator of torch such as ``cuda``, ``cuda:1`` or ``mps``.
+        elsewhere: Whether other machines train, which may have devices that this one lacks.
+
+    Raises:
+        UserError: There is no such device.
+
+    Example:
+        >>> find_device("cpu")
+        'cpu'
+    """
+    import torch
+
+    own = accelerator()
+    if asked == AUTO:
+        return own or "cpu"
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"unknown device {asked!r}; name auto, cpu, cuda, cuda:1, mps or another of torch") from error
+    if device.type == "cpu" or elsewhere:
+        return device.type if device.type == "cpu" else asked
+    if device.type != own:
+        has = f"an accelerator {own!r}" if own else "none that torch can use"
+        raise UserError(f"there is no device {asked!r} here, but {has}; leave --device out, or install torch for it")
+    if device.index is not None and device.index >= count(own):
+        raise UserError(f"there is no device {asked!r} here, but {count(own)} of this kind, counted from 0")
+    return asked
+
+
+def accelerator() -> str | None:
+    """Return the kind of accelerator that torch has here."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None else found.type
+
+
+def count(device: str) -> int:
+    """Return how many devices a name stands for: all of its kind, unless it says which."""
+    import torch
+
+    if device == "cpu" or torch.device(device).index is not None or kind(device) != accelerator():
+        return 1
+    return max(1, torch.accelerator.device_count())
+
+
+def kind(device: str) -> str:
+    """Return the kind of a device: ``cuda`` for ``cuda:1``."""
+    return device.partition(":")[0]
+
+
+def name_of(device: str) -> str:
+    """Return what a device is called by those who made it, as far as torch knows."""
+    import torch
+
+    module = getattr(torch, kind(device), None)
+    try:
+        return str(module.get_device_name(device))  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError, ValueError, TypeError):
+        return kind(device)

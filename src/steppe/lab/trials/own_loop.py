@@ -1,0 +1,99 @@
+"""A trial in a loop of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import UserError
+from ..tasks.loop import Loop
+from ..tasks.task import kind
+from .devices import name_of
+from .host import Host
+from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
+from .run import Diverging, Run
+from .surroundings import reproducible
+
+
+def run_loop(
+    config: TrialConfig,
+    loop: Loop,
+    host: Host | None = None,
+    keep: Callable[[dict[str, Any]], object] | None = None,
+    each_epoch: Callable[[Curve], object] | None = None,
+) -> Record:
+    """Let a loop of the user's own train one model with one method from one seed.
+
+    Args:
+        config: What to run.
+        loop: The loop.
+        host: As of `run_trial`.
+        keep: Likewise; of the model for which the loop has asked for an optimizer.
+        each_epoch: Is given the curve so far after every report; what it raises ends the trial.
+
+    Returns:
+        The record; its status is ``diverged`` if a number that was reported or returned is not finite.
+
+    Raises:
+        UserError: The loop returns no numbers by name, or has asked for no optimizer.
+    """
+    host = (host or Host()).placed()
+    inexact: set[str] = set()
+    with reproducible(config.seed, host.threads, str(host.device), inexact):
+        run = Run(config, host, loop, each_epoch)
+        try:
+            found = _numbers(loop.train(run), loop)
+            finite = all(map(math.isfinite, found.values()))
+        except Diverging:
+            found, finite = {}, False
+    if not run.updates and finite:
+        raise UserError(
+            f"{loop.__name__} has made no step of an optimizer from run.optimizer(model), so that there is nothing to "
+            "compare"
+        )
+    if finite and keep is not None and len(run.models) == 1:
+        keep(run.models[0].cpu().state_dict())
+    name = next(iter(found), run.metric_name)
+    if finite and run.metric_name not in ("", name):
+        raise UserError(
+            f"{loop.__name__} must return {run.metric_name!r} first, which run.report was told, got {name!r}"
+        )
+    return Record(
+        key=config.key,
+        config=config,
+        status="finished" if finite else "diverged",
+        diverged=None if finite else Diverged(epoch=len(run.curve.seconds) + 1, step=max(1, run.updates)),
+        curve=run.curve,
+        final=_final(run, found, name) if finite else None,
+        gradient_evaluations=run.gradient_evaluations,
+        examples=run.examples,
+        updates=run.updates,
+        seconds=run.seconds,
+        versions=all_versions(),
+        hardware=None if config.device is None else name_of(str(host.device)),
+        not_deterministic=sorted(inexact),
+        metric_name=name or None,
+    )
+
+
+def _numbers(found: object, loop: Loop) -> dict[str, float]:
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{loop.__name__} must return numbers by name, such as {{'accuracy': 0.9}}, got {kind(found)}")
+    try:
+        return {str(name): float(value) for name, value in found.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{loop.__name__} must return numbers by name, got {dict(found)!r}") from error
+
+
+def _final(run: Run, found: Mapping[str, float], name: str) -> Final:
+    def last(values: list[float]) -> float | None:
+        return values[-1] if values else None
+
+    return Final(
+        train_loss=last(run.curve.train_loss),
+        validation_loss=last(run.curve.validation_loss),
+        validation_metric=last(run.curve.validation_metric),
+        test_metric=found[name],
+        test_more={other: value for other, value in found.items() if other != name},
+    )

@@ -25,9 +25,10 @@ from steppe.lab.judge.stats import rank_correlation, summarize
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.plans.options import Options
+from steppe.lab.plans.workers import Workers
 from steppe.lab.show.console import show
 from steppe.lab.show.report import html, results, write_report
-from steppe.lab.show.table import markdown
+from steppe.lab.show.table import summary
 from steppe.lab.store import records
 from steppe.lab.tasks.sources import TaskSource, find_task
 from steppe.lab.trials.records import Record, TrialConfig
@@ -183,7 +184,9 @@ def measured(record, tmp_path):
         arms = tuple(Arm(name, name, {"lr": 0.1}, (schedules or {}).get(name, Schedules())) for name in tests)
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
-        plan = Plan(TaskSource("mnist1d"), "sgd", arms, (0, 1, 2), 2, 5, 1, out, "accuracy (%)", True, measure=True)
+        plan = Plan(
+            TaskSource("mnist1d"), "sgd", arms, (0, 1, 2), 2, 5, Workers(1), out, "accuracy (%)", True, measure=True
+        )
         return Comparison(replace(plan, **more), found, summarize(found, "sgd", True))
 
     return make
@@ -193,7 +196,7 @@ TESTS = {"sgd": [60.0, 61.0, 62.0], "sam": [70.0, 71.0, 72.0], "gsam": [65.0, 66
 
 
 def test_columns_for_sharpness(measured):
-    text = markdown(measured(TESTS))
+    text = summary(measured(TESTS)).markdown
     assert "| gradient evals | time / sgd | worst-case linf | lambda_max | gradient norm |" in text
     assert "| sam | 71.00 ± 0.58 | +10.00 [+10.00, +10.00]* | 0.500 | 19.00 | 10 | 1.00 | 14.1 ± 0.115 |" in text
     assert "| 71.0 ± 0.577 | n/a |" in text
@@ -282,7 +285,7 @@ def test_the_cost_of_arms_of_different_length(measured):
         "In 30 updates, against 2 epochs, sam takes 3.0 times the gradient evaluations of sgd and 1.0 times its "
         "training time; after as many evaluations as sgd had in all (epoch 2 of 2, its learning rate still high)"
     )
-    assert "# mnist1d, base sgd, 2 epochs or 30 updates, 3 seeds" in markdown(again)
+    assert "# mnist1d, base sgd, 2 epochs or 30 updates, 3 seeds" in summary(again).markdown
 
 
 def test_rows_are_keyed_by_arm(record):

@@ -147,6 +147,45 @@ def test_choosing_settings_is_not_logged(command, tiny, tmp_path):
     assert {path.parent.name for path in (tmp_path / "out").rglob("tensorboard")} == {"out"}
 
 
+LOOP = """
+import torch
+from torch import nn
+
+def train(run):
+    model = nn.Linear(3, 1)
+    opt = run.optimizer(model)
+    for epoch in range(2):
+        run.step(opt, torch.ones(4, 3), lambda batch: model(batch).square().mean())
+        run.report(epoch, accuracy=50 + epoch)
+    return {"accuracy": 70.0, "F1 (%)": 0.5}
+"""
+
+
+def test_a_loop_of_the_users_own_has_what_it_reports(tmp_path):
+    (tmp_path / "own.py").write_text(LOOP)
+    found = compare(
+        f"{tmp_path / 'own.py'}:train",
+        methods=["sgd"],
+        base="sgd",
+        seeds=1,
+        epochs=2,
+        jobs=1,
+        out=tmp_path,
+        log="tensorboard",
+    )
+    got = scalars(tmp_path / "tensorboard/sgd, seed 0")
+    assert got["validation_metric"] == [(1, 50.0), (2, 51.0)]
+    assert got["final/test_metric"] == [(2, 70.0)]
+    assert got["final/test F1 _"] == [(2, 0.5)]  # as all trackers take it
+    assert "train_loss" not in got
+    frame = found.to_pandas("trials")
+    assert (frame["test_metric"][0], frame["test F1 (%)"][0]) == (70.0, 0.5)
+    assert frame["train_loss"].isna().all()
+    methods = found.to_pandas()
+    assert methods["test F1 (%)"][0] == 0.5
+    assert methods["test F1 (%)_error"].isna().all()
+
+
 # Stand-ins
 
 

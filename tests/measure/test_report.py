@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import runpy
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,6 +234,38 @@ def test_the_table(found):
     text = str(found)
     assert text.startswith(f"loss {found.loss:.5g} over 10 examples in 3 batches; 31 weights; ")
     assert f"{found.cost:.0f} gradients (of 120 allowed)" in text
+
+
+def test_a_report_in_scripts_and_notebooks(found):
+    title = str(found).splitlines()[0]
+    assert repr(found) == f"Report of {len(found.measures)} measures: {title}"
+    page = found._repr_html_()
+    assert page.startswith(f"<p><strong>{title}</strong></p>")
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td.*?</td>", page)]
+    assert cells[:3] == ["worst-case l2", f"{found.measures['worst-case l2'].value:.4g}", f"{found.measures['worst-case l2'].error:.2g}"]  # fmt: skip
+    assert len(cells) == 7 * len(found.measures)
+    assert "color" not in page
+
+
+def test_the_numbers_in_pandas(found, monkeypatch):
+    frame = found.to_pandas()
+    assert list(frame["measure"]) == list(found.measures)
+    assert list(frame["value"]) == [one.value for one in found.measures.values()]
+    assert list(frame["error"].isna()) == [one.error is None for one in found.measures.values()]
+    assert [str(frame[name].dtype) for name in ("value", "error", "n", "cost")] == [
+        "float64",
+        "float64",
+        "int64",
+        "float64",
+    ]
+    rho = dict(zip(frame["measure"], frame["rho"], strict=True))
+    assert rho["worst-case l2"] == RADII["l2"]
+    assert math.isnan(rho["trace"])
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(
+        ImportError, match=r"^the module 'pandas' is not installed; install it with: pip install pandas$"
+    ):
+        found.to_pandas()
 
 
 def test_the_json(found):

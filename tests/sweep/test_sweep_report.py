@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -17,6 +19,7 @@ from steppe.lab.plans.options import from_file
 from steppe.lab.show import heatmap as pictures
 from steppe.lab.show.sweep_console import ConsoleObserver, show
 from steppe.lab.show.sweep_report import html, write_report
+from steppe.lab.show.sweep_table import summary
 from steppe.lab.sweeping.sweeping import Sweep
 
 
@@ -309,3 +312,38 @@ def test_the_whole_command_line(command, task, tmp_path):
     assert (code, error) == (0, "")
     assert out.startswith("8 of 8 settings were done before\n")
     assert (tmp_path / "out/sweep.json").read_text() == before
+
+
+def test_a_result_in_scripts_and_notebooks(swept):
+    title = "square.py:task, sam, base sgd, 3 epochs, 6 settings, 2 seeds"
+    assert repr(swept) == str(swept) == f"Sweep of {title}\n{swept.verdict[0]}"
+    made = replace(swept, summary=summary(swept))
+    assert str(made) == summary(swept).markdown
+    page = made._repr_html_()
+    assert f"<strong>{swept.verdict[0]}</strong>" in page
+    assert page.count("<tr>") == 4  # the head, and what was finished
+    assert page.count("bold") == len(summary(swept).lines[0])  # the best
+
+
+def test_pandas_has_a_line_for_each_setting(swept):
+    frame = swept.to_pandas()
+    assert list(frame["rho"]) == [0.01, 0.01, 0.1, 0.1, 1.0, 1.0]
+    assert list(frame["lr"]) == [0.01, 0.1] * 3
+    assert list(frame["state"]) == ["finished"] * 3 + ["diverged", "pruned", "given up"]
+    assert frame["validation_metric"].to_list() == pytest.approx([3.5, 1.5, 2.25] + [math.nan] * 3, nan_ok=True)
+    assert frame["validation_metric_error"].to_list()[:3] == pytest.approx([0.5, 0.5, 0.25])
+    assert frame["test_metric"].notna().to_list() == [False, True] + [False] * 4  # of the best alone
+    assert frame["test_metric"][1] == 198.5
+    assert [str(frame[name].dtype) for name in ("seeds", "seconds", "test_metric")] == ["int64", "float64", "float64"]
+
+
+def test_pandas_has_a_line_for_each_training(swept):
+    frame = swept.to_pandas("trials")
+    assert list(zip(frame["rho"], frame["lr"], frame["seed"], strict=True)) == [
+        (point.setting["rho"], point.setting["lr"], result.seed) for point in swept.points for result in point.seeds
+    ]
+    assert frame["validation_metric"].to_list() == pytest.approx([3, 4, 1, 2, 2, 2.5, math.nan], nan_ok=True)
+    assert frame["test_metric"].to_list() == pytest.approx([math.nan] * 2 + [199, 198] + [math.nan] * 3, nan_ok=True)
+    assert list(frame["status"]) == ["finished"] * 6 + ["diverged"]
+    assert frame["diverged_epoch"].to_list() == pytest.approx([math.nan] * 6 + [2], nan_ok=True)
+    assert set(frame["method"]) == {"sam"}

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is."""
+    return text.replace("\\", "\\\\").replace("<", "&lt;")
+
+
 def table(lines: Sequence[Sequence[str]], columns: str = "l") -> str:
     """Return a table as Markdown.
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import __version__
 from .._extras import need
+from ..drawing.html import fragment
 from ..drawing.markdown import table
 from .average import average_case
 from .checks import refuse
@@ -25,6 +26,9 @@ from .local import gradient_norm, sam_edge, surrogate_gap
 from .objective import FORWARD_COST, HVP_COST, Forward, Objective
 from .slices import Slice, slice_1d, slice_2d
 from .worst import Norm, worst_case
+
+if TYPE_CHECKING:
+    import pandas
 
 RADII: Mapping[str, float] = {
     "l2": 0.05,
@@ -74,16 +78,53 @@ class Report:
 
     def table(self) -> str:
         """Return the numbers as a Markdown table."""
-        head = ["measure", "value", "±", "n", "setting", "cost", "seconds"]
-        return table([head, *(_row(name, found) for name, found in self.measures.items())], "lrrrlrr")
+        return table(self._lines, _COLUMNS)
+
+    def __repr__(self) -> str:
+        """Return what it is about."""
+        return f"Report of {len(self.measures)} measures: {self._title}"
 
     def __str__(self) -> str:
         """Return the table with what it is about and how to read it."""
-        title = (
+        return f"{self._title}\n\n{self.table()}\n\n{NOTE}"
+
+    def _repr_html_(self) -> str:
+        """Return all that as notebooks show it."""
+        return fragment(self._lines, [self._title], NOTE, columns=_COLUMNS)
+
+    @property
+    def _title(self) -> str:
+        return (
             f"loss {self.loss:.5g} over {self.examples} examples in {self.batches} batches; {self.weights} weights; "
             f"{self.cost:.0f} gradients (of {self.budget:.0f} allowed) in {self.seconds:.0f} s"
         )
-        return f"{title}\n\n{self.table()}\n\n{NOTE}"
+
+    @property
+    def _lines(self) -> list[list[str]]:
+        head = ["measure", "value", "±", "n", "setting", "cost", "seconds"]
+        return [head, *(_row(name, found) for name, found in self.measures.items())]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the numbers as a table of pandas, a line for each measure; what is not there is NaN.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        need("pandas", None)
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "measure": name,
+                "value": found.value,
+                "error": math.nan if found.error is None else found.error,
+                "n": found.n,
+                "cost": found.cost,
+                "seconds": found.seconds,
+                **found.settings,
+            }
+            for name, found in self.measures.items()
+        )
 
     def to_json(self) -> str:
         """Return all of it as JSON; numbers that are not finite are the texts "inf", "-inf" and "nan"."""
@@ -106,6 +147,7 @@ class Report:
         return [folder / name for name in files]
 
 
+_COLUMNS = "lrrrlrr"
 NOTE = (
     "Values are in units of the loss; eigenvalues and the trace in loss per weight². ±: standard error over n batches, "
     "draws or probes; for eigenvalues, a bound of the distance to a true one. Cost: gradients over all the data. "

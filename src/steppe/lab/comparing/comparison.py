@@ -149,7 +149,7 @@ def run(comparison_plan: Plan, observer: Observer | None = None, executor: Execu
     comparison_plan = named(comparison_plan, found)
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
-    comparison = replace(comparison, markdown=table.markdown(comparison))
+    comparison = replace(comparison, summary=table.summary(comparison))
     if comparison_plan.workers.writes:
         write_report(comparison)
     return comparison

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
+from ...drawing.summary import Summary
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
+from . import frames
 from .points import Point
 from .verdict import decimals_of, with_error
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -19,12 +25,12 @@ class Sweep:
     Attributes:
         plan: What was swept.
         points: All settings and what has become of each.
-        markdown: The table and the verdict, as whoever made this shows them; what ``str`` returns.
+        summary: The table and the verdict, as whoever made this shows them: what ``str`` returns, and notebooks show.
     """
 
     plan: SweepPlan
     points: tuple[Point, ...]
-    markdown: str = field(default="", repr=False)
+    summary: Summary | None = None
 
     @cached_property
     def ranked(self) -> list[Point]:
@@ -84,9 +90,34 @@ class Sweep:
         """The command line that shows this sweep again."""
         return self.plan.command
 
+    def to_pandas(self, what: Literal["settings", "trials"] = "settings") -> pandas.DataFrame:
+        """Return what was found as a table of pandas; what is not there, or has diverged, is NaN.
+
+        Of the test data it has the numbers of the best setting alone.
+
+        Args:
+            what: ``settings`` has a line for each setting, ``trials`` one for each training that counts, with its
+                configuration and its final numbers.
+
+        Raises:
+            UserError: There is no such table, or pandas is not installed.
+        """
+        asked = self.plan, self.points, self.best
+        return frames.frame(
+            {"settings": lambda: frames.settings(*asked), "trials": lambda: frames.trainings(*asked)}, what
+        )
+
+    def __repr__(self) -> str:
+        """Return what it is, and the answer."""
+        return f"{type(self).__name__} of {self.plan.title}\n{self.verdict[0]}"
+
     def __str__(self) -> str:
         """Return the table and the verdict as Markdown."""
-        return self.markdown
+        return repr(self) if self.summary is None else self.summary.markdown
+
+    def _repr_html_(self) -> str | None:
+        """Return the table and the verdict as notebooks show them."""
+        return None if self.summary is None else self.summary.html
 
 
 def _others(points: Sequence[Point]) -> list[str]:

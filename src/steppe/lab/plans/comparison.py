@@ -80,6 +80,11 @@ class Plan:
         return [arm.name for arm in self.arms]
 
     @property
+    def title(self) -> str:
+        """What is compared, in one line."""
+        return f"{self.source.name}, base {self.base}, {self.length}, {counted(len(self.seeds), 'seed')}"
+
+    @property
     def length(self) -> str:
         """How long a trial is, in words."""
         return " or ".join(dict.fromkeys(arm.length(self.epochs) for arm in self.arms))
@@ -238,6 +243,11 @@ def plan(
         log=options.log or (),
         wrapped=base,
     )
+
+
+def counted(number: int, what: str) -> str:
+    """Say how many there are."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def named(asked: _AnyPlan, records: Sequence[Record]) -> _AnyPlan:

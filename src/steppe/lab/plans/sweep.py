@@ -20,7 +20,7 @@ from ..trials.finding import brought
 from ..trials.records import TrialConfig
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, model_for, packaged
-from .comparison import FIRST_SEED, Plan, load
+from .comparison import FIRST_SEED, Plan, counted, load
 from .grid import Axis, Setting
 from .options import Entry, Options
 from .rows import base_of, codes, rows
@@ -61,6 +61,12 @@ class SweepPlan(Plan):
     def count(self) -> int:
         """How many settings are tried."""
         return self.tried if self.tried is not None else math.prod(len(axis.values) for axis in self.grid)
+
+    @property
+    def title(self) -> str:
+        """What is swept, in one line."""
+        settings, seeds = counted(self.count, "setting"), counted(len(self.seeds), "seed")
+        return f"{self.source.name}, {self.arm.name}, base {self.base}, {self.length}, {settings}, {seeds}"
 
     @property
     def settings(self) -> list[Setting]:

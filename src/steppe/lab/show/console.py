@@ -184,6 +184,5 @@ def _grid(comparison: Comparison, titles: Sequence[str], columns: Sequence[Seque
         head = "\n".join(escape(title).rsplit(" ", 1))
         grid.add_column(head, justify="left" if index == 0 else "right", no_wrap=True)
     for row, *texts in zip(comparison.rows, *columns, strict=True):
-        significant = row.difference is not None and row.difference.significant
-        grid.add_row(*(escape(text) for text in texts), style="bold" if row.is_base or significant else None)
+        grid.add_row(*(escape(text) for text in texts), style="bold" if table.stands_out(row) else None)
     return grid

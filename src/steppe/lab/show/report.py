@@ -37,7 +37,7 @@ def write_report(comparison: Comparison) -> None:
     """
     folder = comparison.plan.out
     try:
-        write_atomically(folder / "table.md", table.markdown(comparison))
+        write_atomically(folder / "table.md", table.summary(comparison).markdown)
         write_atomically(folder / "config.yaml", yaml.safe_dump(comparison.plan.options, sort_keys=False))
         write_atomically(folder / "results.json", json.dumps(results(comparison), indent=1) + "\n")
         write_atomically(folder / "curves.png", curves.png(comparison.plan, comparison.records))

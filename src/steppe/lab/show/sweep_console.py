@@ -76,7 +76,7 @@ def show(sweep: Sweep, console: Console) -> None:
     """
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console.width = WIDE
-    console.print("", f"[italic]{escape(table.title(sweep))}[/]", sep="\n", highlight=False)
+    console.print("", f"[italic]{escape(sweep.plan.title)}[/]", sep="\n", highlight=False)
     rows = table.cells(sweep)
     if rows:
         grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)

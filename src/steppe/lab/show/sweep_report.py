@@ -30,7 +30,7 @@ def write_report(sweep: Sweep) -> None:
     """
     folder = sweep.plan.out
     try:
-        write_atomically(folder / "table.md", table.markdown(sweep))
+        write_atomically(folder / "table.md", table.summary(sweep).markdown)
         write_atomically(folder / "sweep.json", json.dumps(results(sweep), indent=1) + "\n")
         write_atomically(folder / "config.yaml", yaml.safe_dump(sweep.plan.options, sort_keys=False))
         if sweep.setting is not None:
@@ -69,7 +69,7 @@ def html(sweep: Sweep) -> str:
     title, picture = pictures.svg(sweep)
     return render(
         "sweep.html",
-        title=table.title(sweep),
+        title=sweep.plan.title,
         headline=sweep.verdict[0],
         sentences=sweep.verdict[1:],
         # Drawn by matplotlib from numbers and names, which it escapes: safe to inline.

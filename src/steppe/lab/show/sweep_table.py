@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...drawing.markdown import table
+from ...drawing.summary import Summary
 from ..judge.points import Point
 from ..judge.verdict import with_error
 from ..plans.grid import shown
-from .table import escaped
 
 if TYPE_CHECKING:
     from ..judge.sweep import Sweep
@@ -32,21 +31,9 @@ def cells(sweep: Sweep) -> list[list[str]]:
     return [_cells(sweep, rank, point) for rank, point in enumerate(sweep.ranked[:SHOWN], start=1)]
 
 
-def title(sweep: Sweep) -> str:
-    """Return what was swept, in one line."""
-    asked = sweep.plan
-    seeds = f"{len(asked.seeds)} seed{'' if len(asked.seeds) == 1 else 's'}"
-    settings = f"{asked.count} setting{'' if asked.count == 1 else 's'}"
-    return f"{asked.source.name}, {asked.arm.name}, base {asked.base}, {asked.length}, {settings}, {seeds}"
-
-
-def markdown(sweep: Sweep) -> str:
-    """Return table, verdict and note as Markdown."""
-    rows = [[escaped(cell) for cell in row] for row in [headers(sweep), *cells(sweep)]]
-    lines = [table(rows, "lr"), ""] if rows[1:] else []
-    return "\n".join(
-        [f"# {escaped(title(sweep))}", "", *lines, *sweep.verdict, "", NOTE, "", f"    {sweep.command}", ""]
-    )
+def summary(sweep: Sweep) -> Summary:
+    """Return table, verdict and note; the best setting is bold."""
+    return Summary(sweep.plan.title, [headers(sweep), *cells(sweep)], sweep.verdict, NOTE, sweep.command, [0])
 
 
 def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...drawing.markdown import table
+from ...drawing.summary import Summary
 from ..judge.stats import Mean, Row
 from ..judge.verdict import decimals, signed, with_error
 
@@ -63,14 +63,18 @@ def _more(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(name for row in comparison.rows for name in row.more))
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return table, verdict and note as Markdown."""
+def summary(comparison: Comparison) -> Summary:
+    """Return table, verdict and note; the base, and what differs from it significantly, is bold."""
     plan = comparison.plan
     titles = [*headers(comparison), *further(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), further_cells(comparison), strict=True)]
-    lines = table([[escaped(cell) for cell in row] for row in [titles, *texts]], "lr")
-    title = f"# {escaped(plan.source.name)}, base {plan.base}, {plan.length}, {_seeds(len(plan.seeds))}"
-    return "\n".join([title, "", lines, "", *comparison.verdict, "", NOTE, "", f"    {plan.command}", ""])
+    strong = [i for i, row in enumerate(comparison.rows) if stands_out(row)]
+    return Summary(plan.title, [titles, *texts], comparison.verdict, NOTE, plan.command, strong)
+
+
+def stands_out(row: Row) -> bool:
+    """Return whether a row is that of the base, or differs from it significantly."""
+    return row.is_base or (row.difference is not None and row.difference.significant)
 
 
 def _difference(row: Row, digits: int) -> str:
@@ -110,12 +114,3 @@ def _three(value: float) -> str:
 
 def _any_diverged(rows: Sequence[Row]) -> bool:
     return any(row.diverged for row in rows)
-
-
-def escaped(text: str) -> str:
-    """Return a text that Markdown shows as it is."""
-    return text.replace("\\", "\\\\").replace("<", "&lt;")
-
-
-def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..plans.comparison import Plan
 
 _BY_EPOCH = ("validation_metric", "validation_loss", "train_loss", "gradient_evaluations", "seconds")
+_NOT_IN_NAMES = re.compile(r"[^\w./ -]+")  # MLflow refuses them
 _IN_ALL = ("gradient_evaluations", "examples", "updates", "seconds")
 
 
@@ -52,8 +54,9 @@ class Trackers:
             tracker.store_init_configuration(record.config.flat)
             curve = record.curve
             epochs = len(curve.seconds)
+            fields = [field for field in _BY_EPOCH if getattr(curve, field)]  # a loop may report no losses
             for epoch in range(epochs):
-                tracker.log({field: getattr(curve, field)[epoch] for field in _BY_EPOCH}, step=epoch + 1)
+                tracker.log({field: getattr(curve, field)[epoch] for field in fields}, step=epoch + 1)
             tracker.log(final(record), step=epochs)
         finally:
             tracker.finish()
@@ -81,8 +84,7 @@ def final(record: Record) -> dict[str, float]:
     if record.diverged is not None:
         found |= {"diverged_epoch": record.diverged.epoch, "diverged_step": record.diverged.step}
     if record.final is not None:
-        found |= record.final.model_dump(exclude={"sharpness"}, exclude_none=True)
-        found |= {name: value for name, value in (record.final.sharpness or {}).items() if value is not None}
+        found |= {_NOT_IN_NAMES.sub("_", name): value for name, value in record.final.flat.items() if value is not None}
     return {f"final/{name}": value for name, value in {"diverged": int(record.final is None), **found}.items()}
 
 

@@ -194,7 +194,7 @@ def run(
                     _tell(search, copy, observer)
             _tell(search, copy, observer)
     swept = Sweep(sweep_plan, search.points)
-    swept = replace(swept, markdown=sweep_table.markdown(swept))
+    swept = replace(swept, summary=sweep_table.summary(swept))
     write_report(swept)
     return swept
 

@@ -85,7 +85,8 @@ class TrialConfig(Model):
         """All that is set, each under a name of its own, such as ``rho`` and ``schedules.lr.kind``."""
         kept = {"arm", "hyperparameters", "schedules"}
         content = {**self.model_dump(mode="json", exclude=kept), "schedules": self.schedules.changes}
-        return {**_flat(self.hyperparameters), "row": self.row, **_flat(content)}
+        named = {"row": self.row, **_flat(content)}
+        return {**named, **{name: value for name, value in _flat(self.hyperparameters).items() if name not in named}}
 
     @property
     def row(self) -> str:
@@ -138,6 +139,16 @@ class Final(Model):
     validation_more: dict[str, float | None] = {}
     test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
+
+    @property
+    def flat(self) -> dict[str, float | None]:
+        """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
+        more = {"validation": self.validation_more, "test": self.test_more or {}}
+        return {
+            **self.model_dump(exclude={"validation_more", "test_more", "sharpness"}),
+            **{f"{split} {name}": value for split, found in more.items() for name, value in found.items()},
+            **(self.sharpness or {}),
+        }
 
 
 class Diverged(Model):

@@ -358,7 +358,11 @@ def test_wrong_hyperparameters(method, settings, message):
 @pytest.mark.parametrize(
     ("check", "given", "message"),
     [
-        (check_base, "adm", "unknown base 'adm'; did you mean 'adam'.*known: adamw, sgd, .*rprop, or your own as FILE.py"),
+        (
+            check_base,
+            "adm",
+            "unknown base 'adm'; did you mean 'adam'.*known: adamw, sgd, .*rprop, or your own as FILE.py",
+        ),
         (check_methods, ["sma"], "unknown method 'sma'; did you mean 'sam'"),
         (check_methods, ["sam", "sam"], "the method 'sam' is listed twice; list every method once"),
         (check_methods, [], "no method to compare; list at least one of adamw, sgd, sam"),

@@ -10,7 +10,13 @@ Task: TypeAlias = Annotated[
     str | None,
     typer.Option(help="mnist1d, mnist1d-conv, digits, or your own as FILE.py:FUNCTION.", show_default="mnist1d"),
 ]
-Base: TypeAlias = Annotated[str | None, typer.Option(help="adamw or sgd: what methods wrap.", show_default="adamw")]
+Base: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What methods wrap: an optimizer of torch.optim in small letters, or your own as FILE.py:NAME.",
+        show_default="adamw",
+    ),
+]
 Jobs: TypeAlias = Annotated[
     int | None, typer.Option(help="Trials in parallel, one thread each.", show_default="one a core, at most 8")
 ]

@@ -13,7 +13,11 @@ from ..flags import Base, Crew, Jobs, Task, Timeout
 def compare(
     task: Task = None,
     methods: Annotated[
-        str | None, typer.Option(help="Names with commas between.", show_default="the base and all methods")
+        str | None,
+        typer.Option(
+            help="Names with commas between; your own as FILE.py:NAME, see docs/bring-your-own-method.md.",
+            show_default="the base and all methods",
+        ),
     ] = None,
     base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds; 3 or more.", show_default="10")] = None,

@@ -21,7 +21,9 @@ def sweep(
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
     task: Task = None,
-    method: Annotated[str, typer.Option(help="The method, or an arm of the file for --config.")] = "sam",
+    method: Annotated[
+        str, typer.Option(help="The method, your own as FILE.py:NAME, or an arm of the file for --config.")
+    ] = "sam",
     base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of every setting.", show_default="3")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training.", show_default="the task's")] = None,

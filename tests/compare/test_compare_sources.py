@@ -151,10 +151,11 @@ def test_files_travel_to_workers_that_cannot_see_them(tiny, folder, tmp_path, mo
 
 def test_a_module_goes_by_its_content_or_its_version(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
-    found = find_module("parts.climb:radius", "method")
-    assert {path for path, _ in found.files} == {path for path in FILES if path.startswith("parts")}
-    (folder / "parts/deep/inner.py").write_text("radius = 2\n")
-    with pytest.raises(RunError, match=r"parts.climb has changed while it was in use"):
+    (folder / "parts").rename(folder / "pieces")
+    found = find_module("pieces.climb:radius", "method")
+    assert {path for path, _ in found.files} == {path.replace("parts", "pieces") for path in READ if "parts" in path}
+    (folder / "pieces/deep/inner.py").write_text("radius = 2\n")
+    with pytest.raises(RunError, match=r"pieces.climb has changed while it was in use"):
         found.load()
     import yaml
 

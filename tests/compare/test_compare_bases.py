@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from steppe.lab import UserError, compare, sweep
+from steppe.lab.code.code import find_file
 from steppe.lab.plans import comparison
 from steppe.lab.plans.options import from_file, from_flags
 from steppe.lab.trials.finding import BASES, check_base, refusal
@@ -174,11 +175,14 @@ def test_a_base_may_have_a_name_of_its_own(tiny, own, tmp_path):
     assert comparison.plan(tiny, from_file(path), tmp_path / "out").trials() == plan.trials()
 
 
-def test_a_sweep_of_an_own_method_over_an_own_base(tiny, own, tmp_path):
-    found = sweep(tiny, f"{own}:twice", ["rho=0.01,0.1"], base=f"{own}:split", seeds=1, jobs=1, out=tmp_path / "out")
+def test_a_sweep_of_an_own_method_over_an_own_base(tiny, own, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(own).parent)
+    found = sweep(tiny, "own.py:twice", ["rho=0.01,0.1"], base="own.py:split", seeds=1, jobs=1, out=tmp_path / "out")
     assert found.plan.out == tmp_path / "out"
     assert (found.plan.arm.name, found.plan.base) == ("twice", "split")
     assert [point.state for point in found.points] == ["finished", "finished"]
+    (one, *_) = found.plan.trials()
+    assert one.method_digest == one.base_digest == find_file(f"{own}:twice", "method").digest
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,11 @@ Task: TypeAlias = Annotated[
 ]
 Base: TypeAlias = Annotated[
     str | None,
-    typer.Option(help=f"{' or '.join(BASES)}: what methods wrap.", show_default="adamw", autocompletion=complete_base),
+    typer.Option(
+        help="What methods wrap: an optimizer of torch.optim in small letters, or your own as FILE.py:NAME.",
+        show_default="adamw",
+        autocompletion=complete_base,
+    ),
 ]
 Jobs: TypeAlias = Annotated[
     int | None,

@@ -229,6 +229,14 @@ def reporting(*calls):
             reporting({"accuracy": 1.0}, {"loss": 2.0}),
             "run.report must be told 'accuracy', on validation data, got loss",
         ),
+        (
+            reporting({"accuracy": 1.0}, {"accuracy": 1.0, "loss": 2.0}),
+            "run.report must be told 'loss' in every call or",
+        ),
+        (
+            reporting({"loss": 2.0, "accuracy": 1.0}, {"accuracy": 1.0}),
+            "run.report must be told 'loss' in every call or",
+        ),
         (reporting({"loss": 2.0}), "run.report must be told 'a metric', on validation data, got loss"),
     ],
 )

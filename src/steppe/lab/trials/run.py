@@ -164,6 +164,8 @@ class Run:
         for name, values in (("loss", curve.train_loss), ("validation_loss", curve.validation_loss)):
             if name in numbers:
                 values.append(numbers[name])
+            if len(values) not in (0, len(curve.validation_metric)):
+                raise UserError(f"run.report must be told {name!r} in every call or in none")
         curve.gradient_evaluations.append(self.gradient_evaluations)
         curve.examples.append(self._examples)
         curve.seconds.append(self.seconds)

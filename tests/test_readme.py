@@ -20,12 +20,20 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_code_runs():
-    example, loop, measured, scheduled, cheap, by_closure, scaled = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, loop, measured, scheduled, cheap, by_closure, scaled = re.findall(
+        r"```python\n(.*?)```", README, re.DOTALL
+    )
     names: dict = {}
     exec(example, names)
     assert names["loss"].item() > 0
     exec(loop, names)
-    given = {"task": "t", "method": "sam", "base": "adamw", "hyperparameters": {"lr": 0.01, "rho": 0.05}, "versions": {}}
+    given = {
+        "task": "t",
+        "method": "sam",
+        "base": "adamw",
+        "hyperparameters": {"lr": 0.01, "rho": 0.05},
+        "versions": {},
+    }
     record = run_loop(TrialConfig(**given, seed=0, epochs=2, batch_size=1), Loop(names["train"]))
     assert (record.gradient_evaluations, record.updates, record.metric_name) == (4, 2, "accuracy")
     exec(measured, names)

@@ -269,10 +269,17 @@ def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
     place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
     with exits_raise():
         task = source.load()
-        if isinstance(task, Loop):
+        tried = (replace(source, along=()), str(place.device), place.precision)
+        if isinstance(task, Loop) or tried in _TRIED:
             return task
         try:
             check_fit(task, source.path, place.device, place.forward)
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
+    _TRIED.add(tried)
     return task
+
+
+_TRIED: set[tuple[TaskSource, str, str]] = (
+    set()
+)  # a whole validation split is evaluated, and every row of a tuning plans

@@ -302,8 +302,8 @@ def test_pandas_has_a_line_for_each_method(compared):
 
 def test_pandas_has_nan_where_all_diverged(compared):
     found = compared({"adamw": [None] * 3, "sam": [None] * 3})
-    for frame, names in ((found.to_pandas(), ["test_metric", "gap"]), (found.to_pandas("trials"), ["test_metric"])):
-        for name in names:
+    for frame, columns in ((found.to_pandas(), ["test_metric", "gap"]), (found.to_pandas("trials"), ["test_metric"])):
+        for name in columns:
             assert str(frame[name].dtype) == "float64"
             assert frame[name].isna().all()
 

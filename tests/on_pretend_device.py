@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 from commands import end, started
 from problems import everywhere, same_bits
@@ -135,6 +136,18 @@ def test_views_share_memory():
     assert x._version == version + 1
 
 
+def test_conjugates_are_copied():
+    x = torch.tensor([1 + 2j, 3 - 1j])
+    assert torch.equal(x.to("pretend").conj().cpu(), x.conj())
+    assert torch.equal(x.conj().to("pretend").cpu(), x.conj())
+    assert torch.equal(x.to("pretend").conj().view(2, 1).t().imag.cpu(), x.conj().view(1, 2).imag)
+
+
+def test_pinned_memory_is_plain():
+    (batch,) = DataLoader(TensorDataset(torch.arange(3)), batch_size=3, pin_memory=True)
+    assert batch[0].tolist() == [0, 1, 2]
+
+
 def test_outputs_grow():
     x, out = torch.ones(3, device="pretend"), torch.empty(0, device="pretend")
     assert torch.add(x, 1, out=out) is out
@@ -176,6 +189,26 @@ def test_what_steppe_does_on_accelerators_is_as_right_as_on_the_cpu(method):
     make = sharp(method, BASES[0])
     found, expected = (trained(device, make, dtype=torch.float64) for device in ("pretend:0", "cpu"))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@over_devices
+@pytest.mark.parametrize("method", [SAM, GSAM, ASAM])
+def test_steps_wait_for_nothing(method, device):
+    model = network().to(device)
+    optimizer = method(BASES[1](model.parameters()), rho=0.05)
+    x, y = torch.randn(16, 6).to(device), torch.randint(3, (16,)).to(device)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.pretend.counted() as counts:
+        optimizer.step(closure)
+    assert not counts.fetched
+    assert set(counts.operations) == {torch.device(device).index}
 
 
 @pytest.mark.parametrize("model", [pictures, words])
@@ -286,6 +319,7 @@ def test_what_is_done_is_counted():
 def test_workers_have_it(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("PRETEND_DEVICE_LOG", str(tmp_path / "log"))
     context = multiprocessing.get_context(kind)
+    context.set_forkserver_preload(["torch"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         work = "__import__('torch').ones(2, device='pretend:1').sum().item()"
         assert pool.submit(eval, work).result() == 2.0

@@ -77,14 +77,24 @@ def _index_of(op: Any, flat: list[Any], device: torch.device | None) -> int:
 
 def _stand_in(x: Tensor, out: bool) -> Tensor:
     """Return a tensor of the CPU in the same memory, or, since that cannot grow, a copy."""
-    same = memory.here(x)
+    same = _here(x)
     return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype).copy_(same) if out else same
+
+
+def _here(x: Tensor) -> Tensor:
+    return _with_signs(memory.here(x), x)
+
+
+def _with_signs(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` as ``x`` stands for its memory: conjugated, or negative."""
+    y = torch._conj(y) if x.is_conj() else y
+    return torch._neg_view(y) if x.is_neg() else y
 
 
 def _write(x: Tensor, y: Tensor, index: int) -> None:
     """Give ``x`` of the device what was written to its stand-in."""
     if x.size() == y.size():
-        memory.here(x).copy_(y)
+        _here(x).copy_(y)
     else:
         memory.set_to(x, memory.storage_there(y.untyped_storage(), index), y)
 
@@ -96,7 +106,7 @@ def _back(y: Tensor, pairs: list[tuple[Tensor, Tensor]], index: int) -> Tensor:
             return x
     for x, stand_in in pairs:
         if y.data_ptr() and y.untyped_storage().data_ptr() == stand_in.untyped_storage().data_ptr():
-            return memory.view(x, y)
+            return _with_signs(memory.view(x, y), y)
     return memory.there(y, index)
 
 
@@ -110,15 +120,9 @@ def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Ten
     elif not _is_there(target):
         state.count("fetched", source.device.index)
     with torch._C._AutoDispatchBelowAutograd():
-        to, what = (_with_signs(memory.here(x), x) if _is_there(x) else x for x in (target, source))
+        to, what = (_here(x) if _is_there(x) else x for x in (target, source))
         to.copy_(what)
     return target
-
-
-def _with_signs(y: Tensor, x: Tensor) -> Tensor:
-    """Return ``y`` as ``x`` stands for its memory: conjugated, or negative."""
-    y = torch._conj(y) if x.is_conj() else y
-    return torch._neg_view(y) if x.is_neg() else y
 
 
 def copy_from_and_resize(source: Tensor, target: Tensor) -> Tensor:

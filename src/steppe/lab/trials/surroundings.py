@@ -6,7 +6,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def reproducible(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads_before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]), nullcontext() if on_cpu else _noting(inexact):
+    with _restored_generators(device), nullcontext() if on_cpu else _noting(inexact):
         try:
             torch.set_num_threads(threads or threads_before)
             torch.use_deterministic_algorithms(True, warn_only=not on_cpu)
@@ -47,6 +47,13 @@ def reproducible(
             torch.use_deterministic_algorithms(deterministic)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def _restored_generators(device: str) -> AbstractContextManager[None]:
+    index = torch.device(device).index or 0
+    if kind(device) == "cpu" or not hasattr(torch.get_device_module(kind(device)), "get_rng_state"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[index], device_type=kind(device))
 
 
 @contextmanager

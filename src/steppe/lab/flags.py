@@ -69,7 +69,7 @@ Task: TypeAlias = Annotated[
 Base: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(USUAL)}, another optimizer of torch.optim, or your own as FILE.py:NAME: what methods wrap.",
+        help="What methods wrap: an optimizer of torch.optim in small letters, or your own as FILE.py:NAME.",
         show_default="adamw",
         autocompletion=complete_base,
     ),

@@ -15,7 +15,7 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between.",
+            help="Names with commas between; your own as FILE.py:NAME, see docs/bring-your-own-method.md.",
             show_default="the base and all methods",
             autocompletion=complete_methods,
         ),

@@ -24,8 +24,8 @@ from ..tasks.task import Task
 def compare(
     task: str | Callable[[], Task] = "mnist1d",
     *,
-    methods: Sequence[str] | None = None,
-    base: str = "adamw",
+    methods: Sequence[str | Callable[..., Any]] | None = None,
+    base: str | Callable[..., Any] = "adamw",
     seeds: int = 10,
     epochs: int | None = None,
     jobs: int | None = None,
@@ -52,9 +52,11 @@ def compare(
     Args:
         task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file that returns a
             `Task`.
-        methods: Names from ``steppe.methods.METHODS``, ``adamw``, ``sgd``, and arms of `settings`; by default the base,
-            all methods and all arms.
-        base: ``adamw`` or ``sgd``: what the methods wrap and are compared with.
+        methods: Names from ``steppe.methods.METHODS`` and of bases, arms of `settings`, and your own: ``FILE.py:NAME``,
+            ``MODULE:NAME``, or a function or class at the top level of a file that takes ``base``, or parameters, and
+            hyper-parameters by name, and returns an optimizer; by default the base, all methods and all arms.
+        base: What the methods wrap and are compared with: an optimizer of ``torch.optim`` by its name in small letters,
+            or your own, as in `methods`, that takes parameters.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
         jobs: Worker processes on each device, at least 1, one thread each; by default 1 on an accelerator, else one a
@@ -68,7 +70,8 @@ def compare(
             ended, and the comparison with it.
         crew: Who carries trials out, if not processes here: the address of a Dask scheduler, such as
             ``tcp://HOST:8786``, or an executor of ``concurrent.futures``, which gets `jobs` trials at a time. Files are
-            written here alone. The file of a task travels along; what it imports must be there already.
+            written here alone. Your files travel along, with what they import from
+            their folders; packages must be there.
         out: Where to write; by default ``runs/TASK-BASE``.
         settings: Hyper-parameters by method, over the packaged ones, such as ``{"sam": {"rho": 0.1}}``. A name that is
             no method makes an arm, another row of the table: ``{"sam+": {"method": "sam", "rho": 0.2}}``. ``schedules``

@@ -16,7 +16,7 @@ from ..files import check_writable
 from ..tasks.loop import Loop
 from ..tasks.sources import find_task
 from ..trials import optimizers
-from ..trials.finding import brought
+from ..trials.finding import brought, words_for
 from ..trials.records import TrialConfig
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, model_for, packaged
@@ -192,6 +192,7 @@ def plan(
     if prune and workers.processes > 1:
         raise UserError("--prune cannot look into trials of several processes; leave --prune or --processes out")
     axes = grids.parse(grid, counted=sampler == "grid")
+    options = options.model_copy(update={"methods": tuple(map(words_for, options.methods or ()))})
     base_name, base = base_of(options)
     source = find_task(task)
     arm = _arm(source.name, base, options, axes)

@@ -22,7 +22,11 @@ def sweep(
     more: Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUES", hidden=True)] = None,
     task: Task = None,
     method: Annotated[
-        str, typer.Option(help="The method, or an arm of the file for --config.", autocompletion=complete_method)
+        str,
+        typer.Option(
+            help="The method, your own as FILE.py:NAME, or an arm of the file for --config.",
+            autocompletion=complete_method,
+        ),
     ] = "sam",
     base: Base = None,
     seeds: Annotated[int | None, typer.Option(help="Trainings of every setting.", show_default="3")] = None,

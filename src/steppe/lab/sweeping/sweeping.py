@@ -34,10 +34,10 @@ Observer: TypeAlias = Watching[Point]
 
 def sweep(
     task: str | Callable[[], Task] = "mnist1d",
-    method: str = "sam",
+    method: str | Callable[..., Any] = "sam",
     grid: Sequence[str] | Mapping[str, str | Sequence[Value]] = ("rho=0.01:1:7log",),
     *,
-    base: str = "adamw",
+    base: str | Callable[..., Any] = "adamw",
     seeds: int = 3,
     epochs: int | None = None,
     sampler: str = "grid",
@@ -70,10 +70,10 @@ def sweep(
 
     Args:
         task: As of `steppe.lab.compare`.
-        method: The name of a method, or of an arm in `settings`.
+        method: The name of a method, or of an arm in `settings`, or your own as of `steppe.lab.compare`.
         grid: What is varied: ``NAME=LOW:HIGH:COUNT`` for values at equal distances, ``NAME=LOW:HIGH:COUNTlog`` at equal
             ratios, ``NAME=A,B,C``; or values by name, such as ``{"rho": [0.05, 0.1], "lr": "1e-4:1e-1:4log"}``.
-        base: ``adamw`` or ``sgd``: what the method wraps.
+        base: What the method wraps, as of `steppe.lab.compare`.
         seeds: Trainings of every setting, at least 1; they are seeds that no comparison uses.
         epochs: At least 1; by default the task's own.
         sampler: ``grid`` tries all; ``random`` and ``tpe`` (which learns from what was found) choose within the ranges,

@@ -46,7 +46,7 @@ def check_base(base: str) -> None:
         UserError: With the nearest names, or the reason.
     """
     if _is_own(base):
-        if is_wrapper(base):
+        if keywords(find(base, "base"))[0] == "base":
             raise UserError(f"the base {shown(base)} takes a base itself; name it as a method, and what it is to wrap")
         return
     if base not in BASES:

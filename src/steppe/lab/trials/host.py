@@ -79,10 +79,6 @@ class Host:
         """Compute gradients."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """Within this, gradients of the processes are not brought together yet."""
-        return nullcontext()
-
     def mean(self, loss: Tensor) -> float:
         """Return the mean of a number over the processes, the same in each of them."""
         return float(loss)
@@ -148,11 +144,6 @@ class AcceleratedHost(Host):
     def backward(self, loss: Tensor) -> None:
         """Compute gradients."""
         self._accelerator.backward(loss)
-
-    def unsynced(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """Within this, gradients of the processes are not brought together yet."""
-        context: AbstractContextManager[Any] = self._accelerator.no_sync(wrapped)
-        return context
 
     def mean(self, loss: Tensor) -> float:
         """Return the mean of a number over the processes, the same in each of them."""

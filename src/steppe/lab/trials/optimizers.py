@@ -142,6 +142,8 @@ def _try(
     parameters: list[nn.Parameter] | list[dict[str, Any]] | None = None,
 ) -> None:
     made = build(method, base, weights if parameters is None else parameters, hyperparameters)
+    if ":" in method and not _files(method):  # of a package, which may compile for minutes before its first step
+        return
     try:
         with exits_raise():
             take_steps(made, weights)

@@ -50,10 +50,10 @@ def reproducible(
 
 
 def _restored_generators(device: str) -> AbstractContextManager[None]:
-    index = torch.device(device).index or 0
-    if kind(device) == "cpu" or not hasattr(torch.get_device_module(kind(device)), "get_rng_state"):
+    own = kind(device) != "cpu" and hasattr(getattr(torch, kind(device), None), "get_rng_state")
+    if not own:
         return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[index], device_type=kind(device))
+    return torch.random.fork_rng(devices=[torch.device(device).index or 0], device_type=kind(device))
 
 
 @contextmanager

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from itertools import count
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -15,8 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..._parts import moved
-from ...batches import fraction_of, microbatches
-from ...passes import frozen_buffers, frozen_norm_stats
+from ...stepping import train_step
 from ..tasks.evaluation import Scores, evaluate
 from ..tasks.sharpness import objective
 from ..tasks.splits import Split, examples_in
@@ -170,44 +167,28 @@ class Training:
                 break
         return total / max(examples, 1)
 
-    @contextmanager
-    def _without_traces(self) -> Iterator[None]:
-        with frozen_norm_stats(self.model), frozen_buffers(self.model, norm_stats=False):
-            yield
-
     def _update(self, batch: Any, n: int) -> float:
-        passes = count()
+        parts = 1 if self.micro is None else math.ceil(n / self.micro)  # of a pass over the whole batch
+        forwards = 0
 
-        def closure() -> Tensor:
-            # Buffers are those at w; where the pass at w sees a part, those of the whole batch.
-            again = next(passes) > 0 and self.fraction is None
-            with self._without_traces() if again else nullcontext():
-                return one_pass(batch)
+        def loss_of(part: Any) -> Tensor:
+            nonlocal forwards
+            forwards += 1
+            self.examples += (n if part is batch else examples_in(part)) * self.host.processes
+            with self.host.forward():
+                return self.task.loss_of(self.wrapped, part)
 
-        def ascent() -> Tensor:
-            with self._without_traces():
-                return one_pass(fraction_of(batch, self.fraction))
-
-        def one_pass(given: Any) -> Tensor:
-            self.evaluations += 1
-            self.examples += (n if given is batch else examples_in(given)) * self.host.processes
-            self.optimizer.zero_grad()
-            parts = [(given, 1.0)] if self.micro is None else list(microbatches(given, self.micro))
-            losses = []
-            for k, (part, weight) in enumerate(parts):
-                more = k < len(parts) - 1
-                with self.host.unsynced(self.wrapped) if more else nullcontext():
-                    with self.host.forward():
-                        loss = weight * self.task.loss_of(self.wrapped, part)
-                    self.host.backward(loss)
-                losses.append(loss.detach())
-            return torch.stack(losses).sum()
-
-        options: dict[str, Any] = {}
-        if self.fraction is not None:
-            options["ascent"] = ascent
-        clean_loss: Tensor = self.optimizer.step(closure, **options)  # type: ignore[arg-type, assignment]
-        return self.host.mean(clean_loss.detach())
+        loss = train_step(
+            self.optimizer,
+            batch,
+            loss_of,
+            model=self.wrapped,
+            fraction=self.fraction,
+            micro=self.micro,
+            backward=self.host.backward,
+        )
+        self.evaluations += math.ceil(forwards / parts)  # at most one pass sees less
+        return self.host.mean(loss)
 
     def _note(self, loss: float) -> None:
         self.losses.append(loss)

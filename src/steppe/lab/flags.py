@@ -10,7 +10,9 @@ import typer
 from .plans.trackers import TRACKERS
 
 TASKS = ("mnist1d", "mnist1d-conv", "digits")
-BASES = ("adamw", "sgd")
+USUAL = ("adamw", "sgd")
+# Those of torch.optim that can be wrapped; the oldest versions lack some.
+BASES = (*USUAL, "adafactor", "adagrad", "adam", "adamax", "asgd", "muon", "nadam", "radam", "rmsprop", "rprop")
 
 
 def complete_task(incomplete: str) -> list[str]:
@@ -42,7 +44,8 @@ def _methods() -> list[str]:
     """Read them where they can be read without torch: settings are packaged for every method."""
     from .plans.options import packaged_settings
 
-    return list(dict.fromkeys(name for base in BASES for name in packaged_settings()["default"][base]))
+    packaged = (name for base in USUAL for name in packaged_settings()["default"][base])
+    return list(dict.fromkeys([*packaged, *BASES]))
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

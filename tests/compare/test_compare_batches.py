@@ -350,6 +350,7 @@ def test_wrong_arguments(changes, message):
         ),
         ([(x, y.int()) for x, y in SPLITS], {}, r"the targets are torch.int32, .* write y.long\(\)"),
         (FLOATS, {**ONE, "loss": lambda o, t: (o - t).square().mean()}, "make 8 x 8 pairs in this loss; give both one"),
+        (SPLITS, {**ONE, "loss": lambda o, t: (o - t).square().mean()}, "make 8 x 8 pairs in this loss; give both one"),
         (FLOATS, {**ONE, "loss": lambda o, t: nn.functional.mse_loss(o.squeeze(1), t)}, "accuracy needs whole class"),
         (
             [(X[:33], Y[:33]), *SPLITS[1:]],

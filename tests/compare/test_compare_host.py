@@ -275,7 +275,7 @@ def test_a_batch_that_cannot_be_shared(two):
         assert "of which 2 replicas cannot have equal shares. Make every size a multiple of 2." in seen["odd"]
         assert "\n" not in seen["odd"]
     with pytest.raises(UserError, match="is 7, of which 2 replicas cannot have equal shares"):
-        total_updates(ConstantSize(size=7), None, 1, 8, 64, processes=2)
+        total_updates(ConstantSize(size=7), None, 1, 8, SimpleNamespace(train=range(64)), processes=2)
 
 
 def test_a_study_in_two_processes(two):

@@ -377,7 +377,7 @@ def test_a_checkpoint_that_does_not_fit(content, message, checkpoint):
         ("tiny.py:task", [], "tiny.py:task returns a task, whose models begin untrained; name the trained weights with --checkpoint, or return a steppe.measure.Objective"),
         ("tiny.py:task", ["--checkpoint", "nan.pt"], "the checkpoint 'nan.pt' does not fit the model in 6 places; the first: it lacks 'weight'"),
         ("tiny.py:task", ["--checkpoint", "nans.pt"], "Cannot measure: the loss of batch 0 is nan, not a finite number."),
-        ("wrong.py:task", ["--checkpoint", "w.pt"], "wrong.py:task: the model failed on inputs of shape (2, 3) with RuntimeError: "),
+        ("wrong.py:task", ["--checkpoint", "w.pt"], "wrong.py:task: the model failed on inputs of shape (20, 3) with RuntimeError: "),
         ("digits", [], "digits returns a task, whose models begin untrained; "),
     ],
 )  # fmt: skip

@@ -265,7 +265,10 @@ def test_wrong_names(name, message):
         ("task = 3\ndef made(): pass", "mine.py has no function 'task'; known: made"),
         ("def task():\n    return 3", "mine.py:task must return a steppe.lab.Task, got int"),
         ("def task():\n\n    return 1 / 0", r"mine.py:task failed with ZeroDivisionError: .* \(mine.py, line 3\)"),
-        ("def task(a):\n    return a", "mine.py:task failed with TypeError: .*missing 1 required positional argument"),
+        (
+            "def task(a, b):\n    return a",
+            "mine.py:task failed with TypeError: .*missing 2 required positional arguments",
+        ),
         (
             "from steppe.lab import Task\ndef task():\n    return Task(1, 2, 3, 4)",
             "mine.py:task: Task: model must be a function, got int",

@@ -133,7 +133,7 @@ def test_batch_sizes_and_numbers_of_updates(preset):
     grown = sum(stage * (n // b) for b in (16, 32, 64, 128, 256))
     for name, arm in made.items():
         sizes = arm.schedules.batch_size
-        total = total_updates(sizes, arm.updates, chosen.epochs, 100, n)
+        total = total_updates(sizes, arm.updates, chosen.epochs, 100, SimpleNamespace(train=range(n)))
         assert total == (grown if name in GROWN else fixed)
         if name in GROWN:
             size_at = sizes.sampler(n).schedule
@@ -150,8 +150,8 @@ def test_batch_sizes_and_numbers_of_updates(preset):
 @pytest.mark.parametrize("name", ALL)
 def test_the_batches_of_a_column_are_full(name):
     arm, x = arms("smoke")[name], torch.arange(4000)
-    seen = epochs((x, x), 100, arm.schedules.batch_size, seed=0)
-    total = total_updates(arm.schedules.batch_size, arm.updates, 5, 100, 4000)
+    seen = epochs(SimpleNamespace(train=(x, x), collate=None, drop_last=False), 100, arm.schedules.batch_size, seed=0)
+    total = total_updates(arm.schedules.batch_size, arm.updates, 5, 100, SimpleNamespace(train=range(4000)))
     sizes = [len(batch) for epoch in islice(seen, 5 if arm.updates is None else 9) for batch, _ in epoch][:total]
     assert set(sizes) == ({16, 32, 64, 128, 256} if "+B" in name else {128})
     assert sizes == sorted(sizes)

@@ -167,6 +167,7 @@ def test_a_loader_is_read_as_it_is():
     train = DataLoader(TensorDataset(*SPLITS[0]), batch_size=7, shuffle=False, drop_last=True)
     assert (size(train), length(train, 99)) == (30, 4)
     found = task([train, DataLoader(TensorDataset(*SPLITS[1]), batch_size=4), SPLITS[2]])
+    assert found.batch_size == 7
     check_fit(found)
     expected = by_hand(lambda epoch: list(train))
     assert torch.allclose(weights(found)["weight"], expected.weight, atol=1e-6)
@@ -298,6 +299,17 @@ def test_a_loss_that_differentiates_inside():
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
+def test_inputs_alone():
+    def step(model, batch):
+        (x,) = batch
+        return (model(x) - x).square().mean()
+
+    found = task([(x,) for x, _ in SPLITS], model=lambda: nn.Linear(3, 3), step=step)
+    curve, final, _ = numbers(found)
+    assert final["validation_loss"] == final["validation_metric"] < curve["train_loss"][0]
+    assert evaluate(nn.Identity(), found, (X,)).loss == 0
+
+
 def test_losses_of_splits_are_means_over_examples():
     data = DataLoader(TensorDataset(*SPLITS[0]), batch_size=7)
     model = linear()
@@ -315,6 +327,15 @@ def test_how_many_examples_a_batch_has(batch, count):
 
 FLOATS = [(x, y.float()) for x, y in SPLITS]
 ONE = {"model": lambda: nn.Linear(3, 1)}
+BINARY = nn.functional.binary_cross_entropy_with_logits
+
+
+class Named(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+
+    def forward(self, x):
+        return {"out": super().forward(x)}
 
 
 @pytest.mark.parametrize(
@@ -328,6 +349,11 @@ ONE = {"model": lambda: nn.Linear(3, 1)}
         ),
         ({"metric": {}}, "metric must be a function, or several by name, got an empty mapping"),
         ({"metric": {"a": 3}}, "metric must be a function, got int"),
+        ({"metric": BinaryAUROC}, r"metric must be a function or an object, .* BinaryAUROC; write BinaryAUROC\(\)$"),
+        ({"metric": {"a": BinaryAUROC}}, "metric must be a function or an object, got the class BinaryAUROC"),
+        ({"loss": nn.BCELoss}, r"loss must be a function, got the class BCELoss; write BCELoss\(\)$"),
+        ({"train": (X,)}, r"train must be a pair of tensors \(x, y\), got 1 parts: Tensor"),
+        ({"train": type("DataFrame", (), {})()}, "train must be a pair of tensors .* got DataFrame"),
         ({"metric": {"a" * 61: BinaryAUROC()}}, "metric_name must have at most 60 characters"),
         ({"metric": {"a": BinaryAUROC()}, "metric_name": "b"}, "several metrics have their own names"),
         ({"collate": 3}, "collate must be a function, got int"),
@@ -356,6 +382,30 @@ def test_wrong_arguments(changes, message):
             [(X[:33], Y[:33]), *SPLITS[1:]],
             {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))},
             "33 training examples in batches of 8 leave a last batch of one.*drop_last=True",
+        ),
+        (
+            [DataLoader(TensorDataset(X[:33], Y[:33]), 8, shuffle=True), *SPLITS[1:]],
+            {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))},
+            "33 training examples in batches of 8 leave a last batch of one.*drop_last=True",
+        ),
+        (FLOATS, {}, r"targets are torch.float32, and classes are counted in int64: write y.long\(\)$"),
+        ([(x, y[:, None]) for x, y in SPLITS], {}, r"classes have shape \(n,\): write y.squeeze\(1\)$"),
+        ([(x, y + 1) for x, y in SPLITS], {}, "the largest class is 2, .* count from 0, one for each of 2 outputs$"),
+        (
+            SPLITS,
+            {"model": lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), "loss": BINARY},
+            r"the targets are torch.int64: write y.float\(\)$",
+        ),
+        (
+            FLOATS,
+            {**ONE, "loss": BINARY},
+            r"give both one shape, as in loss=lambda o, t: mse_loss\(o.squeeze\(1\), t\)$",
+        ),
+        (SPLITS, {"forward": lambda model, batch: model(batch[0])}, r"must return \(outputs, targets\), got a Tensor$"),
+        (
+            SPLITS,
+            {"model": Named, "loss": lambda o, t: o["out"].sum()},
+            "accuracy needs scores in a tensor .* got dict",
         ),
         ([SPLITS[0], SPLITS[0], SPLITS[2]], {}, "validation is the training data itself"),
         ([SPLITS[0], SPLITS[1], (X[:30].clone(), Y[:30].clone())], {}, "test is the training data itself"),

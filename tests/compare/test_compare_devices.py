@@ -33,7 +33,9 @@ def task():
     y = (x.sum(1) > 0).long()
     splits = list(zip(x.split(20), y.split(20)))
     model = lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-    return Task(model, *splits, batch_size=10, epochs=2)
+    # Weights of classes go where the outputs are.
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+    return Task(model, *splits, loss=loss, batch_size=10, epochs=2)
 """
 GIVEN = {"methods": ["sgd", "sam"], "base": "sgd", "seeds": 2}
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..._parts import moved
 from ..errors import UserError, describe
+from . import hints
 from .evaluation import evaluate
 from .splits import batches, examples_in, has_columns, length, makes_batches, size
 from .task import Task, kind
@@ -45,6 +47,7 @@ def check_fit(
             raise UserError("Task: the model has no parameter to train")
         _check_last_batch(task, model)
         model = model.to(device)
+        task.move_loss(device)
         with forward():
             loss = _loss(task, model, moved(batch, device), file)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -89,7 +92,7 @@ def _first_batch(task: Task, file: str | None) -> Any:
 
 
 def _check_last_batch(task: Task, model: nn.Module) -> None:
-    if task.drop_last or makes_batches(task.train) or size(task.train) % task.batch_size != 1:
+    if not _leaves_one(task):
         return
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
@@ -98,11 +101,19 @@ def _check_last_batch(task: Task, model: nn.Module) -> None:
         )
 
 
+def _leaves_one(task: Task) -> bool:
+    train: Any = task.train
+    if isinstance(train, DataLoader):
+        known = train.batch_size is not None and hasattr(train.sampler, "__len__")
+        return known and not train.drop_last and len(train.sampler) % task.batch_size == 1  # type: ignore[arg-type]
+    return not (task.drop_last or makes_batches(train)) and size(train) % task.batch_size == 1
+
+
 def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
     if task.step is not None:
         with _failing(f"the step on {_shapes(batch)}", file):
             return task.step(model, batch)
-    with _failing(f"the model on {_shapes(batch)}", file, _hint_of_inputs(batch, model), form=True):
+    with _failing(f"the model on {_shapes(batch)}", file, hints.of_inputs(batch, model), form=True):
         outputs, targets = task.outputs(model, batch)
     shapes = f"outputs of {_shape(outputs)} and targets of {_shape(targets)}"
     if isinstance(targets, Tensor):
@@ -112,7 +123,7 @@ def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
             f"Task: the model must return a tensor, got {kind(outputs)}; give a loss and a metric that take it, or "
             "forward=lambda model, batch: (outputs, targets)"
         )
-    with _failing(f"the loss on {shapes}", file, _hint_of_targets(targets)):
+    with _failing(f"the loss on {shapes}", file, hints.of_targets(outputs, targets)):
         loss = task.loss(outputs, targets)
         _check_pairs(task, outputs, targets, loss)
     return loss
@@ -180,22 +191,6 @@ def _failing(what: str, file: str | None, hint: str = "", form: bool = False) ->
         if form and isinstance(error, TypeError) and "forward=lambda" in str(error):
             raise UserError(f"Task: {error}") from error
         raise UserError(f"{text} {describe(error, file)}{hint}") from error
-
-
-def _hint_of_inputs(batch: Any, model: nn.Module) -> str:
-    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
-    if isinstance(first, Tensor) and first.dtype == torch.float64 and weights == torch.float32:
-        return "; the inputs are float64 and the weights float32: write x.float()"
-    return ""
-
-
-def _hint_of_targets(targets: Any) -> str:
-    if isinstance(targets, Tensor) and targets.dtype in (torch.int32, torch.int16, torch.int8, torch.uint8):
-        return f"; the targets are {targets.dtype}, and classes are counted in int64: write y.long()"
-    if isinstance(targets, Tensor) and targets.dtype == torch.float64:
-        return "; the targets are float64: write y.float()"
-    return ""
 
 
 def _shapes(batch: Any) -> str:

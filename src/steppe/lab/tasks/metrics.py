@@ -26,12 +26,16 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
         A number from 0 to 100.
 
     Raises:
-        ValueError: Targets are no class indices.
+        ValueError: Outputs are no tensor, or targets no class indices.
 
     Example:
         >>> accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
         50.0
     """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"accuracy needs scores in a tensor as outputs, got {type(outputs).__name__}; give another metric="
+        )
     found = outputs.argmax(dim=1)
     if targets.is_floating_point() or found.shape != targets.shape:
         raise ValueError(

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..errors import UserError, shortened
 from .metrics import Metric, accuracy, direction_of, is_object, name_of
@@ -25,8 +27,8 @@ class Task:
     A **split** is tensors with one first dimension, as a tuple ``(x, y)`` or by name; a map-style dataset (of torch, of
     Hugging Face, or a list of examples), from which batches are made; or a ``DataLoader``, or a function that makes one
     given a ``torch.Generator``, whose batches are taken as they are. A **batch** may be a pair ``(inputs, targets)``,
-    several inputs and the targets last, or a mapping with the targets under ``"labels"``; for any other say with
-    `forward` or `step` what is done with it. Tensors in it are moved to the device.
+    several inputs and the targets last, or a mapping with the targets under ``"labels"``; for any other, also inputs
+    alone, ``(x,)``, say with `forward` or `step` what is done with it. Tensors in it are moved to the device.
 
     Args:
         model: Makes a fresh model; called once a trial, after the random seed was set.
@@ -40,7 +42,7 @@ class Task:
             default.
         metric_name: What the metric is called in tables and plots; by default its own name.
         higher_is_better: Whether a larger metric is better; by default what torchmetrics says, or yes.
-        batch_size: Examples in a batch, at least 1, of splits that do not make batches themselves.
+        batch_size: Examples in a batch, at least 1; that of `train` if it is a loader.
         epochs: Epochs of a trial, at least 1, unless the command line says otherwise.
         unaugmented: The training data without augmentation, if it has any, for training metrics and sharpness.
         collate: Makes a batch of a list of examples of a dataset: pads texts, for example.
@@ -102,10 +104,13 @@ class Task:
         """Return what the model makes of a batch, and the targets.
 
         Raises:
-            TypeError: The batch has a form that needs `forward`.
+            TypeError: The batch has a form that needs `forward`, or that returns no pair.
         """
         if self.forward is not None:
-            return self.forward(model, batch)
+            found = self.forward(model, batch)
+            if not (isinstance(found, (tuple, list)) and len(found) == 2):
+                raise TypeError(f"forward=lambda model, batch: ... must return (outputs, targets), got {_form(found)}")
+            return found[0], found[1]
         if isinstance(batch, Mapping) and "labels" in batch:
             given: Any = {name: value for name, value in batch.items() if name != "labels"}
             targets = batch["labels"]
@@ -127,6 +132,11 @@ class Task:
         """Return the loss of a batch."""
         return self.step(model, batch) if self.step is not None else self.loss(*self.outputs(model, batch))
 
+    def move_loss(self, device: torch.device | str) -> None:
+        """Move what the loss holds, such as weights of classes, to a device."""
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(device)
+
     def batch_size_without_gradients(self, split: Split) -> int:
         """Return how many examples of a split a batch has in evaluation."""
         return self.evaluation_batch_size or (_PLAIN_BATCH if has_columns(split) else self.batch_size)
@@ -138,13 +148,18 @@ class Task:
         for name in ("model", "loss"):
             if not callable(getattr(self, name)):
                 raise UserError(f"Task: {name} must be a function, got {kind(getattr(self, name))}")
+        if inspect.isclass(self.loss):
+            raise UserError(f"Task: loss must be a function, got {kind(self.loss)}; write {self.loss.__name__}()")
         for name in ("collate", "forward", "step"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise UserError(f"Task: {name} must be a function, got {kind(getattr(self, name))}")
+        fewest = 2 if self.step is None and self.forward is None else 1
         for name in _SPLITS:
-            _check_split(name, getattr(self, name))
+            _check_split(name, getattr(self, name), fewest)
         if self.unaugmented is not None:
-            _check_split("unaugmented", self.unaugmented)
+            _check_split("unaugmented", self.unaugmented, fewest)
+        if isinstance(self.train, DataLoader) and self.train.batch_size is not None:
+            object.__setattr__(self, "batch_size", self.train.batch_size)
         _check_same_shape(self)
         self._check_metrics()
         for name in ("batch_size", "epochs", "evaluation_batch_size"):
@@ -164,6 +179,9 @@ class Task:
         for metric in several.values():
             if not (callable(metric) or is_object(metric)):
                 raise UserError(f"Task: metric must be a function, got {kind(metric)}")
+            if inspect.isclass(metric):
+                made = f"{metric.__name__}()"
+                raise UserError(f"Task: metric must be a function or an object, got {kind(metric)}; write {made}")
         if isinstance(self.metric, Mapping) and self.metric_name not in ("", next(iter(self.metric))):
             raise UserError("Task: several metrics have their own names; leave metric_name out")
         first = next(iter(several.values()))
@@ -204,10 +222,10 @@ def check_name(name: object) -> None:
         )
 
 
-def _check_split(name: str, split: object) -> None:
+def _check_split(name: str, split: object, fewest: int) -> None:
     if makes_batches(split):
         return  # read when the task is tried
-    _check_columns(name, split)
+    _check_columns(name, split, fewest)
     if not has_columns(split) and not (hasattr(split, "__getitem__") and hasattr(split, "__len__")):
         if hasattr(split, "__iter__") and not isinstance(split, Tensor):
             raise UserError(f"Task: {name} must be a map-style Dataset with a length, got {kind(split)}")
@@ -220,9 +238,9 @@ def _check_split(name: str, split: object) -> None:
         raise UserError(f"Task: {name} needs at least 2 examples, got {length}")
 
 
-def _check_columns(name: str, split: object) -> None:
+def _check_columns(name: str, split: object, fewest: int) -> None:
     parts: Any = list(split.values()) if isinstance(split, Mapping) else split
-    if isinstance(split, Tensor) or type(split).__name__ == "ndarray":
+    if isinstance(split, Tensor) or type(split).__name__ in ("ndarray", "DataFrame"):
         raise UserError(f"Task: {name} must be a pair of tensors (x, y) or a torch Dataset, got {kind(split)}")
     if not isinstance(parts, (tuple, list)):
         return
@@ -234,7 +252,7 @@ def _check_columns(name: str, split: object) -> None:
         )
     if isinstance(split, list) and not all(isinstance(part, Tensor) for part in parts):
         return  # of examples
-    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts):
+    if len(parts) < fewest or not all(isinstance(part, Tensor) for part in parts):
         raise UserError(f"Task: {name} must be a pair of tensors (x, y), got {_parts(parts)}")
     if isinstance(split, list):
         raise UserError(f"Task: {name} must be a tuple (x, y), got a list")

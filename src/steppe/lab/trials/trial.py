@@ -92,6 +92,7 @@ class Training:
     def __init__(self, config: TrialConfig, task: Task, host: Host) -> None:
         self.config, self.task, self.host = config, task, host
         self.model = task.model().to(host.device)
+        task.move_loss(host.device)
         self.wrapped = host.wrap(self.model)
         if host.rank:  # the same weights, but its own augmentation and dropout for its share of each batch
             torch.manual_seed(config.seed + _RANKS_APART * host.rank)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import pytest
@@ -323,101 +322,6 @@ def test_losses_of_splits_are_means_over_examples():
 )
 def test_how_many_examples_a_batch_has(batch, count):
     assert examples_in(batch) == count
-
-
-FLOATS = [(x, y.float()) for x, y in SPLITS]
-ONE = {"model": lambda: nn.Linear(3, 1)}
-BINARY = nn.functional.binary_cross_entropy_with_logits
-
-
-class Named(nn.Linear):
-    def __init__(self):
-        super().__init__(3, 2)
-
-    def forward(self, x):
-        return {"out": super().forward(x)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train": (X.numpy(), Y.numpy())}, r"train has numpy arrays .*float32.* write torch.tensor\(x, dtype=torch"),
-        ({"train": X.numpy()}, "train must be a pair of tensors .* got ndarray"),
-        (
-            {"metric": lambda o, t: 0.0, "metric_name": "mean squared error"},
-            "say whether a larger 'mean squared error' is",
-        ),
-        ({"metric": {}}, "metric must be a function, or several by name, got an empty mapping"),
-        ({"metric": {"a": 3}}, "metric must be a function, got int"),
-        ({"metric": BinaryAUROC}, r"metric must be a function or an object, .* BinaryAUROC; write BinaryAUROC\(\)$"),
-        ({"metric": {"a": BinaryAUROC}}, "metric must be a function or an object, got the class BinaryAUROC"),
-        ({"loss": nn.BCELoss}, r"loss must be a function, got the class BCELoss; write BCELoss\(\)$"),
-        ({"train": (X,)}, r"train must be a pair of tensors \(x, y\), got 1 parts: Tensor"),
-        ({"train": type("DataFrame", (), {})()}, "train must be a pair of tensors .* got DataFrame"),
-        ({"metric": {"a" * 61: BinaryAUROC()}}, "metric_name must have at most 60 characters"),
-        ({"metric": {"a": BinaryAUROC()}, "metric_name": "b"}, "several metrics have their own names"),
-        ({"collate": 3}, "collate must be a function, got int"),
-        ({"evaluation_batch_size": 0}, "evaluation_batch_size must be a whole number"),
-        ({"drop_last": 1}, "drop_last must be True or False, got 1"),
-    ],
-)
-def test_wrong_arguments(changes, message):
-    with pytest.raises(UserError, match=f"^Task: {message}"):
-        task(**changes)
-
-
-@pytest.mark.parametrize(
-    ("splits", "changes", "message"),
-    [
-        (
-            [(x.double(), y) for x, y in SPLITS],
-            {},
-            r"the inputs are float64 and the weights float32: write x.float\(\)",
-        ),
-        ([(x, y.int()) for x, y in SPLITS], {}, r"the targets are torch.int32, .* write y.long\(\)"),
-        (FLOATS, {**ONE, "loss": lambda o, t: (o - t).square().mean()}, "make 8 x 8 pairs in this loss; give both one"),
-        (SPLITS, {**ONE, "loss": lambda o, t: (o - t).square().mean()}, "make 8 x 8 pairs in this loss; give both one"),
-        (FLOATS, {**ONE, "loss": lambda o, t: nn.functional.mse_loss(o.squeeze(1), t)}, "accuracy needs whole class"),
-        (
-            [(X[:33], Y[:33]), *SPLITS[1:]],
-            {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))},
-            "33 training examples in batches of 8 leave a last batch of one.*drop_last=True",
-        ),
-        (
-            [DataLoader(TensorDataset(X[:33], Y[:33]), 8, shuffle=True), *SPLITS[1:]],
-            {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))},
-            "33 training examples in batches of 8 leave a last batch of one.*drop_last=True",
-        ),
-        (FLOATS, {}, r"targets are torch.float32, and classes are counted in int64: write y.long\(\)$"),
-        ([(x, y[:, None]) for x, y in SPLITS], {}, r"classes have shape \(n,\): write y.squeeze\(1\)$"),
-        ([(x, y + 1) for x, y in SPLITS], {}, "the largest class is 2, .* count from 0, one for each of 2 outputs$"),
-        (
-            SPLITS,
-            {"model": lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), "loss": BINARY},
-            r"the targets are torch.int64: write y.float\(\)$",
-        ),
-        (
-            FLOATS,
-            {**ONE, "loss": BINARY},
-            r"give both one shape, as in loss=lambda o, t: mse_loss\(o.squeeze\(1\), t\)$",
-        ),
-        (SPLITS, {"forward": lambda model, batch: model(batch[0])}, r"must return \(outputs, targets\), got a Tensor$"),
-        (
-            SPLITS,
-            {"model": Named, "loss": lambda o, t: o["out"].sum()},
-            "accuracy needs scores in a tensor .* got dict",
-        ),
-        ([SPLITS[0], SPLITS[0], SPLITS[2]], {}, "validation is the training data itself"),
-        ([SPLITS[0], SPLITS[1], (X[:30].clone(), Y[:30].clone())], {}, "test is the training data itself"),
-        ([(X[:30] / 0, Y[:30]), *SPLITS[1:]], {}, "the loss of an untrained model on the first batch is nan"),
-        (SPLITS, {"metric": lambda o, t: math.nan}, "metric on the validation split is nan, where a trial counts as"),
-        ([lambda generator: 3, *SPLITS[1:]], {}, "reading a batch of training examples failed with TypeError"),
-        ([Rows(*SPLITS[0], lambda x, y: {"a": x}), *SPLITS[1:]], {}, "Task: a batch is .* got a mapping with 'a'"),
-    ],
-)
-def test_what_does_not_fit_is_said_before_training(splits, changes, message):
-    with pytest.raises(UserError, match=message):
-        check_fit(task(splits, **changes))
 
 
 def test_ragged_outputs_need_a_metric_that_takes_batches():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from steppe.lab.errors import UserError
 from steppe.lab.tasks.checks import check_fit
 from steppe.lab.tasks.task import Task
 
+PAGE = (Path(__file__).parents[2] / "docs/your-own-problem.md").read_text(encoding="utf-8")
+SAID = dict(re.findall(r"^\| ([^|]+) \| `([^`]+)` \|$", PAGE, re.MULTILINE))
 X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
 Y = (X.sum(1) > 0).long()
 SPLITS = [(X[:30], Y[:30]), (X[30:45], Y[30:45]), (X[45:], Y[45:])]
@@ -118,3 +122,43 @@ def test_wrong_arguments(changes, message):
 def test_what_does_not_fit_is_said_before_training(splits, changes, message):
     with pytest.raises(UserError, match=message):
         check_fit(task(splits, **changes))
+
+
+def slope(model, batch):
+    x = batch[0].clone().requires_grad_()
+    (found,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    return found.square().mean()
+
+
+COLUMNS = [(x, y[:, None]) for x, y in FLOATS]
+NORM = {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))}
+# What the page says of each, and how it is made.
+ON_PAGE = {
+    "arrays of numpy": ([(X.double().numpy(), Y.numpy()), *SPLITS[1:]], {}),
+    "inputs in float64": ([(x.double(), y) for x, y in SPLITS], {}),
+    "classes in int32": ([(x, y.int()) for x, y in SPLITS], {}),
+    "classes as decimals": (FLOATS, {}),
+    "classes from 1": ([(x, y + 1) for x, y in SPLITS], {}),
+    "yes and no as whole numbers": ([(x, y[:, None]) for x, y in SPLITS], {**ONE, "loss": BINARY}),
+    "outputs (n, 1), targets (n,)": (FLOATS, {**ONE, "loss": lambda o, t: (o - t).square().mean()}),
+    "regression without a metric": (COLUMNS, {**ONE, "loss": nn.functional.mse_loss}),
+    "a metric that may be an error": (COLUMNS, {**ONE, "metric": lambda o, t: 0.0, "metric_name": "rmse"}),
+    "a class in place of an object": (SPLITS, {"metric": BinaryAUROC}),
+    "a model that returns a dict": (SPLITS, {"model": Named}),
+    "a batch without targets": ([[{"a": x} for x in X[:30]], *SPLITS[1:]], {}),
+    "validation is train": ([SPLITS[0], *SPLITS[:2]], {}),
+    "a last batch of one": ([(X[:33], Y[:33]), *SPLITS[1:]], NORM),
+    "a loss that differentiates inside": (SPLITS, {"step": slope}),
+}
+
+
+def test_the_page_has_all_of_them():
+    assert list(SAID) == list(ON_PAGE)
+
+
+@pytest.mark.parametrize("mistake", ON_PAGE)
+def test_what_the_page_says_is_said(mistake):
+    splits, more = ON_PAGE[mistake]
+    with pytest.raises(UserError) as caught:
+        check_fit(task(splits, **more))
+    assert SAID[mistake] in str(caught.value)

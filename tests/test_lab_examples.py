@@ -10,7 +10,9 @@ import pytest
 
 from steppe import cli
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+PAGE = (ROOT / "docs/your-own-problem.md").read_text(encoding="utf-8")
 
 # FILE.py:FUNCTION, the metrics in their order, whether the larger is better, and how many updates an epoch has.
 COMPARED = [
@@ -21,6 +23,18 @@ COMPARED = [
     ("texts.py:news", ["accuracy (%)"], True, 38),
     ("equation.py:poisson", ["relative error"], False, 8),
 ]
+
+
+@pytest.mark.parametrize(("example", "metrics", "higher", "updates"), COMPARED, ids=[row[0] for row in COMPARED])
+def test_an_example_says_its_command_and_is_on_the_page(example, metrics, higher, updates):
+    command = f"steppe compare --task examples/{example} --methods adamw,sam --seeds 5"
+    lines = (EXAMPLES / example.partition(":")[0]).read_text(encoding="utf-8").splitlines()
+    assert command in lines[0]
+    assert len(lines) <= 40
+    _, _, after = PAGE.partition(command)
+    header, _, *rows = [line.split(" | ") for line in after.splitlines()[3:7]]
+    assert header[1] == f"test {metrics[0]}"
+    assert {row[0].strip("| ") for row in rows} == {"adamw", "sam"}
 
 
 @pytest.mark.parametrize(("example", "metrics", "higher", "updates"), COMPARED, ids=[row[0] for row in COMPARED])

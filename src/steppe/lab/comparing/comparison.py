@@ -100,8 +100,8 @@ def compare(
         >>> [(row.method, row.gradient_evaluations) for row in found.rows]
         [('adamw', 20.0), ('sam', 40.0)]
     """
-    check_crew(crew, timeout)
-    options = config.from_flags(
+    check_crew(crew, timeout, jobs)
+    options = config.of_call(
         {
             "methods": None if methods is None else list(methods),
             "base": base,
@@ -119,8 +119,7 @@ def compare(
             "measure": measure,
             "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
-        },
-        prefix="",
+        }
     )
     comparison_plan = plan(task, options, None if out is None else Path(out))
     return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)

@@ -264,15 +264,17 @@ def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
     """Load a task and try it, where it will be trained if that can be here.
 
     Raises:
-        UserError: The task does not fit together.
+        UserError: The task does not fit together, or cannot be sent to worker processes.
     """
     place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
+    if workers is not None and workers.apart:
+        source.pack()
     with exits_raise():
         task = source.load()
         if isinstance(task, Loop):
             return task
         try:
-            check_fit(task, source.path, place.device, place.forward)
+            check_fit(task, source.paths, place.device, place.forward)
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
     return task

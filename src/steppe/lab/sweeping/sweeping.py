@@ -112,8 +112,8 @@ def sweep(
         >>> sorted(point.setting["rho"] for point in found.ranked)
         [0.05, 0.1]
     """
-    check_crew(crew, timeout)
-    options = config.from_flags(
+    check_crew(crew, timeout, jobs)
+    options = config.of_call(
         {
             "base": base,
             "seeds": seeds,
@@ -129,8 +129,7 @@ def sweep(
             "updates": updates,
             "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
-        },
-        prefix="",
+        }
     )
     made = plan(
         task,

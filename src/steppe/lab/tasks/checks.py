@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from .task import Task, kind
 
 def check_fit(
     task: Task,
-    file: str | None = None,
+    files: Sequence[str] = (),
     device: torch.device | str = "cpu",
     forward: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
@@ -27,7 +27,7 @@ def check_fit(
 
     Args:
         task: The task.
-        file: The user's file, to name the line where something fails.
+        files: The user's, to name the line where something fails.
         device: Where to try it.
         forward: What forward passes run in.
 
@@ -36,8 +36,8 @@ def check_fit(
     """
     _check_apart(task)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        batch = _first_batch(task, file)
-        with _failing("making the model", file):
+        batch = _first_batch(task, files)
+        with _failing("making the model", files):
             model = task.model()
         if not isinstance(model, nn.Module):
             raise UserError(f"Task: model must return a torch.nn.Module, got {kind(model)}")
@@ -46,7 +46,7 @@ def check_fit(
         _check_last_batch(task, model)
         model = model.to(device)
         with forward():
-            loss = _loss(task, model, moved(batch, device), file)
+            loss = _loss(task, model, moved(batch, device), files)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind(loss)
             raise UserError(f"Task: the loss must be a scalar tensor, got {got} on {_shapes(batch)}")
@@ -58,7 +58,7 @@ def check_fit(
                 f"Task: the loss of an untrained model on the first batch is {value}; look for numbers that are not "
                 "finite in the data"
             )
-        _check_metrics(task, model, file, device, forward)
+        _check_metrics(task, model, files, device, forward)
 
 
 def _check_apart(task: Task) -> None:
@@ -77,9 +77,9 @@ def _same(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _first_batch(task: Task, file: str | None) -> Any:
+def _first_batch(task: Task, files: Sequence[str]) -> Any:
     split = task.train
-    with _failing("reading a batch of training examples", file):
+    with _failing("reading a batch of training examples", files):
         found = next(batches(split, task.batch_size, torch.Generator().manual_seed(0), collate=task.collate), None)
         if found is None:
             raise UserError("Task: train has no batch")
@@ -98,11 +98,11 @@ def _check_last_batch(task: Task, model: nn.Module) -> None:
         )
 
 
-def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
+def _loss(task: Task, model: nn.Module, batch: Any, files: Sequence[str]) -> Any:
     if task.step is not None:
-        with _failing(f"the step on {_shapes(batch)}", file):
+        with _failing(f"the step on {_shapes(batch)}", files):
             return task.step(model, batch)
-    with _failing(f"the model on {_shapes(batch)}", file, _hint_of_inputs(batch, model), form=True):
+    with _failing(f"the model on {_shapes(batch)}", files, _hint_of_inputs(batch, model), form=True):
         outputs, targets = task.outputs(model, batch)
     shapes = f"outputs of {_shape(outputs)} and targets of {_shape(targets)}"
     if isinstance(targets, Tensor):
@@ -112,7 +112,7 @@ def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
             f"Task: the model must return a tensor, got {kind(outputs)}; give a loss and a metric that take it, or "
             "forward=lambda model, batch: (outputs, targets)"
         )
-    with _failing(f"the loss on {shapes}", file, _hint_of_targets(targets)):
+    with _failing(f"the loss on {shapes}", files, _hint_of_targets(targets)):
         loss = task.loss(outputs, targets)
         _check_pairs(task, outputs, targets, loss)
     return loss
@@ -137,12 +137,12 @@ def _check_pairs(task: Task, outputs: Any, targets: Any, loss: Any) -> None:
 def _check_metrics(
     task: Task,
     model: nn.Module,
-    file: str | None,
+    files: Sequence[str],
     device: torch.device | str,
     forward: Callable[[], AbstractContextManager[object]],
 ) -> None:
     names = ", ".join(task.metrics) or "loss"
-    with _failing(f"the metric ({names}) on the validation split", file):
+    with _failing(f"the metric ({names}) on the validation split", files):
         try:
             found = evaluate(model, task, task.validation, device, forward)
         except RuntimeError as error:
@@ -162,7 +162,7 @@ def _check_metrics(
 
 
 @contextmanager
-def _failing(what: str, file: str | None, hint: str = "", form: bool = False) -> Iterator[None]:
+def _failing(what: str, files: Sequence[str], hint: str = "", form: bool = False) -> Iterator[None]:
     """Say what failed, with the user's line."""
     verb = "failed with"
     head, _, rest = what.partition(" on ")
@@ -174,7 +174,7 @@ def _failing(what: str, file: str | None, hint: str = "", form: bool = False) ->
     except (Exception, SystemExit) as error:
         if form and isinstance(error, TypeError) and "forward=lambda" in str(error):
             raise UserError(f"Task: {error}") from error
-        raise UserError(f"{text} {describe(error, file)}{hint}") from error
+        raise UserError(f"{text} {describe(error, *files)}{hint}") from error
 
 
 def _hint_of_inputs(batch: Any, model: nn.Module) -> str:

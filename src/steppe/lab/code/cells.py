@@ -19,6 +19,7 @@ from .code import Code
 PREFIX = "notebook:"
 
 _HERE = "train in this process, with jobs=0"
+_SENT = "<dynamic-code>"  # as cloudpickle calls all cells
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Cell(Code):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The names of its cells."""
-        return self.cells
+        """The names of its cells, here and where they were sent."""
+        return (*self.cells, _SENT)
 
     @cached_property
     def sent(self) -> bytes:
@@ -115,8 +116,7 @@ def cell_of(found: object, kind: str, train: object | None = None) -> Cell | Non
         digest, cells = contents.read(found)
     except contents.Unreadable as error:
         raise UserError(
-            f"the {kind} {name} uses {error}; make that within the function, or put both into a file and give "
-            "FILE.py:NAME"
+            f"the {kind} {name} uses {error}; make that within it, or put both into a file and give FILE.py:NAME"
         ) from error
     return Cell(kind, f"{PREFIX}{name}", name, digest, "", (), None, found, cells)
 

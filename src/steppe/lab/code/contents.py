@@ -29,9 +29,24 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # Of classes: what Python adds by itself, some of it when a class is first used.
 _ADDED = frozenset(
-    "__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__ __dict__ __doc__ "
-    "__firstlineno__ __module__ __orig_bases__ __parameters__ __qualname__ __slotnames__ __static_attributes__ "
-    "__weakref__ _abc_impl".split()
+    {
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__qualname__",
+        "__slotnames__",
+        "__static_attributes__",
+        "__weakref__",
+        "_abc_impl",
+    }
 )
 
 
@@ -207,7 +222,7 @@ class _Reader:
         try:
             _, files = modules.own_files(module)
         except OSError as error:
-            raise self._unreadable(module, f"whose file cannot be read: {error.strerror}") from error
+            raise self._unreadable(module, error.strerror or "its file cannot be read") from error
         if files:
             self._put("files", reading.digest(files))
 
@@ -239,7 +254,7 @@ class _Reader:
             self._names.pop()
 
     def _unreadable(self, found: object, reason: str) -> Unreadable:
-        return Unreadable(self._names[-1], f"of type {type(found).__name__}, has no content to go by ({reason})")
+        return Unreadable(self._names[-1], f"a {type(found).__name__}, which has no content to go by ({reason})")
 
 
 def _has_name(found: FunctionType | type) -> bool:
@@ -264,8 +279,9 @@ def _text(found: type) -> str | None:
         lines = linecache.getlines(code.co_filename)
         with suppress(SyntaxError, ValueError):
             for node in ast.walk(ast.parse("".join(lines))):
-                inside = isinstance(node, ast.ClassDef) and node.lineno <= code.co_firstlineno <= (node.end_lineno or 0)
-                if inside and node.name == found.__name__:
+                if not (isinstance(node, ast.ClassDef) and node.name == found.__name__):
+                    continue
+                if node.lineno <= code.co_firstlineno <= (node.end_lineno or 0):
                     return ast.get_source_segment("".join(lines), node)
     return None
 

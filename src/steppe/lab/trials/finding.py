@@ -165,7 +165,8 @@ def code_of(words: str, kind: str = "method") -> Code | None:
     """
     if not _is_own(words):
         return None
-    return _brought.get(words) or cells.find_cell(words, kind) or (find_file if is_file(words) else find_module)(words, kind)
+    known = _brought.get(words) or cells.find_cell(words, kind)
+    return known or (find_file if is_file(words) else find_module)(words, kind)
 
 
 _brought: dict[str, Code] = {}

@@ -26,6 +26,7 @@ from ..errors import one_line, shortened
 from . import modules, reading
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
+_FUNCTIONS = (FunctionType, staticmethod, classmethod, property)
 _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # Of classes: what Python adds by itself, some of it when a class is first used.
 _ADDED = frozenset(
@@ -178,7 +179,7 @@ class _Reader:
                 with self._named(name):
                     self.read(value)
             except Unreadable:
-                if text is None:
+                if text is None or isinstance(value, _FUNCTIONS):
                     raise
 
     def _code(self, code: CodeType) -> None:

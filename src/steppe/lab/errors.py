@@ -25,6 +25,7 @@ _EXTRA_OF: dict[str, str | None] = {  # None where no extra has it
     "sklearn": "compare",
     "typer": "compare",
     "yaml": "compare",
+    "cloudpickle": "compare",
     "distributed": "cluster",
     "optuna": "sweep",
     "sqlalchemy": "sweep",
@@ -119,7 +120,8 @@ def describe(error: BaseException, *files: str | Path | None) -> str:
 
     Args:
         error: The exception, with its traceback.
-        files: The user's; without one, or if none was involved, the innermost frame is named.
+        files: The user's, or the cells of a notebook; without one, or if none was involved, the innermost frame is
+            named.
 
     Returns:
         For example ``ValueError: bad shape (own_task.py, line 12)``.
@@ -131,7 +133,10 @@ def describe(error: BaseException, *files: str | Path | None) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename in map(str, files)]
     for frame in (own or frames)[-1:]:
-        text += f" ({Path(frame.filename).name}, line {frame.lineno})"
+        # Where a notebook calls its cells by numbers, as no user does.
+        is_cell = frame in own and not Path(frame.filename).exists()
+        text += f" ({frame.name if is_cell else Path(frame.filename).name}, line {frame.lineno}"
+        text += " of its cell)" if is_cell else ")"
     return text
 
 

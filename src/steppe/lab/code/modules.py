@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -11,6 +12,7 @@ from types import ModuleType
 from . import reading
 
 _INSTALLED = ("site-packages", "dist-packages")
+_STEPPE = __name__.partition(".")[0]
 
 
 def identity(module: ModuleType) -> tuple[str | None, str, dict[str, bytes]]:
@@ -27,15 +29,33 @@ def identity(module: ModuleType) -> tuple[str | None, str, dict[str, bytes]]:
         OSError: A file cannot be read.
     """
     top = module.__name__.partition(".")[0]
-    if top == __name__.partition(".")[0]:
+    if top == _STEPPE:
         return None, "", {}
+    root, files = own_files(module)
+    return (reading.digest(files), root, files) if files else (_version(top), "", {})
+
+
+def own_files(module: ModuleType) -> tuple[str, dict[str, bytes]]:
+    """Return the folder and the files of a module of the user's: its own, and those of its folder that it imports.
+
+    Args:
+        module: Of which the name and the file count.
+
+    Returns:
+        The folder, and contents by path within it; nothing of a module that is installed, or comes with Python.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     where = getattr(module, "__file__", None)
     file = Path(where).resolve() if where else None
-    if file is None or any(part in _INSTALLED for part in file.parts) or file.suffix != ".py":
-        return _version(top), "", {}
+    top = module.__name__.partition(".")[0]
+    if file is None or file.suffix != ".py" or top in sys.stdlib_module_names or top == _STEPPE:
+        return "", {}
+    if any(part in _INSTALLED for part in file.parts):
+        return "", {}
     root = file.parents[len(module.__name__.split(".")) - (file.stem != "__init__")]
-    files = reading.read(root, file.relative_to(root).as_posix())
-    return reading.digest(files), str(root), files
+    return str(root), reading.read(root, file.relative_to(root).as_posix())
 
 
 def _version(top: str) -> str | None:

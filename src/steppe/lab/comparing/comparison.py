@@ -16,6 +16,7 @@ from ..plans import options as config
 from ..plans.comparison import Plan, named, plan
 from ..plans.workers import check_crew
 from ..show import table
+from ..show.console import ConsoleObserver, watched
 from ..show.report import write_report
 from ..show.trackers import logged
 from ..tasks.task import Task
@@ -47,20 +48,22 @@ def compare(
 
     Every finished trial is a file in ``out/trials``; the same call again skips it. The table (``table.md``,
     ``results.json``), ``curves.png``, ``report.html`` and all settings (``config.yaml``) are written to `out`. The
-    trials run in processes of their own, so a script must call this under ``if __name__ == "__main__":``.
+    trials run in processes of their own, so a script must call this under ``if __name__ == "__main__":``. In a notebook
+    a line shows progress, and `task`, `methods` and `base` may be defined in a cell: they travel by cloudpickle, and
+    trials count as finished as long as their code is what it was, and all of the notebook that it uses.
 
     Args:
-        task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file that returns a
-            `Task`.
+        task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file, or in a notebook,
+            that returns a `Task`.
         methods: Names from ``steppe.methods.METHODS`` and of bases, arms of `settings`, and your own: ``FILE.py:NAME``,
-            ``MODULE:NAME``, or a function or class at the top level of a file that takes ``base``, or parameters, and
+            ``MODULE:NAME``, or a function or class, of a file or a notebook, that takes ``base``, or parameters, and
             hyper-parameters by name, and returns an optimizer; by default the base, all methods and all arms.
         base: What the methods wrap and are compared with: an optimizer of ``torch.optim`` by its name in small letters,
             or your own, as in `methods`, that takes parameters.
         seeds: How many seeds, at least 1; fewer than 3 allow no statement about significance.
         epochs: At least 1; by default the task's own.
         jobs: Worker processes on each device, at least 1, one thread each; by default 1 on an accelerator, else one a
-            core, at most 8. No result depends on it.
+            core, at most 8; 0 runs one after the other in this process. No result depends on it.
         device: ``cpu``, or an accelerator of torch, such as ``cuda``, ``cuda:1`` or ``mps``, whose devices workers take
             in turn; ``auto`` takes one if there is one.
         precision: ``fp32``, or ``bf16`` by autocast, in every pass and in evaluation.
@@ -84,7 +87,7 @@ def compare(
         measure: Whether to measure sharpness on up to 1024 training examples after training.
         log: Trackers that every trial becomes a run of once it is finished: ``tensorboard`` (in ``out/tensorboard``),
             ``mlflow``, ``wandb``, ``trackio``.
-        observer: Is told how the comparison proceeds.
+        observer: Is told how the comparison proceeds; by default a line in a notebook, and nobody elsewhere.
 
     Returns:
         Table, verdict and records.
@@ -100,8 +103,8 @@ def compare(
         >>> [(row.method, row.gradient_evaluations) for row in found.rows]
         [('adamw', 20.0), ('sam', 40.0)]
     """
-    check_crew(crew, timeout)
-    options = config.from_flags(
+    check_crew(crew, timeout, jobs)
+    options = config.of_call(
         {
             "methods": None if methods is None else list(methods),
             "base": base,
@@ -119,11 +122,11 @@ def compare(
             "measure": measure,
             "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
-        },
-        prefix="",
+        }
     )
     comparison_plan = plan(task, options, None if out is None else Path(out))
-    return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)
+    with watched(observer, lambda console: ConsoleObserver(comparison_plan.metric_name, console)) as observer:
+        return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)
 
 
 def run(comparison_plan: Plan, observer: Observer | None = None, executor: Executor | None = None) -> Comparison:

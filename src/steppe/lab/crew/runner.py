@@ -223,7 +223,7 @@ def joined(workers: Workers, most: int | None = None, executor: Executor | None 
         executor: Carries them out instead.
     """
     jobs = workers.jobs if most is None else min(workers.jobs, most)
-    if workers.host is not None:
+    if not workers.apart:
         return nullcontext(Here())
     if executor is not None:
         return ExecutorCrew(executor, max(jobs, 1))

@@ -90,7 +90,7 @@ def measure_checkpoint(task: str, checkpoint: Path | None, request: Request) -> 
             "or return a steppe.measure.Objective"
         )
     try:
-        check_fit(made, source.path)
+        check_fit(made, source.paths)
     except UserError as error:
         raise UserError(f"{source.name}: {error}") from error
     return _report(_objective(made, checkpoint, request), request)

@@ -22,6 +22,7 @@ from ..trials.host import Host
 from ..trials.records import Record, TrialConfig, library_versions
 from . import options as config
 from .arms import Arm, check_arms, find_arms, model_for, packaged
+from .calls import call
 from .rows import base_of, codes
 from .trackers import check_installed
 from .workers import Workers, workers_of
@@ -97,18 +98,54 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """The command line of this comparison; with a file only where the arms are not the packaged ones."""
+        """The command line of this comparison; with a file only where the arms are not the packaged ones.
+
+        Of what is in a notebook, and no file, the call from Python.
+        """
+        if self.source.cells:
+            return self._call
         rows = ",".join(arm.words for arm in self.arms)
         words = ["steppe", "compare", "--task", self.task_words, "--methods", rows, "--base", self.base_words]
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         words += ["--log", ",".join(self.log)] if self.log else []
+        words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
+        return shlex.join(words)
+
+    @property
+    def _call(self) -> str:
+        usual = self._as_packaged
+        return call(
+            "steppe.lab.compare",
+            [self.task_words],
+            {
+                "methods": [arm.words for arm in self.arms] if usual else self.names,
+                "base": self.base_words,
+                "seeds": len(self.seeds),
+                "epochs": self.epochs or None,
+                **self._common,
+                "settings": None if usual else self.options["settings"],
+            },
+            self.source.cells,
+        )
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """What calls of all kinds have."""
+        return {
+            **self.workers.asked,
+            **dict.fromkeys(self._flags, True),
+            "log": [*self.log] or None,
+            "out": str(self.out),
+        }
+
+    @property
+    def _as_packaged(self) -> bool:
+        """Whether all rows are as they are if nobody says anything."""
         with brought(self.source.along):
             usual = [packaged(self.source.name, self.inner, arm.method) for arm in self.arms]
-        if [*self.arms] != usual or self.base_words != self.inner:
-            words += ["--config", str(self.out / "config.yaml")]
-        return shlex.join(words)
+        return [*self.arms] == usual and self.base_words == self.inner
 
     @property
     def options(self) -> dict[str, Any]:
@@ -264,16 +301,18 @@ def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
     """Load a task and try it, where it will be trained if that can be here.
 
     Raises:
-        UserError: The task does not fit together.
+        UserError: The task does not fit together, or cannot be sent to worker processes.
     """
     place = Host() if workers is None or kind(workers.device) not in ("cpu", accelerator()) else workers.place
+    if workers is not None and workers.apart:
+        source.pack()
     with exits_raise():
         task = source.load()
         tried = (replace(source, along=()), str(place.device), place.precision)
         if isinstance(task, Loop) or tried in _TRIED:
             return task
         try:
-            check_fit(task, source.path, place.device, place.forward)
+            check_fit(task, source.paths, place.device, place.forward)
         except UserError as error:
             raise UserError(f"{source.name}: {error}") from error
     _TRIED.add(tried)

@@ -122,7 +122,7 @@ class Options(Model):
         base: The name of an optimizer of torch in small letters, or the user's own, or an arm that has one.
         seeds: How many seeds, 1 to 10,000.
         epochs: 1 to 1,000,000.
-        jobs: Worker processes on each device, at least 1.
+        jobs: Worker processes on each device, at least 1; 0, from Python alone, trains in this process.
         device: ``auto``, ``cpu``, or an accelerator such as ``cuda`` or ``cuda:1``.
         precision: Of forward passes: ``fp32`` or ``bf16``.
         processes: Of each trial, at least 1, which share its batches.
@@ -177,6 +177,18 @@ def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in _path(problem["loc"], given))
         raise UserError(shortened(f"{prefix}{name}: {_reason(problem)}", _LONGEST)) from error
+
+
+def of_call(arguments: Mapping[str, object]) -> Options:
+    """Check the arguments of a call from Python, whose ``jobs`` may also be 0: trials then run in this process.
+
+    Raises:
+        UserError: A value is not allowed; names the argument.
+    """
+    jobs = arguments.get("jobs")
+    here = type(jobs) is int and jobs == 0
+    options = from_flags({**arguments, "jobs": None if here else jobs}, prefix="")
+    return options.model_copy(update={"jobs": 0}) if here else options
 
 
 def of_command(flags: Mapping[str, object], config: Path | None) -> Options:

@@ -20,6 +20,7 @@ from ..trials.finding import brought, words_for
 from ..trials.records import TrialConfig
 from . import grid as grids
 from .arms import Arm, check_arms, find_arms, model_for, packaged
+from .calls import call
 from .comparison import FIRST_SEED, Plan, counted, load
 from .grid import Axis, Setting
 from .options import Entry, Options
@@ -116,7 +117,9 @@ class SweepPlan(Plan):
 
     @property
     def command(self) -> str:
-        """The command line of this sweep."""
+        """The command line of this sweep; of what is in a notebook, and no file, the call from Python."""
+        if self.source.cells:
+            return self._call
         words = ["steppe", "sweep", "--task", self.task_words, "--method", self.arm.words, "--base", self.base_words]
         words += ["--grid", *(axis.words for axis in self.grid), "--seeds", str(len(self.seeds))]
         words += ["--epochs", str(self.epochs), "--out", str(self.out)]
@@ -129,6 +132,26 @@ class SweepPlan(Plan):
         words += ["--log", ",".join(self.log)] if self.log else []
         words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
+
+    @property
+    def _call(self) -> str:
+        usual = self._as_packaged
+        return call(
+            "steppe.lab.sweep",
+            [self.task_words, self.arm.words if usual else self.arm.name, [axis.words for axis in self.grid]],
+            {
+                "base": self.base_words,
+                "seeds": len(self.seeds),
+                "epochs": self.epochs or None,
+                **({} if self.sampler == "grid" else {"sampler": self.sampler, "trials": self.tried}),
+                "prune": self.prune,
+                "storage": self.shown_storage,
+                "study": self.study,
+                **self._common,
+                "settings": None if usual else self.options["settings"],
+            },
+            self.source.cells,
+        )
 
     @property
     def options(self) -> dict[str, Any]:

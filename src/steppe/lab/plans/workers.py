@@ -33,7 +33,7 @@ class Workers:
     """Who carries trials out. No result depends on it, unless processes share batches.
 
     Attributes:
-        jobs: Worker processes here, at least 1, one thread each, on all devices together.
+        jobs: Worker processes here, one thread each, on all devices together; 0 is this process, without any.
         crew: The address of a Dask scheduler, if its workers carry trials out.
         timeout: Seconds that a trial may take in a process here; None sets no limit.
         host: This process, if it carries them out itself, one after the other, alone or with others that accelerate
@@ -50,6 +50,11 @@ class Workers:
     device: str = "cpu"
     precision: str = "fp32"
     processes: int = 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether other processes than this one carry trials out."""
+        return self.jobs > 0 and self.host is None
 
     @property
     def place(self) -> Host:
@@ -89,16 +94,18 @@ class Workers:
         return self.host is None or self.host.rank == 0
 
 
-def check_crew(crew: object, timeout: float | None) -> None:
+def check_crew(crew: object, timeout: float | None, jobs: int | None = None) -> None:
     """Refuse what is neither the address of a scheduler nor an executor.
 
     Raises:
-        UserError: It is none of them, or an executor is to end trials that take too long.
+        UserError: It is none of them, or an executor is to end trials that take too long, or has none to carry out.
     """
     if crew is not None and not isinstance(crew, (str, Executor)):
         raise UserError(f"crew must be the address of a Dask scheduler or an executor, got {type(crew).__name__}")
     if isinstance(crew, Executor) and timeout is not None:
         raise UserError("timeout is of worker processes here; an executor has limits of its own: leave one out")
+    if isinstance(crew, Executor) and jobs == 0:
+        raise UserError("jobs=0 trains in this process, without crew; leave one of them out")
 
 
 def workers_of(options: Options, host: Host | None = None) -> Workers:
@@ -119,6 +126,10 @@ def workers_of(options: Options, host: Host | None = None) -> Workers:
         return Workers(options.jobs or usual_jobs(), host=host)
     device = find_device(options.device or AUTO, elsewhere=options.crew is not None)
     processes = options.processes or 1
+    if options.jobs == 0:
+        if options.crew is not None or options.timeout is not None or processes > 1:
+            raise UserError("jobs=0 trains in this process: leave crew, timeout and processes out, or jobs")
+        return Workers(0, device=device, precision=options.precision or "fp32")
     if processes > 1:
         require("accelerate")
         if options.crew is not None:

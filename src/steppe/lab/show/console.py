@@ -1,11 +1,12 @@
-"""What `steppe compare` shows: progress while it runs, the table at the end."""
+"""What `steppe compare` shows: progress while it runs, in notebooks too, and the table at the end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 WIDE = 160
 _ANY_WIDTH = 10_000
 
+_Observer = TypeVar("_Observer")
+
 
 class LiveLine:
-    """A line that shows progress in a terminal.
+    """A line that shows progress in a terminal or a notebook.
 
     Args:
         what: Is counted.
@@ -35,7 +38,7 @@ class LiveLine:
 
     def __init__(self, what: str, console: Console, **fields: str) -> None:
         """Prepare to show progress."""
-        self._console = console
+        self._console, self._what = console, what
         columns = {"left": "", **fields}
         self._progress = Progress(
             TextColumn(what),
@@ -49,6 +52,7 @@ class LiveLine:
         self._bar = self._progress.add_task(what, total=None, **nothing)
         self._total = self._done = self._finished_here = 0
         self._begun = time.monotonic()
+        self._cell: Any = None  # what is below the cell of a notebook
 
     def __enter__(self) -> Self:
         """Do nothing yet: there is nothing to show before the work begins."""
@@ -57,9 +61,11 @@ class LiveLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Remove the live line."""
+        """Remove the live line; in a notebook, where it would leave a gap, say how far it came."""
         if self._progress.live.is_started:
             self._progress.stop()
+        if self._cell is not None:
+            self._cell.update(_Plain(f"{self._done} of {self._total} {self._what}"))
 
     def warn(self, message: str) -> None:
         """Show a warning."""
@@ -72,19 +78,26 @@ class LiveLine:
             self._print(said)
         if self._console.is_terminal and kept < total:
             self._progress.start()
+        if self._console.is_jupyter and kept < total:
+            from IPython.display import display
+
+            show_below: Any = display
+            self._cell = show_below(self._progress, display_id=True)
         self._update()
 
     def _count(self, said: str) -> None:
         """Count one that is finished, and say it where there is no live line."""
         self._done += 1
         self._finished_here += 1
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal or self._console.is_jupyter):
             self._print(f"{self._done}/{self._total}  {said}")
         self._update(left=self._left())
 
     def _update(self, **fields: str) -> None:
         shown: dict[str, Any] = {name: escape(text) for name, text in fields.items()}
         self._progress.update(self._bar, total=self._total, completed=self._done, **shown)
+        if self._cell is not None:  # rich's own live lines need ipywidgets there
+            self._cell.update(self._progress)
 
     def _left(self) -> str:
         if self._done == self._total:
@@ -94,6 +107,29 @@ class LiveLine:
 
     def _print(self, text: str) -> None:
         self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def watched(
+    observer: _Observer | None, line: Callable[[Console], AbstractContextManager[_Observer]]
+) -> AbstractContextManager[_Observer | None]:
+    """Return who is told how the work of a call from Python proceeds.
+
+    Args:
+        observer: Whom the user gives; without one, a live line in a notebook, and nobody elsewhere.
+        line: Makes that line.
+    """
+    console = Console()
+    return line(console) if observer is None and console.is_jupyter else nullcontext(observer)
+
+
+class _Plain:
+    """A text that notebooks show as such."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 class ConsoleObserver(LiveLine):

@@ -19,6 +19,8 @@ from ..plans.grid import Value
 from ..plans.sweep import SweepPlan, plan
 from ..plans.workers import check_crew
 from ..show import sweep_table
+from ..show.console import watched
+from ..show.sweep_console import ConsoleObserver
 from ..show.sweep_report import write_report
 from ..show.trackers import Trackers
 from ..tasks.task import Task
@@ -64,7 +66,7 @@ def sweep(
     settings. When all are done, `out` has a heatmap (``heatmap.png``), the table (``table.md``, ``sweep.json``),
     ``report.html`` and ``best.yaml``, the best setting for ``steppe compare --config``. Settings are chosen on
     validation data; of the test data, only the number of the chosen one is looked at. Trainings run in processes of
-    their own, so a script must call this under ``if __name__ == "__main__":``.
+    their own, so a script must call this under ``if __name__ == "__main__":``. Notebooks are as of `compare`.
 
     It costs as many trainings as there are settings times seeds, less those of settings that diverge or are pruned.
 
@@ -82,7 +84,7 @@ def sweep(
         trials: How many settings ``random`` and ``tpe`` try.
         prune: Whether a setting is given up if halfway or later its first seed is worse than the median of those
             before, the last three left out.
-        jobs: Worker processes, at least 1, one thread each; by default one a core, at most 8. No result depends on it.
+        jobs: As of `compare`; with 0, `prune` saves no time.
         device: As of `compare`.
         precision: As of `compare`.
         processes: As of `compare`.
@@ -96,7 +98,7 @@ def sweep(
         schedules: As of `compare`.
         updates: Parameter updates of every training, in place of `epochs`.
         log: As of `compare`: every training that is not pruned becomes a run.
-        observer: Is told how the sweep proceeds.
+        observer: Is told how the sweep proceeds; by default as of `compare`.
 
     Returns:
         All settings, the best of them, the verdict.
@@ -112,8 +114,8 @@ def sweep(
         >>> sorted(point.setting["rho"] for point in found.ranked)
         [0.05, 0.1]
     """
-    check_crew(crew, timeout)
-    options = config.from_flags(
+    check_crew(crew, timeout, jobs)
+    options = config.of_call(
         {
             "base": base,
             "seeds": seeds,
@@ -129,8 +131,7 @@ def sweep(
             "updates": updates,
             "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
-        },
-        prefix="",
+        }
     )
     made = plan(
         task,
@@ -142,7 +143,8 @@ def sweep(
         storage=storage,
         study=study,
     )
-    return run(made, observer, crew if isinstance(crew, Executor) else None)
+    with watched(observer, lambda console: ConsoleObserver(made, console)) as observer:
+        return run(made, observer, crew if isinstance(crew, Executor) else None)
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from .task import Task, kind
 
 def check_fit(
     task: Task,
-    file: str | None = None,
+    files: Sequence[str] = (),
     device: torch.device | str = "cpu",
     forward: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
@@ -29,7 +29,7 @@ def check_fit(
 
     Args:
         task: The task.
-        file: The user's file, to name the line where something fails.
+        files: The user's, to name the line where something fails.
         device: Where to try it.
         forward: What forward passes run in.
 
@@ -38,8 +38,8 @@ def check_fit(
     """
     _check_apart(task)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        batch = _first_batch(task, file)
-        with _failing("making the model", file):
+        batch = _first_batch(task, files)
+        with _failing("making the model", files):
             model = task.model()
         if not isinstance(model, nn.Module):
             raise UserError(f"Task: model must return a torch.nn.Module, got {kind(model)}")
@@ -49,7 +49,7 @@ def check_fit(
         model = model.to(device)
         task.move_loss(device)
         with forward():
-            loss = _loss(task, model, moved(batch, device), file)
+            loss = _loss(task, model, moved(batch, device), files)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind(loss)
             raise UserError(f"Task: the loss must be a scalar tensor, got {got} on {_shapes(batch)}")
@@ -61,7 +61,7 @@ def check_fit(
                 f"Task: the loss of an untrained model on the first batch is {value}; look for numbers that are not "
                 "finite in the data"
             )
-        _check_metrics(task, model, file, device, forward)
+        _check_metrics(task, model, files, device, forward)
 
 
 def _check_apart(task: Task) -> None:
@@ -80,9 +80,9 @@ def _same(one: Any, other: Any) -> bool:
     return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _first_batch(task: Task, file: str | None) -> Any:
+def _first_batch(task: Task, files: Sequence[str]) -> Any:
     split = task.train
-    with _failing("reading a batch of training examples", file):
+    with _failing("reading a batch of training examples", files):
         found = next(batches(split, task.batch_size, torch.Generator().manual_seed(0), collate=task.collate), None)
         if found is None:
             raise UserError("Task: train has no batch")
@@ -92,28 +92,27 @@ def _first_batch(task: Task, file: str | None) -> Any:
 
 
 def _check_last_batch(task: Task, model: nn.Module) -> None:
-    if not _leaves_one(task):
+    drop_last, batch_size, examples = task.drop_last, task.batch_size, 0
+    train: Any = task.train
+    if isinstance(train, DataLoader):
+        drop_last, batch_size = train.drop_last, train.batch_size or 1
+        examples = len(train.sampler) if hasattr(train.sampler, "__len__") else 0
+    elif not makes_batches(train):
+        examples = size(train)
+    if drop_last or examples % batch_size != 1:
         return
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
-            f"Task: {size(task.train)} training examples in batches of {task.batch_size} leave a last batch of one, of "
-            "which batch norm has no variance; say drop_last=True, or choose another batch_size"
+            f"Task: {examples} training examples in batches of {batch_size} leave a last batch of one, of which batch "
+            "norm has no variance; say drop_last=True, or choose another batch_size"
         )
 
 
-def _leaves_one(task: Task) -> bool:
-    train: Any = task.train
-    if isinstance(train, DataLoader):
-        known = train.batch_size is not None and hasattr(train.sampler, "__len__")
-        return known and not train.drop_last and len(train.sampler) % task.batch_size == 1  # type: ignore[arg-type]
-    return not (task.drop_last or makes_batches(train)) and size(train) % task.batch_size == 1
-
-
-def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
+def _loss(task: Task, model: nn.Module, batch: Any, files: Sequence[str]) -> Any:
     if task.step is not None:
-        with _failing(f"the step on {_shapes(batch)}", file):
+        with _failing(f"the step on {_shapes(batch)}", files):
             return task.step(model, batch)
-    with _failing(f"the model on {_shapes(batch)}", file, hints.of_inputs(batch, model), form=True):
+    with _failing(f"the model on {_shapes(batch)}", files, hints.of_inputs(batch, model), form=True):
         outputs, targets = task.outputs(model, batch)
     shapes = f"outputs of {_shape(outputs)} and targets of {_shape(targets)}"
     if isinstance(targets, Tensor):
@@ -123,7 +122,7 @@ def _loss(task: Task, model: nn.Module, batch: Any, file: str | None) -> Any:
             f"Task: the model must return a tensor, got {kind(outputs)}; give a loss and a metric that take it, or "
             "forward=lambda model, batch: (outputs, targets)"
         )
-    with _failing(f"the loss on {shapes}", file, hints.of_targets(outputs, targets)):
+    with _failing(f"the loss on {shapes}", files, hints.of_targets(outputs, targets)):
         loss = task.loss(outputs, targets)
         _check_pairs(task, outputs, targets, loss)
     return loss
@@ -153,12 +152,12 @@ def _check_pairs(task: Task, outputs: Any, targets: Any, loss: Any) -> None:
 def _check_metrics(
     task: Task,
     model: nn.Module,
-    file: str | None,
+    files: Sequence[str],
     device: torch.device | str,
     forward: Callable[[], AbstractContextManager[object]],
 ) -> None:
     names = ", ".join(task.metrics) or "loss"
-    with _failing(f"the metric ({names}) on the validation split", file):
+    with _failing(f"the metric ({names}) on the validation split", files):
         try:
             found = evaluate(model, task, task.validation, device, forward)
         except RuntimeError as error:
@@ -178,7 +177,7 @@ def _check_metrics(
 
 
 @contextmanager
-def _failing(what: str, file: str | None, hint: str = "", form: bool = False) -> Iterator[None]:
+def _failing(what: str, files: Sequence[str], hint: str = "", form: bool = False) -> Iterator[None]:
     """Say what failed, with the user's line."""
     verb = "failed with"
     head, _, rest = what.partition(" on ")
@@ -190,7 +189,7 @@ def _failing(what: str, file: str | None, hint: str = "", form: bool = False) ->
     except (Exception, SystemExit) as error:
         if form and isinstance(error, TypeError) and "forward=lambda" in str(error):
             raise UserError(f"Task: {error}") from error
-        raise UserError(f"{text} {describe(error, file)}{hint}") from error
+        raise UserError(f"{text} {describe(error, *files)}{hint}") from error
 
 
 def _shapes(batch: Any) -> str:

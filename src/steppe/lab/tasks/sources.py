@@ -1,11 +1,11 @@
-"""Where a task comes from: a built-in name or a function in the user's file."""
+"""Where a task comes from: a built-in name, or a function in the user's file or notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..code.cells import Cell, cell_of, find_cell
 from ..code.code import Code, find_file, words_of
 from ..errors import UserError, describe, nearest
 from .loop import Loop, takes_run
@@ -17,8 +17,9 @@ class TaskSource:
     """Where to load a task from, in this process and again in every worker.
 
     Args:
-        name: What the task is called in records: ``mnist1d`` or ``own_task.py:two_spirals``.
-        code: The function in the user's file, or None for a built-in task.
+        name: What the task is called in records: ``mnist1d``, ``own_task.py:two_spirals`` or
+            ``notebook:two_spirals``.
+        code: The function in the user's file or notebook, or None for a built-in task.
         along: The methods and bases of the user's that are to train on it.
     """
 
@@ -28,17 +29,17 @@ class TaskSource:
 
     @property
     def path(self) -> str | None:
-        """The user's file, or None for a built-in task."""
+        """The user's file; None for a built-in task, and for one of a notebook."""
         return self.code.path if self.code is not None else None
 
     @property
     def function(self) -> str | None:
-        """The function in that file, or None for a built-in task."""
+        """The function in there, or None for a built-in task."""
         return self.code.function if self.code is not None else None
 
     @property
     def digest(self) -> str | None:
-        """The hash of that file, and of those of its folder that it imports, or None for a built-in task."""
+        """What changes when the user's code does, or None for a built-in task."""
         return self.code.digest if self.code is not None else None
 
     @property
@@ -50,7 +51,22 @@ class TaskSource:
     @property
     def file_name(self) -> str:
         """What files and folders that belong to the task are called."""
-        return self.name.replace(".py:", "-")
+        return self.name.replace(".py:", "-").replace(":", "-")
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """What a notebook has of it, and no file."""
+        codes = [*self.along] if self.code is None else [self.code, *self.along]
+        return tuple(code for code in codes if isinstance(code, Cell))
+
+    def pack(self) -> None:
+        """Make what is sent to worker processes of a notebook's functions, as they are now.
+
+        Raises:
+            UserError: That cannot be.
+        """
+        for cell in self.cells:
+            _ = cell.sent
 
     def task(self) -> Task:
         """Make the task, where a training loop will not do.
@@ -97,24 +113,28 @@ def find_task(task: str | Callable[[], Task]) -> TaskSource:
     """Find out where a task comes from, without loading it.
 
     Args:
-        task: A built-in name, ``FILE.py:FUNCTION``, or a function at the top level of a file.
+        task: A built-in name, ``FILE.py:FUNCTION``, or a function at the top level of a file, or of a notebook.
 
     Returns:
         The source.
 
     Raises:
-        UserError: There is no such task, file or function.
+        UserError: There is no such task, file or function, or records could not go by what it uses.
 
     Example:
         >>> find_task("mnist1d").name
         'mnist1d'
     """
     if not isinstance(task, str):
+        cell = cell_of(task, "task", task.train if isinstance(task, Loop) else None)
+        if cell is not None:
+            return TaskSource(cell.name, cell)
         task = words_of(task.train if isinstance(task, Loop) else task, "task")
     from .builtin import BUILTIN
 
     if task in BUILTIN:
         return TaskSource(task)
+    find_cell(task, "task")
     if ":" not in task and not task.endswith(".py"):
         raise UserError(f"unknown task {task!r}{nearest(task, BUILTIN)}, or FILE.py:FUNCTION")
     code = find_file(task, "task")
@@ -122,10 +142,9 @@ def find_task(task: str | Callable[[], Task]) -> TaskSource:
 
 
 def _call(function: Callable[[], object], code: Code) -> object:
-    where = f"{Path(code.files[0][0]).name}:{getattr(function, '__name__', 'function')}"
     try:
         return function()
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{code.name}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where} failed with {describe(error, *code.paths)}") from error
+        raise UserError(f"{code.name} failed with {describe(error, *code.paths)}") from error

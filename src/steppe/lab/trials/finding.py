@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...methods import METHODS
+from ..code import cells
 from ..code.code import Code, find_file, find_module, is_file, words_of
 from ..errors import UserError, exits_raise, nearest, one_line, shortened
 
@@ -127,7 +128,7 @@ def words_for(found: object, kind: str = "method") -> str:
     """Return the words for what the user gives: names and modules as they are, files by their whole path.
 
     Args:
-        found: Words, or a function or class at the top level of a file or module.
+        found: Words, or a function or class at the top level of a file or module, or of a notebook.
         kind: See `find`.
 
     Raises:
@@ -135,7 +136,7 @@ def words_for(found: object, kind: str = "method") -> str:
     """
     if not isinstance(found, str):
         known = next((name for name, make in {**BASES, **METHODS}.items() if make is found), None)
-        found = known or words_of(found, kind)
+        found = known or cells.words_for(found, kind) or words_of(found, kind)
     file, _, function = found.rpartition(":")
     return f"{Path(file).resolve()}:{function}" if is_file(found) and Path(file).is_file() else found
 
@@ -164,7 +165,8 @@ def code_of(words: str, kind: str = "method") -> Code | None:
     """
     if not _is_own(words):
         return None
-    return _brought.get(words) or (find_file if is_file(words) else find_module)(words, kind)
+    known = _brought.get(words) or cells.find_cell(words, kind)
+    return known or (find_file if is_file(words) else find_module)(words, kind)
 
 
 _brought: dict[str, Code] = {}

@@ -96,7 +96,8 @@ def _check_last_batch(task: Task, model: nn.Module) -> None:
     train: Any = task.train
     if isinstance(train, DataLoader):
         drop_last, batch_size = train.drop_last, train.batch_size or 1
-        examples = len(train.sampler) if hasattr(train.sampler, "__len__") else 0
+        sampler: Any = train.sampler
+        examples = len(sampler) if hasattr(sampler, "__len__") else 0
     elif not makes_batches(train):
         examples = size(train)
     if drop_last or examples % batch_size != 1:

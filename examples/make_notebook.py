@@ -1,4 +1,4 @@
-"""Run notebook.ipynb and write down what it shows: python examples/make_notebook.py [OUT.ipynb]"""
+"""Run a notebook and write down what it shows: python examples/make_notebook.py [examples/notebook.ipynb]"""
 
 import json
 import sys
@@ -8,21 +8,17 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).with_name("notebook.ipynb")
-
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """Run a notebook in an empty folder; nothing of the machine or the hour stays in it."""
+    """Run it in an empty folder; nothing of the machine or the hour stays in it."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": folder}}).execute()
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return notebook
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else NOTEBOOK
-    out.write_text(json.dumps(executed(NOTEBOOK), indent=1, ensure_ascii=False) + "\n")
+    notebook = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("notebook.ipynb")
+    notebook.write_text(json.dumps(executed(notebook), indent=1, ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ from .jobs import Ended, Event, Failed, Job, Lost, Said, Stopped, outcome
 from .processes import interrupt_held_back, start_worker
 
 _SHUTDOWN = 5.0
+_BREATH = 0.2  # a fork server that was killed may still be dying when it is asked again
 _LONGEST_FOLDER = 70  # of temporary files: the fork server's socket is there, and its path may have some 100 letters
 
 _NO_GUARD = 87
@@ -87,6 +88,7 @@ class LocalCrew:
         try:
             worker = next((worker for worker in self._workers if worker.job is None), None) or self._new()
         except (OSError, EOFError) as error:  # the system has no room for it, or the fork server has died
+            time.sleep(_BREATH)
             reason = shortened(one_line(error)) or type(error).__name__
             self._unborn.append(Lost(job, f"it could not be started: {reason}"))
             return

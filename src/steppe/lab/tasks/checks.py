@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..._parts import moved
+from ..._parts import microbatches, moved
 from ..errors import UserError, describe
 from . import hints
 from .evaluation import evaluate
 from .splits import batches, examples_in, has_columns, length, makes_batches, size
 from .task import Task, kind
+
+_NO_VARIANCE = "Expected more than 1 value per channel"
 
 
 def check_fit(
@@ -45,10 +47,10 @@ def check_fit(
             raise UserError(f"Task: model must return a torch.nn.Module, got {kind(model)}")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("Task: the model has no parameter to train")
-        _check_last_batch(task, model)
         model = model.to(device)
         task.move_loss(device)
         with forward():
+            _check_last_batch(task, model, batch, device)
             loss = _loss(task, model, moved(batch, device), files)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind(loss)
@@ -91,7 +93,7 @@ def _first_batch(task: Task, files: Sequence[str]) -> Any:
     return found
 
 
-def _check_last_batch(task: Task, model: nn.Module) -> None:
+def _check_last_batch(task: Task, model: nn.Module, batch: Any, device: torch.device | str) -> None:
     drop_last, batch_size, examples = task.drop_last, task.batch_size, 0
     train: Any = task.train
     if isinstance(train, DataLoader):
@@ -102,11 +104,15 @@ def _check_last_batch(task: Task, model: nn.Module) -> None:
         examples = size(train)
     if drop_last or examples % batch_size != 1:
         return
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    try:
+        task.loss_of(model, moved(next(microbatches(batch, 1))[0], device))
+    except Exception as error:  # what else fails there fails on a whole batch too, and is said then
+        if _NO_VARIANCE not in str(error):
+            return
         raise UserError(
             f"Task: {examples} training examples in batches of {batch_size} leave a last batch of one, of which batch "
             "norm has no variance; say drop_last=True, or choose another batch_size"
-        )
+        ) from error
 
 
 def _loss(task: Task, model: nn.Module, batch: Any, files: Sequence[str]) -> Any:

@@ -11,8 +11,8 @@ from ..tasks.loop import Loop
 from ..tasks.task import kind
 from .devices import name_of
 from .host import Host
-from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .quiet import quiet_hosts
+from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .run import Diverging, Run
 from .surroundings import reproducible
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 HOSTS = ("accelerate", "lightning", "peft", "transformers")
-"""Those that are quiet; what Lightning says of one training is said by parts of it that have levels of their own."""
+"""The libraries, by the names of their packages."""
 
 
 @contextmanager
@@ -19,6 +19,7 @@ def quiet_hosts() -> Iterator[None]:
 
     Only those that are imported already are quiet. What they print is not held back.
     """
+    # Lightning's two parts have levels of their own.
     names = [name for name in (*HOSTS, "lightning.pytorch", "lightning.fabric") if name in sys.modules]
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
+import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from torch import nn
 
 from steppe.lab import compare, loop, sweep
+from steppe.lab.crew.jobs import Stopped
 from steppe.lab.errors import RunError, UserError
 from steppe.lab.tasks.loop import Loop, takes_run
 from steppe.lab.tasks.sources import find_task
@@ -340,3 +345,85 @@ def test_functions_may_be_given_in_python():
     assert source.path == str(Path(__file__).resolve())
     with pytest.raises(UserError, match=r"is a training loop, and this needs a steppe.lab.Task"):
         source.task()
+
+
+@pytest.mark.parametrize("way", ["swallowed", "wrapped"])
+@pytest.mark.parametrize("kind", ["stopped", "diverging", "wrong"])
+def test_what_report_raises_ends_a_trial_whatever_a_library_makes_of_it(way, kind):
+    calls = []
+
+    def each_epoch(curve):
+        calls.append(len(curve.seconds))
+        if kind == "stopped":
+            raise Stopped
+
+    def train(run):
+        model = nn.Linear(3, 2)
+        opt = run.optimizer(model)
+        for epoch in range(3):
+            by_step(run, model, opt)
+            try:
+                run.report(epoch, **({"accuracy": math.nan if kind == "diverging" else 0.5} if kind != "wrong" else {}))
+            except Exception as error:
+                if way == "wrapped":
+                    raise RuntimeError("a callback has failed") from error
+        return {"accuracy": 0.5}
+
+    if kind == "diverging":
+        record = run_loop(config(), Loop(train), each_epoch=each_epoch)
+        assert (record.status, record.diverged.epoch, calls) == ("diverged", 1, [])
+        return
+    expected = {"stopped": (Stopped, None), "wrong": (UserError, "run.report must be told 'a metric'")}[kind]
+    with pytest.raises(expected[0], match=expected[1]):
+        run_loop(config(), Loop(train), each_epoch=each_epoch)
+    assert calls == ([1] if kind == "stopped" else [])
+
+
+def test_an_error_of_the_loop_itself_is_its_own():
+    def train(run):
+        run.optimizer(nn.Linear(3, 2))
+        run.report(accuracy=0.5)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_loop(config(), Loop(train))
+
+
+@pytest.mark.parametrize("way", [by_step, by_closure, by_ascended])
+def test_schedules_follow_the_base_without_a_warning(way):
+    rates = []
+
+    def train(run):
+        model = nn.Linear(3, 2)
+        opt = run.optimizer(model, updates=6)
+        for _ in range(2):
+            way(run, model, opt)
+            rates.append(opt.param_groups[0]["lr"])
+        return {"accuracy": 0.5}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_loop(config(), Loop(train))
+    assert rates == pytest.approx([0.05, 0.0])
+
+
+def test_hosts_say_nothing_within_a_trial_and_speak_again_after_it(caplog, monkeypatch, recwarn):
+    monkeypatch.setitem(sys.modules, "lightning", types.ModuleType("lightning"))
+    host, own = logging.getLogger("lightning"), logging.getLogger("own")
+    host.setLevel(logging.INFO)
+    place = {"__name__": "lightning.somewhere", "warnings": warnings}
+
+    def train(run):
+        model = nn.Linear(3, 2)
+        by_step(run, model, run.optimizer(model))
+        host.warning("is quiet")
+        host.error("is said")
+        own.warning("is said too")
+        exec("warnings.warn('not shown')", place)
+        warnings.warn("shown", stacklevel=1)
+        return {"accuracy": 0.5}
+
+    run_loop(config(), Loop(train))
+    assert [record.getMessage() for record in caplog.records] == ["is said", "is said too"]
+    assert [str(warning.message) for warning in recwarn] == ["shown"]
+    assert host.level == logging.INFO

@@ -11,6 +11,7 @@ from ..tasks.loop import Loop
 from ..tasks.task import kind
 from .devices import name_of
 from .host import Host
+from .quiet import quiet_hosts
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
 from .run import Diverging, Run
 from .surroundings import reproducible
@@ -43,7 +44,7 @@ def run_loop(
     with reproducible(config.seed, host.threads, str(host.device), inexact):
         run = Run(config, host, loop, each_epoch)
         try:
-            found = _numbers(loop.train(run), loop)
+            found = _numbers(_trained(loop, run), loop)
             finite = all(map(math.isfinite, found.values()))
         except Diverging:
             found, finite = {}, False
@@ -75,6 +76,19 @@ def run_loop(
         not_deterministic=sorted(inexact),
         metric_name=name or None,
     )
+
+
+def _trained(loop: Loop, run: Run) -> object:
+    """Return what the loop does, unless `Run.report` has ended it, whatever libraries make of what that raises."""
+    try:
+        with quiet_hosts():
+            found = loop.train(run)
+    except Exception:
+        if run.ended_by is None:
+            raise
+    if run.ended_by is not None:
+        raise run.ended_by
+    return found
 
 
 def _numbers(found: object, loop: Loop) -> dict[str, float]:

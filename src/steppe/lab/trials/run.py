@@ -43,6 +43,7 @@ class Run:
         hyperparameters: Of both together.
         fraction: Of the batch that clean passes see, or None.
         test: Whether the test data may be read.
+        ended_by: What `report` has raised, or None: whoever has caught that, the trial is at its end.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Run:
         self.test = config.test
         self.curve = Curve()
         self.models: list[nn.Module] = []
+        self.ended_by: Exception | None = None
         self.metric_name = loop.metric_name
         self._config, self._host, self._each_epoch = config, host, each_epoch
         self._counts: list[list[int]] = []  # of backward passes, for two parameters of each optimizer
@@ -85,8 +87,10 @@ class Run:
         else:
             given = list(model)
         made = build(self._config.method, self._config.base or "", given, self.hyperparameters)
-        schedules: list[Steps] = attach(self._config.schedules, made, updates) if updates is not None else []
-        self._watch(made, schedules)
+        base: Any = made.base if isinstance(made, SharpnessAware) else made
+        # To the base, whose groups are the same: hosts may step it without the method.
+        schedules: list[Steps] = attach(self._config.schedules, base, updates) if updates is not None else []
+        self._watch(base, schedules)
         self._begun = self._begun or time.perf_counter()
         return made
 
@@ -145,8 +149,14 @@ class Run:
         Raises:
             UserError: The metric that decides is missing.
         """
-        with self.paused():
-            self._report({"loss": loss, "validation_loss": validation_loss}, metrics)
+        if self.ended_by is not None:
+            raise self.ended_by
+        try:
+            with self.paused():
+                self._report({"loss": loss, "validation_loss": validation_loss}, metrics)
+        except Exception as error:
+            self.ended_by = error
+            raise
 
     def _report(self, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         numbers = {name: float(value) for name, value in {**losses, **metrics}.items() if value is not None}
@@ -192,16 +202,14 @@ class Run:
         """Since the first optimizer was made, less what was paused."""
         return 0.0 if self._begun is None else max(0.0, time.perf_counter() - self._begun - self._apart)
 
-    def _watch(self, opt: Optimizer, schedules: list[Steps]) -> None:
-        base: Any = opt.base if isinstance(opt, SharpnessAware) else opt
-
+    def _watch(self, base: Any, schedules: list[Steps]) -> None:
         def stepped(*_: object) -> None:
             self._updates += 1
             for schedule in schedules:
                 schedule.step()
 
         base.register_step_post_hook(stepped)
-        trained = [p for group in opt.param_groups for p in group["params"] if p.requires_grad]
+        trained = [p for group in base.param_groups for p in group["params"] if p.requires_grad]
         counts = [0, 0]
         self._counts.append(counts)
         # One of them gets a gradient in every pass: which one depends on what is used.

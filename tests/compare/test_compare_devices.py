@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,14 @@ def test_devices_are_taken_in_turn(two, monkeypatch):
         assert Host("fake").placed().device == device
     assert Host("fake:1").placed().device == "fake:1"
     assert Host().placed().device == "cpu"
+
+
+def test_libraries_that_ask_for_an_accelerator_get_that_of_the_worker(two, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "fake", SimpleNamespace(set_device=seen.append), raising=False)
+    for device in ("fake:1", "fake", "cpu", "cpu:1", "other:1"):
+        devices.use(device)
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(

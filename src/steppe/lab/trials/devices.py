@@ -57,6 +57,16 @@ def count(device: str) -> int:
     return max(1, torch.accelerator.device_count())
 
 
+def use(device: str) -> None:
+    """Let this process use a device where it is asked for one of the kind alone, as libraries that train ask."""
+    import torch
+
+    index = device.partition(":")[2]
+    choose = getattr(getattr(torch, kind(device), None), "set_device", None)
+    if index and choose is not None:
+        choose(int(index))
+
+
 def kind(device: str) -> str:
     """Return the kind of a device: ``cuda`` for ``cuda:1``."""
     return device.partition(":")[0]

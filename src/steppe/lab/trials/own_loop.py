@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..tasks.loop import Loop
 from ..tasks.task import kind
-from .devices import name_of
+from .devices import name_of, use
 from .host import Host
 from .quiet import quiet_hosts
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
@@ -40,6 +40,7 @@ def run_loop(
         UserError: The loop returns no numbers by name, or has asked for no optimizer.
     """
     host = (host or Host()).placed()
+    use(str(host.device))
     inexact: set[str] = set()
     with reproducible(config.seed, host.threads, str(host.device), inexact):
         run = Run(config, host, loop, each_epoch)

@@ -21,8 +21,6 @@ _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
 WORKER = "STEPPE_WORKER"
 """The environment variable that has the number of a worker process, the smallest that no other has."""
 
-PRECISIONS = ("fp32", "bf16")
-
 
 @dataclass(frozen=True)
 class Host:

@@ -136,8 +136,8 @@ def test_libraries_that_ask_for_an_accelerator_get_that_of_the_worker(two, monke
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("cuda", "there is no device 'cuda' here, but an accelerator 'fake'; leave --device out"),
-        ("fake:2", "there is no device 'fake:2' here, but 2 of this kind, counted from 0"),
+        ("cuda", "the device 'cuda' is not here, but 'fake' is; leave --device out"),
+        ("fake:2", "the device 'fake:2' is not here: there are 2 of this kind, counted from 0"),
         ("gpu", "unknown device 'gpu'; name auto, cpu, cuda"),
     ],
 )
@@ -150,7 +150,7 @@ def test_devices_that_are_not_there(two, asked, message):
 def test_without_an_accelerator(monkeypatch):
     monkeypatch.setattr(devices, "accelerator", lambda: None)
     assert devices.find_device("auto") == "cpu"
-    with pytest.raises(UserError, match=r"^there is no device 'cuda' here, but none that torch can use"):
+    with pytest.raises(UserError, match=r"^the device 'cuda' is not here, and no other accelerator that torch can use"):
         devices.find_device("cuda")
 
 

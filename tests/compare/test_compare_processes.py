@@ -23,15 +23,14 @@ def task(tmp_path):
 
 def curves(found):
     return {
-        record.config.row: (record.curve.train_loss, record.curve.validation_loss, record.gradient_evaluations)
+        record.config.label: (record.curve.train_loss, record.curve.validation_loss, record.gradient_evaluations)
         for record in found.records
     }
 
 
 def test_two_processes_find_what_one_does(task, tmp_path):
-    given = {"base": "sgd", "methods": ["sgd", "sam"], "seeds": 1, "epochs": 3, "jobs": 1, "settings": SETTINGS}
-    # With two processes a sampler draws the order, which one process asks for by a schedule.
-    one = compare(task, **given, out=tmp_path / "one", schedules={"batch_size": {"kind": "constant", "size": 8}})
+    given = {"base": "sgd", "methods": ["sam"], "seeds": 2, "epochs": 3, "jobs": 1, "settings": SETTINGS}
+    one = compare(task, **given, out=tmp_path / "one")
     two = compare(task, **given, out=tmp_path / "two", processes=2, keep_weights=True)
     for name, (losses, validation, evaluations) in curves(one).items():
         found = curves(two)[name]
@@ -80,5 +79,5 @@ def test_what_does_not_go_together(task, tmp_path):
     with pytest.raises(UserError, match="--processes are of this machine, and --crew has others"):
         workers_of(from_flags({"processes": 2, "crew": "tcp://a:1"}))
     odd = options(methods=["sgd"], settings={"sgd": {"lr": 0.1}}, processes=2)
-    with pytest.raises(UserError, match="of which 2 replicas cannot have equal shares"):
+    with pytest.raises(UserError, match="the batch size is 7, of which 2 processes cannot have equal shares"):
         comparison.plan(task.replace(":task", ":odd"), odd, tmp_path / "out")

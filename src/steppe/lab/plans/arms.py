@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..tasks.loop import Loop
 from ..tasks.task import Task
 from ..trials import optimizers
-from ..trials.feeds import shared_sizes, total_updates
+from ..trials.feeds import total_updates
 from ..trials.finding import BASES, find, has_radius, is_wrapper, keywords, row_of
 from ..trials.schedules import DEFAULTS, Constant, Proportional, Schedules, attach
 from . import options as config
@@ -138,8 +138,7 @@ def check_arms(
                 dummy = optimizers.build(arm.method, base, [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
                 attach(arm.schedules, dummy, 1)
                 continue
-            sizes = shared_sizes(arm.schedules.batch_size, task.batch_size, processes)
-            total = total_updates(sizes, arm.updates, epochs, task.batch_size, task, processes)
+            total = total_updates(arm.schedules.batch_size, arm.updates, epochs, task.batch_size, task, processes)
             for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
                 if not isinstance(schedule, Proportional) and schedule.warmup >= total:
                     raise UserError(

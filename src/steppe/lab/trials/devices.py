@@ -33,10 +33,10 @@ def find_device(asked: str, *, elsewhere: bool = False) -> str:
     if device.type == "cpu" or elsewhere:
         return device.type if device.type == "cpu" else asked
     if device.type != own:
-        has = f"an accelerator {own!r}" if own else "none that torch can use"
-        raise UserError(f"there is no device {asked!r} here, but {has}; leave --device out, or install torch for it")
+        has = f"but {own!r} is" if own else "and no other accelerator that torch can use"
+        raise UserError(f"the device {asked!r} is not here, {has}; leave --device out, or install a torch that has it")
     if device.index is not None and device.index >= count(own):
-        raise UserError(f"there is no device {asked!r} here, but {count(own)} of this kind, counted from 0")
+        raise UserError(f"the device {asked!r} is not here: there are {count(own)} of this kind, counted from 0")
     return asked
 
 

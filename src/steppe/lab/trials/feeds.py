@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from ..._examples import Examples
 from ..errors import UserError, one_line
 from ..tasks.splits import batches, length, makes_batches, size, take
 from ..tasks.task import Task
-from .schedules import ConstantSize, Sizes
+from .schedules import Sizes
 
 _EPOCHS_APART = 1_000_003
 
@@ -26,7 +27,7 @@ def epochs(
         batch_size: Examples in a batch, at least 1, if there is no schedule.
         sizes: The schedule of batch sizes, or None.
         seed: Of the order.
-        processes: How many share every batch; with more than one there must be a schedule.
+        processes: How many share every batch.
         rank: Of this process.
 
     Yields:
@@ -35,16 +36,23 @@ def epochs(
     if sizes is None:
         order = torch.Generator().manual_seed(seed)
         while True:
-            yield batches(task.train, batch_size, order, collate=task.collate, drop_last=task.drop_last)
+            whole = batches(task.train, batch_size, order, collate=task.collate, drop_last=task.drop_last)
+            yield whole if processes == 1 else (share(batch, processes, rank) for batch in whole)
     # The sampler draws epoch e from its seed + e: far apart, so that no epoch of one trial has the order of another's.
     sampler = sizes.sampler(size(task.train), seed * _EPOCHS_APART, processes, rank)
     while True:
         yield (take(task.train, indices, task.collate) for indices in sampler)
 
 
-def shared_sizes(sizes: Sizes | None, batch_size: int, processes: int) -> Sizes | None:
-    """Return the schedule of batch sizes; several processes need one, as only the sampler gives each its share."""
-    return ConstantSize(size=batch_size) if sizes is None and processes > 1 else sizes
+def share(batch: Any, processes: int, rank: int) -> Any:
+    """Return what one of several processes has of a batch, which is filled up from its start to equal shares.
+
+    Example:
+        >>> [share((torch.arange(5),), 2, rank) for rank in (0, 1)]
+        [(tensor([0, 2, 4]),), (tensor([1, 3, 0]),)]
+    """
+    examples = Examples(batch)
+    return examples.take(torch.arange(rank, -(-examples.n // processes) * processes, processes) % examples.n)
 
 
 def total_updates(
@@ -75,6 +83,11 @@ def total_updates(
         raise UserError(
             "the task's train makes batches itself, so that nobody else can share them or change their size; give a "
             "dataset, with collate= if need be"
+        )
+    if sizes is None and batch_size % processes:
+        raise UserError(
+            f"the batch size is {batch_size}, of which {processes} processes cannot have equal shares; make it a "
+            "multiple"
         )
     examples = size(task.train)
     if sizes is not None:

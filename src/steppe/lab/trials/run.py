@@ -159,7 +159,7 @@ class Run:
             raise
 
     def _report(self, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        numbers = {name: float(value) for name, value in {**losses, **metrics}.items() if value is not None}
+        numbers = {name: _number(value) for name, value in {**losses, **metrics}.items() if value is not None}
         if not all(map(math.isfinite, numbers.values())):
             raise Diverging
         if metrics and not self.metric_name:
@@ -219,3 +219,7 @@ class Run:
                 counts[index] += 1
 
             parameter.register_post_accumulate_grad_hook(passed)
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)

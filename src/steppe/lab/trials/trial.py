@@ -19,7 +19,7 @@ from ..tasks.sharpness import objective
 from ..tasks.splits import Split, examples_in
 from ..tasks.task import Task
 from .devices import name_of
-from .feeds import epochs, shared_sizes, total_updates
+from .feeds import epochs, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
@@ -99,7 +99,7 @@ class Training:
         parameters = parameters_of(self.model, config.hyperparameters)
         self.optimizer: Optimizer = build(config.method, config.base or "", parameters, config.hyperparameters)
         self.fraction: Any = config.hyperparameters.get(FRACTION)
-        sizes = shared_sizes(config.schedules.batch_size, config.batch_size, host.processes)
+        sizes = config.schedules.batch_size
         self.total = total_updates(sizes, config.updates, config.epochs, config.batch_size, task, host.processes)
         self.schedules = attach(config.schedules, self.optimizer, self.total)
         self.epochs = epochs(task, config.batch_size, sizes, config.seed, host.processes, host.rank)

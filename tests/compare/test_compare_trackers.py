@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import pytest
 import yaml
 
+from commands import environment
 from steppe._extras import how_to_install
 from steppe.lab import UserError, compare, sweep
 from steppe.lab.crew.runner import Silence
@@ -364,7 +364,7 @@ def test_accelerate_is_left_as_it_was_and_waits_for_no_other_process(tiny, tmp_p
         text=True,
         check=True,
         timeout=250,
-        env={**os.environ, **cluster, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(**cluster),  # not with the folders of all tasks that were loaded here
     )
     assert done.stdout == "False False {}\n"
     assert (tmp_path / "out/tensorboard/sgd, seed 0").is_dir()

@@ -80,8 +80,11 @@ def _parts(examples: Examples, count: int) -> Iterator[tuple[Any, float]]:
 
 def moved(batch: Any, device: torch.device | str) -> Any:
     """Return a batch on a device: tensors, whatever else has a ``to``, and those in sequences and mappings."""
+    if isinstance(batch, Tensor):
+        # Not towards the CPU, which would read what has not arrived yet.
+        return batch.to(device, non_blocking=torch.device(device).type != "cpu")
     if callable(getattr(batch, "to", None)):
-        return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch.to(device)
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {name: moved(value, device) for name, value in batch.items()}
     if isinstance(batch, (tuple, list)):

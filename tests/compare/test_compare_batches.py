@@ -316,6 +316,20 @@ def test_losses_of_splits_are_means_over_examples():
     assert evaluate(model, task(), data).loss == pytest.approx(expected, rel=1e-6)
 
 
+def test_outputs_by_name_reach_metrics_by_name():
+    def named(model, batch):
+        return Pair(model(batch[0]), batch[0]), batch[1]
+
+    def own(outputs, targets):
+        assert (len(outputs.x), outputs.x.requires_grad) == (len(targets), False)
+        return (outputs.x.argmax(1) == targets).double().mean()
+
+    found = task(forward=named, loss=lambda o, t: nn.functional.cross_entropy(o.x, t), metric={"share": own})
+    model, large = linear(), (torch.cat([X] * 20), torch.cat([Y] * 20))  # two batches of evaluation
+    wanted = (model(X).argmax(1) == Y).double().mean().item()
+    assert evaluate(model, found, large).metric == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("batch", "count"),
     [((X, Y), 60), ({"a": X, "b": "text"}, 60), ([X, Y], 60), (Pair(X, Y), 60), (object(), 1), ({"sum": 3}, 1)],

@@ -160,6 +160,8 @@ def test_jobs_are_of_each_device(two, monkeypatch):
     assert workers_of(from_flags({})).jobs == 2
     assert workers_of(from_flags({"jobs": 3})).jobs == 6
     assert workers_of(from_flags({"jobs": 3, "device": "fake:1"})).jobs == 3
+    # All of a trial's processes take devices from the first on: two such trials would be on the same.
+    assert workers_of(from_flags({"processes": 2})).jobs == 1
     assert workers_of(from_flags({"device": "fake:1"})).asked == {"device": "fake:1"}
     assert workers_of(from_flags({"device": "cpu"})).asked == {"device": "cpu"}
     assert workers_of(from_flags({"device": "fake:1"})).marks["device"] == "fake"

@@ -169,6 +169,14 @@ def test_a_loop_that_does_what_the_lab_does_finds_the_same(method):
     assert (record.gradient_evaluations, record.examples) == (wanted.gradient_evaluations, wanted.examples)
 
 
+def test_an_optimizer_of_nothing_that_trains():
+    def train(run):
+        run.optimizer(nn.Linear(3, 2).requires_grad_(False))
+
+    with pytest.raises(UserError, match="given no parameter that requires a gradient"):
+        run_loop(config(), Loop(train))
+
+
 def test_time_that_is_paused_is_not_counted(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("steppe.lab.trials.run.time.perf_counter", lambda: now[0])

@@ -132,24 +132,27 @@ def check_arms(
         if own is not None:
             optimizers.check_hyperparameters(arm.method, base, arm.hyperparameters, own)
         try:
-            if isinstance(task, Loop) and arm.schedules.batch_size is not None:
-                raise UserError("a training loop makes its batches itself; remove the batch_size schedule")
-            if isinstance(task, Loop):  # nobody knows how many updates it will make
-                dummy = optimizers.build(arm.method, base, [nn.Parameter(torch.zeros(1))], arm.hyperparameters)
-                attach(arm.schedules, dummy, 1)
-                continue
-            total = total_updates(arm.schedules.batch_size, arm.updates, epochs, task.batch_size, task, processes)
-            for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
-                if not isinstance(schedule, Proportional) and schedule.warmup >= total:
-                    raise UserError(
-                        f"the warm-up of the {name} schedule takes {schedule.warmup} updates, but a trial has {total}; "
-                        "make it shorter"
-                    )
+            total = _updates(arm, epochs, task, processes)
             parameters = [nn.Parameter(torch.zeros(1))] if own is None else [*own.parameters()]
             dummy = optimizers.build(arm.method, base, parameters, arm.hyperparameters)
             attach(arm.schedules, dummy, total)
         except UserError as error:
             raise UserError(f"{arm.name}: {error}") from error
+
+
+def _updates(arm: Arm, epochs: int, task: Task | Loop, processes: int) -> int:
+    if isinstance(task, Loop):  # nobody knows how many it will make
+        if arm.schedules.batch_size is not None:
+            raise UserError("a training loop makes its batches itself; remove the batch_size schedule")
+        return 1
+    total = total_updates(arm.schedules.batch_size, arm.updates, epochs, task.batch_size, task, processes)
+    for name, schedule in (("lr", arm.schedules.lr), ("rho", arm.schedules.rho)):
+        if not isinstance(schedule, Proportional) and schedule.warmup >= total:
+            raise UserError(
+                f"the warm-up of the {name} schedule takes {schedule.warmup} updates, but a trial has {total}; make it "
+                "shorter"
+            )
+    return total
 
 
 def each(arms: Iterable[Arm], words: Mapping[str, str]) -> str:

@@ -319,6 +319,5 @@ def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
     return task
 
 
-_TRIED: set[tuple[TaskSource, str, str]] = (
-    set()
-)  # a whole validation split is evaluated, and every row of a tuning plans
+# What was tried here: that evaluates a whole validation split, and a tuning plans once for every row.
+_TRIED: set[tuple[TaskSource, str, str]] = set()

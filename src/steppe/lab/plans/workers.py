@@ -134,9 +134,9 @@ def workers_of(options: Options, host: Host | None = None) -> Workers:
         require("accelerate")
         if options.crew is not None:
             raise UserError("--processes are of this machine, and --crew has others; leave one of them out")
-    usual = usual_jobs() // processes if device == "cpu" else count(device) // processes
-    jobs = options.jobs or (max(1, usual) if processes > 1 or device == "cpu" else 1)
-    jobs = jobs * (count(device) if processes == 1 else 1)
+    jobs = options.jobs or (max(1, usual_jobs() // processes) if device == "cpu" else 1)
+    if processes == 1:  # those of one trial take the devices themselves
+        jobs *= count(device)
     return Workers(jobs, options.crew, options.timeout, None, device, options.precision or "fp32", processes)
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..._parts import moved
+
 Metric: TypeAlias = "Callable[[Any, Any], Any]"
 """``metric(outputs, targets)`` over a split; or an object with ``update``, ``compute`` and ``reset``."""
 
@@ -90,7 +92,7 @@ class Measuring:
         for metric in self._objects.values():
             metric.update(outputs, targets)
         if self._functions:
-            self._read.append((on_cpu(outputs), on_cpu(targets)))
+            self._read.append((moved(outputs, "cpu"), moved(targets, "cpu")))
 
     def results(self) -> dict[str, float]:
         """Return the metrics, in the order that they were given in.
@@ -110,12 +112,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.detach()
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-    return _rebuilt(value, plain)
-
-
-def on_cpu(value: Any) -> Any:
-    """Return values on the CPU."""
-    return value.cpu() if isinstance(value, Tensor) else _rebuilt(value, on_cpu)
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = map(plain, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
 
 
 def joined(parts: list[Any]) -> Any:
@@ -142,7 +144,8 @@ def joined(parts: list[Any]) -> Any:
     if isinstance(first, Mapping):
         return {name: joined([part[name] for part in parts]) for name in first}
     if isinstance(first, tuple):
-        return tuple(joined(list(column)) for column in zip(*parts, strict=True))
+        columns = [joined(list(column)) for column in zip(*parts, strict=True)]
+        return type(first)(*columns) if hasattr(first, "_fields") else tuple(columns)
     if isinstance(first, list):
         return [item for part in parts for item in part]
     raise ValueError(f"a {type(first).__name__} of each batch cannot be put together; return tensors")
@@ -159,11 +162,3 @@ def _new(metric: Any, device: torch.device | str) -> Any:
     made = copy.deepcopy(metric)
     made.reset()
     return made.to(device) if hasattr(made, "to") else made
-
-
-def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: change(part) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(*map(change, value)) if hasattr(value, "_fields") else type(value)(map(change, value))
-    return value

@@ -79,7 +79,8 @@ class Run:
                 a cosine to zero; without, they stay as they are, and a scheduler of yours may change them.
 
         Raises:
-            UserError: The method needs a model to choose parameters from, or refuses a hyper-parameter.
+            UserError: Nothing would train, the method needs a model to choose parameters from, or refuses a
+                hyper-parameter.
         """
         if isinstance(model, nn.Module):
             self.models.append(model)
@@ -210,6 +211,10 @@ class Run:
 
         base.register_step_post_hook(stepped)
         trained = [p for group in base.param_groups for p in group["params"] if p.requires_grad]
+        if not trained:
+            raise UserError(
+                "run.optimizer was given no parameter that requires a gradient, so that nothing would train"
+            )
         counts = [0, 0]
         self._counts.append(counts)
         # One of them gets a gradient in every pass: which one depends on what is used.

@@ -16,6 +16,7 @@ import torch
 from torch.optim import SGD
 
 from cases import CLIMBING
+from commands import environment
 from problems import Problem, same_bits, weights
 from steppe import GSAM, SAM
 from steppe._signals import BeforeRaising
@@ -49,13 +50,12 @@ STORMS = [
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no timer that sends signals")
 @pytest.mark.parametrize(("name", "door", "foreach", "signals"), STORMS)
 def test_a_storm_of_signals_leaves_nothing_wrong(name, door, foreach, signals):
-    paths = os.pathsep.join([str(STORM.parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, str(STORM), name, door, str(foreach), str(signals), "0"],
         capture_output=True,
         text=True,
         timeout=200,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -13,6 +13,8 @@ import programs_pool
 import pytest
 from pool import Pool
 
+from commands import SOURCE, environment
+
 
 def alive(pid: int) -> bool:
     try:
@@ -60,14 +62,11 @@ def test_processes_end_with_their_parent(how, tmp_path):
         "if __name__ == '__main__':\n    pool = Pool(); print(*pool.run(programs_pool.process), flush=True)\n"
         "    time.sleep(60)"
     )
-    here = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)]),
-    }
+    # Not with all that is on the path here: there are the folders of all tasks that other tests loaded.
+    paths = os.pathsep.join([str(Path(__file__).parent), str(SOURCE)])
+    env = environment(TMPDIR=str(tmp_path), PYTHONPATH=paths)
     parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
     )
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]

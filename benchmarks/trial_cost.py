@@ -22,11 +22,12 @@ import torch
 from torch import nn
 from steppe.lab import Task
 
-x, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 2
+x, y = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 2
 
 
 def task():
-    return Task(lambda: nn.Linear(3, 2), (x, y), (x, y), (x, y), batch_size=4, epochs=1)
+    train, valid, test = ((x[part], y[part]) for part in (slice(0, 4), slice(4, 8), slice(8, 12)))
+    return Task(lambda: nn.Linear(3, 2), train, valid, test, batch_size=4, epochs=1)
 """
 
 

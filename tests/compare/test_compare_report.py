@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 import pytest
 
 from steppe.lab.errors import RunError, UserError
-from steppe.lab.judge import verdict
 from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import summarize
+from steppe.lab.judge.words import probability
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.plans.workers import Workers
@@ -45,7 +45,7 @@ def compared(record, tmp_path):
 
 
 def test_yes(compared):
-    first, second, cost = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
+    first, second, cost, target = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
     assert first == "Yes: sam takes the test accuracy (%) from 65.64 ± 0.47 to 70.28 ± 0.46."
     assert second.startswith("The difference to adamw is +4.64 (95 % interval +3.")
     assert "corrected for 2 methods" in second
@@ -53,6 +53,7 @@ def test_yes(compared):
         "At equal epochs sam takes 2.0 times the gradient evaluations of adamw and 2.0 times its training time;"
     )
     assert "(epoch 1 of 2, its learning rate still high) its validation accuracy (%) was 50.00, against 65.64" in cost
+    assert target.startswith("It reached and kept the final validation accuracy (%) of adamw (65.64) after ")
 
 
 def test_the_cost_is_that_of_the_method_that_the_answer_names(compared):
@@ -62,7 +63,7 @@ def test_the_cost_is_that_of_the_method_that_the_answer_names(compared):
     means = {row.method: row.metric.value for row in found.rows}
     assert means["gsam"] > means["sam"]
     assert found.verdict[0].startswith("Yes: sam takes")
-    assert found.verdict[-1].startswith("At equal epochs sam takes")
+    assert found.verdict[-2].startswith("At equal epochs sam takes")
 
 
 def test_a_method_that_costs_no_more(compared):
@@ -77,14 +78,18 @@ def test_a_method_that_costs_no_more(compared):
 def test_a_lower_metric_can_be_the_better_one(compared):
     methods = {"adamw": SAM, "sam": BASE}
     assert compared(methods, higher=False).verdict[0].startswith("Yes: sam takes")
-    assert compared(methods).verdict[:2][0] == "No: sam is not significantly better than adamw here."
-    assert "Significantly worse than adamw: sam." in compared(methods).verdict[1]
+    assert compared(methods).verdict[0] == "No: sam is significantly worse than adamw here."
+    assert compared(methods).verdict[1].startswith("The difference is -4.64 (95 % interval")
+    one_of_two = compared({**methods, "gsam": SAM}).verdict
+    assert one_of_two[0] == "No: none of the 2 methods tested is significantly better than adamw here."
+    assert "Significantly worse than adamw: sam." in one_of_two[1]
 
 
 def test_no_when_nothing_helps(compared):
-    first, second, _ = compared({"adamw": BASE, "sam": SAME, "gsam": BASE}).verdict
+    first, second, sees, *_ = compared({"adamw": BASE, "sam": SAME, "gsam": BASE}).verdict
     assert first == "No: none of the 2 methods tested is significantly better than adamw here."
     assert second.startswith("The most favourable difference is that of ")
+    assert sees.startswith("With 5 seeds, a true difference of ")
 
 
 def test_one_seed_gives_no_answer(compared):
@@ -200,7 +205,7 @@ def test_markdown_escapes_what_would_break_the_table(compared):
 
 @pytest.mark.parametrize(("value", "text"), [(0.0004, "p<0.001"), (0.0123, "p=0.012"), (1.0, "p=1.000")])
 def test_p_values_are_written_as_people_write_them(value, text):
-    assert verdict._p(value) == text
+    assert probability(value) == text
 
 
 # In scripts and notebooks

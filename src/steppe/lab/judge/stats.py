@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from ..trials.records import Final, Record
-
-MINIMUM_PAIRS = 3
-LEVEL = 0.05
+from .differences import MINIMUM_PAIRS, Difference, between, holm
+from .targets import Target, target, value_of
 
 COSTS = {"gradient_evaluations": "gradient evaluations", "examples": "example gradients"}
 """What trials may be charged for: a field of curves, records and rows, and its words."""
@@ -32,32 +31,6 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Method minus base, paired by seed.
-
-    Attributes:
-        value: The mean difference.
-        low: Lower end of the 95 % interval (Student's t, not corrected for the number of methods).
-        high: Upper end.
-        p: Of the two-sided paired t-test.
-        p_holm: The same, corrected by Holm for the number of methods.
-        n: Pairs.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the corrected p is below 0.05."""
-        return self.p_holm < LEVEL
-
-
-@dataclass(frozen=True)
 class Row:
     """One row of the table.
 
@@ -76,6 +49,8 @@ class Row:
         updates: Mean number of parameter updates per trial.
         seconds: Mean training time per trial.
         relative_time: Mean over seeds of training time divided by that of the base.
+        target: After how much its validation metric was that of the base at its end, and stayed there; None without a
+            base, like what is not known.
         more: Mean of every further metric on the test split over the seeds where it is finite; None where it nowhere
             is.
         sharpness: Likewise of every measure of sharpness.
@@ -95,6 +70,7 @@ class Row:
     updates: float | None = None
     seconds: float | None = None
     relative_time: float | None = None
+    target: Target | None = None
     more: dict[str, Mean | None] = field(default_factory=dict)
     sharpness: dict[str, Mean | None] = field(default_factory=dict)
 
@@ -114,51 +90,6 @@ def mean(values: Sequence[float]) -> Mean:
     """
     error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Mean(fmean(values), error, len(values))
-
-
-def paired(differences: Sequence[float]) -> Difference | None:
-    """Test whether the mean of paired differences is zero.
-
-    Args:
-        differences: One number a seed.
-
-    Returns:
-        The difference with its interval, not yet corrected; None with fewer than 3 numbers.
-    """
-    n = len(differences)
-    if n < MINIMUM_PAIRS:
-        return None
-    from scipy import stats
-
-    centre = mean(differences)
-    error = centre.error or 0.0
-    if error <= 1e-12 * abs(centre.value):  # all differences are equal: the t statistic is 0/0 or infinite
-        p = 1.0 if centre.value == 0 else 0.0
-        return Difference(centre.value, centre.value, centre.value, p, p, n)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return Difference(centre.value, centre.value - half, centre.value + half, p, p, n)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down method.
-
-    Args:
-        p_values: From 0 to 1.
-
-    Returns:
-        The corrected values in the same order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def sharpness_and_metric(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
@@ -217,11 +148,12 @@ def _row(
     sign = 1.0 if higher else -1.0
     base_finals = _finals(reference)
     shared = [seed for seed in finals if seed in base_finals]
-    base_test = _tests(base_finals)
+    own_split = any(record.config.own_split for record in trials.values())
+    wanted = value_of(reference.values())
     return replace(
         row,
         metric=mean(list(row.test.values())),
-        difference=None if is_base else paired([row.test[seed] - base_test[seed] for seed in shared]),
+        difference=None if is_base else between(finals, base_finals, own_split),
         train_loss=_mean_of_all([final.train_loss for final in finals.values()]),
         gap=_mean_of_all(
             [
@@ -234,6 +166,7 @@ def _row(
         updates=fmean(trials[seed].updates for seed in finals),
         seconds=fmean(trials[seed].seconds for seed in finals),
         relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
+        target=None if wanted is None else target([trials[seed].curve for seed in finals], wanted, higher),
         more=_means([final.test_more for final in finals.values()]),
         sharpness=_means([final.sharpness for final in finals.values()]),
     )
@@ -243,6 +176,11 @@ def _mean_of_all(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if one is not known."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
+
+
+def finals_of(records: Sequence[Record], row: str) -> dict[int, Final]:
+    """Return what the trials of a row have found, by seed; without those that diverged."""
+    return _finals({record.config.seed: record for record in records if record.config.row == row})
 
 
 def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:

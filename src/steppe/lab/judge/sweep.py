@@ -12,7 +12,7 @@ from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
 from . import frames
 from .points import Point
-from .verdict import decimals_of, with_error
+from .words import decimals_of, with_error
 
 if TYPE_CHECKING:
     import pandas

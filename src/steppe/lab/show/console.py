@@ -183,7 +183,7 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(grid, "", sep="\n")
     for sentence in comparison.verdict:
         console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
-    console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"[dim]{escape(table.note(comparison))}[/]", highlight=False, soft_wrap=not console.is_terminal)
     console.print(f"report: {escape(str(plan.out / 'report.html'))}", highlight=False, soft_wrap=True)
 
 

@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from ...drawing.style import Look, looks
 from ..errors import RunError
 from ..files import write_atomically
+from ..judge.design import test_examples
 from ..judge.stats import Row, rank_correlation
-from ..judge.verdict import decimals, with_error
+from ..judge.words import decimals, with_error
 from ..plans.arms import Arm, each
 from ..trials.finding import shown
 from ..trials.records import Record, all_versions
@@ -58,6 +59,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "metric": plan.metric_name,
         "higher_is_better": plan.higher_is_better,
         "seeds": list(plan.seeds),
+        "test_examples": test_examples(comparison.records),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "settings": {arm.name: arm.entry for arm in plan.arms},
@@ -92,7 +94,7 @@ def html(comparison: Comparison) -> str:
         sharpness=[(title, Markup(svg)) for title, svg in sharpness.panels(comparison)],
         correlation=sharpness.sentence(comparison),
         looks=list(chosen.items()),
-        note=table.NOTE,
+        note=table.note(comparison),
         facts=[*_facts(plan), *((arm.name, _settings(arm)) for arm in plan.arms)],
         versions=_versions(comparison.records),
         command=plan.command,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..judge.points import Point
 from ..judge.sweep import Sweep
-from ..judge.verdict import decimals_of, with_error
+from ..judge.words import decimals_of, with_error
 from ..plans.grid import words
 from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig

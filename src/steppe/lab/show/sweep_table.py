@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
 from ..judge.points import Point
-from ..judge.verdict import with_error
+from ..judge.words import with_error
 from ..plans.grid import shown
 
 if TYPE_CHECKING:

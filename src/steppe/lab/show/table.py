@@ -6,17 +6,31 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
+from ..judge.design import covers, test_examples
 from ..judge.stats import Mean, Row
-from ..judge.verdict import decimals, signed, with_error
+from ..judge.words import decimals, signed, with_error
 
 if TYPE_CHECKING:
     from ..judge.comparison import Comparison
 
-NOTE = (
-    "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval of "
-    "Student's t; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse the metric is on test "
-    "than on training data."
-)
+
+def note(comparison: Comparison) -> str:
+    """Say what the columns are, and what the intervals are for."""
+    count = test_examples(comparison.records)
+    texts = [
+        "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval for "
+        f"{covers(comparison.records)}; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse "
+        "the metric is on test than on training data.",
+        "" if count is None else f"Test examples: {count}.",
+    ]
+    found = next((row.target for row in comparison.rows if row.target is not None), None)
+    if found is not None:
+        wanted = f"{comparison.plan.metric_name} of {found.value:.{decimals(comparison.rows)}f}"
+        texts.append(
+            f"To target: until a validation {wanted}, the base's final "
+            "mean, was reached and kept, median over trials; n/a where half of them or more did not."
+        )
+    return " ".join(text for text in texts if text)
 
 
 def headers(comparison: Comparison) -> list[str]:
@@ -47,16 +61,31 @@ def measures(comparison: Comparison) -> list[str]:
 
 def further(comparison: Comparison) -> list[str]:
     """Return the titles of further columns: metrics that do not decide, and measures of sharpness."""
-    return [*(f"test {name}" for name in _more(comparison)), *measures(comparison)]
+    unit = "gradients" if comparison.plan.cost == "gradient_evaluations" else "example grads"
+    targets = [f"{unit} to target", "s to target"] if _targets(comparison) else []
+    return [*targets, *(f"test {name}" for name in _more(comparison)), *measures(comparison)]
 
 
 def further_cells(comparison: Comparison) -> list[list[str]]:
     """Return the texts of the further columns, row by row."""
     more, names = _more(comparison), measures(comparison)
     return [
-        [*(_mean(row.more.get(name)) for name in more), *(_mean(row.sharpness.get(name)) for name in names)]
+        [
+            *(_spent(row, name) for name in (comparison.plan.cost, "seconds") if _targets(comparison)),
+            *(_mean(row.more.get(name)) for name in more),
+            *(_mean(row.sharpness.get(name)) for name in names),
+        ]
         for row in comparison.rows
     ]
+
+
+def _targets(comparison: Comparison) -> bool:
+    return any(row.target is not None for row in comparison.rows)
+
+
+def _spent(row: Row, name: str) -> str:
+    value = None if row.target is None else getattr(row.target, name)
+    return "n/a" if value is None else f"{value:.0f}" if name != "seconds" else _three(value)
 
 
 def _more(comparison: Comparison) -> list[str]:
@@ -69,7 +98,7 @@ def summary(comparison: Comparison) -> Summary:
     titles = [*headers(comparison), *further(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), further_cells(comparison), strict=True)]
     strong = [i for i, row in enumerate(comparison.rows) if stands_out(row)]
-    return Summary(plan.title, [titles, *texts], comparison.verdict, NOTE, plan.command, strong)
+    return Summary(plan.title, [titles, *texts], comparison.verdict, note(comparison), plan.command, strong)
 
 
 def stands_out(row: Row) -> bool:

@@ -17,7 +17,7 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
-_LATER = ("method_digest", "base_digest", "device", "precision")
+_LATER = ("method_digest", "base_digest", "device", "precision", "own_split")
 
 
 class TrialConfig(Model):
@@ -41,6 +41,7 @@ class TrialConfig(Model):
         measure: Whether sharpness is measured at the end.
         device: The kind of accelerator; None is the CPU.
         precision: Of forward passes; None is that of the weights.
+        own_split: True if the task takes the seed, and draws a split of its own with it.
         versions: Of the libraries that compute the numbers.
     """
 
@@ -61,6 +62,7 @@ class TrialConfig(Model):
     measure: bool = False
     device: str | None = None
     precision: str | None = None
+    own_split: bool | None = None
     versions: dict[str, str]
 
     @model_serializer(mode="wrap")
@@ -127,7 +129,13 @@ class Curve(Model):
 class Final(Model):
     """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
 
-    What is not asked for is None, as what is not finite.
+    What is not asked for is None, as what is not finite, and what is not known.
+
+    Attributes:
+        train_examples: How many there are, like the next two.
+        test_parts: The metric for each of up to 100 groups of test examples: pseudo-values of the jackknife, whose mean
+            is the metric, and which vary as test examples do.
+        test_step: What one test example can change the metric by.
     """
 
     train_loss: float | None = None
@@ -139,16 +147,24 @@ class Final(Model):
     validation_more: dict[str, float | None] = {}
     test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    test_examples: int | None = None
+    test_parts: list[float] | None = None
+    test_step: float | None = None
 
     @property
     def flat(self) -> dict[str, float | None]:
         """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
         more = {"validation": self.validation_more, "test": self.test_more or {}}
         return {
-            **self.model_dump(exclude={"validation_more", "test_more", "sharpness"}),
+            **self.model_dump(include=_NUMBERS),
             **{f"{split} {name}": value for split, found in more.items() for name, value in found.items()},
             **(self.sharpness or {}),
         }
+
+
+_NUMBERS = {f"{split}_{name}" for split in ("train", "validation", "test") for name in ("loss", "metric")}
 
 
 class Diverged(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ..judge.verdict import with_error
+from ..judge.words import with_error
 from ..plans.grid import words
 from ..plans.options import Options
 from ..plans.sweep import SweepPlan

@@ -48,8 +48,8 @@ def sight(row: Row, tests: int, records: Sequence[Record], digits: int, higher_i
     examples = "" if n_test is None else f" and {n_test} test examples"
     one = f" (one is {noise.step:.{digits}f})" if n_test is not None and noise.step else ""
     text = (
-        f"With {found.n} seeds{examples}{one}, a true difference of {noise.smallest(tests):.{digits}f} is found four "
-        "times in five"
+        f"With {found.n} seeds{examples}{one}, a true difference of {noise.smallest(tests):.{digits}f} is found about "
+        "four times in five"
     )
     if (found.value > 0) != higher_is_better or found.value == 0:
         return f"{text}, and smaller ones less often."
@@ -60,4 +60,6 @@ def sight(row: Row, tests: int, records: Sequence[Record], digits: int, higher_i
         return f"{text}; {observed} takes {more}, whatever the seeds."
     if seeds is None:
         return f"{text}; {observed} takes more than {MOST_SEEDS} seeds."
-    return f"{text}; {observed} takes {'no more' if seeds <= found.n else f'about {seeds} seeds'}."
+    if seeds <= found.n:
+        return f"{text}; {observed} is at the limit of what it can see."
+    return f"{text}; {observed} takes about {seeds} seeds."

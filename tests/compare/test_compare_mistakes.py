@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
 from steppe.lab.errors import UserError
+from steppe.lab.tasks.builtin import BUILTIN
 from steppe.lab.tasks.checks import check_fit
+from steppe.lab.tasks.sharing import shared_name
 from steppe.lab.tasks.task import Task
 
 PAGE = (Path(__file__).parents[2] / "docs/your-own-problem.md").read_text(encoding="utf-8")
@@ -32,6 +35,10 @@ def task(splits=SPLITS, **more) -> Task:
 FLOATS = [(x, y.float()) for x, y in SPLITS]
 ONE = {"model": lambda: nn.Linear(3, 1)}
 BINARY = nn.functional.binary_cross_entropy_with_logits
+
+
+NET = nn.Linear(3, 2)
+STATISTICS = torch.zeros(2)
 
 
 class Named(nn.Linear):
@@ -147,6 +154,7 @@ ON_PAGE = {
     "a model that returns a dict": (SPLITS, {"model": Named}),
     "a batch without targets": ([[{"a": x} for x in X[:30]], *SPLITS[1:]], {}),
     "validation is train": ([SPLITS[0], *SPLITS[:2]], {}),
+    "one model for all trainings": (SPLITS, {"model": lambda: NET}),
     "a last batch of one": ([(X[:33], Y[:33]), *SPLITS[1:]], NORM),
     "a loss that differentiates inside": (SPLITS, {"step": slope}),
 }
@@ -162,6 +170,80 @@ def test_what_the_page_says_is_said(mistake):
     with pytest.raises(UserError) as caught:
         check_fit(task(splits, **more))
     assert SAID[mistake] in str(caught.value)
+
+
+class Counting(nn.Linear):
+    """Has weights of its own, and a buffer that is everybody's."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("seen", STATISTICS)
+
+
+class Tied(nn.Sequential):
+    """Has one weight twice, and one tensor that stands for many, and a view of another."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+        self[1].weight = self[0].weight
+        self.register_buffer("wide", torch.zeros(1).expand(5))
+        self.register_buffer("part", self.wide[:2])
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (lambda: NET, "weight"),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), NET), "2.weight"),
+        (Counting, "seen"),
+        (lambda: copied_but_for_data(NET), "weight"),
+    ],
+)
+def test_models_that_share_weights_are_refused(model, name):
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=rf"^Task: model returns the same '{name}' at every call, .* copy.deepcopy"):
+        check_fit(task(model=model))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def copied_but_for_data(net):
+    copied = copy.deepcopy(net)
+    copied.weight = nn.Parameter(net.weight.detach())  # another parameter, of the same memory
+    return copied
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tied,
+        lambda: copy.deepcopy(NET),
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2)),
+    ],
+)
+def test_models_whose_own_parts_are_tied_or_lazy_fit(model):
+    check_fit(task(model=model))
+
+
+def test_what_has_no_memory_is_not_shared():
+    with torch.device("meta"):
+        assert shared_name(nn.Linear(3, 2), nn.Linear(3, 2)) is None
+    sparse = [nn.Linear(3, 2) for _ in range(2)]
+    for net in sparse:
+        net.register_buffer("sparse", torch.eye(2).to_sparse())
+        net.register_buffer("empty", torch.empty(0))
+    assert shared_name(*sparse) is None
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_built_in_models_share_nothing(name):
+    make = BUILTIN[name]().model
+    assert shared_name(make(), make()) is None
+
+
+def test_the_second_model_may_fail():
+    models = iter([nn.Linear(3, 2)])
+    with pytest.raises(UserError, match="^making the model a second time failed with StopIteration"):
+        check_fit(task(model=lambda: next(models)))
 
 
 def test_a_last_batch_of_one_image_has_a_variance():

@@ -181,6 +181,12 @@ def test_a_change_of_anything_that_it_uses_makes_it_another(near, change):
     assert digest(namespace) != before
 
 
+def test_comments_and_formatting_of_its_cells_do_not_count(near):
+    before = digest(cells.run({}, USES))
+    commented = "\n".join(f"{line}  # {number}" if line else "# here" for number, line in enumerate(USES.splitlines()))
+    assert digest(cells.run({}, commented + "\n")) == before
+
+
 def test_modules_of_its_folder_count_by_their_content(near):
     namespace = cells.run({}, USES, "def late():\n    import near\n    return near.shift()\n")
     before = digest(namespace), digest(namespace, "late")

@@ -56,6 +56,8 @@ def test_what_a_file_imports_from_its_folder_is_found_by_reading(folder):
 def test_an_edit_of_any_of_them_changes_the_digest(folder, path):
     before = find_file(f"{folder}/own.py:wide", "method").digest
     (folder / path).write_text(FILES[path] + "# edited\n")
+    assert find_file(f"{folder}/own.py:wide", "method").digest == before
+    (folder / path).write_text(FILES[path] + "edited = True\n")
     assert find_file(f"{folder}/own.py:wide", "method").digest != before
 
 
@@ -83,10 +85,65 @@ def test_keys_are_what_they_were_where_nothing_is_the_users_own():
     assert TrialConfig.model_validate_json(own.model_dump_json()) == own
 
 
-def test_a_task_in_one_file_has_the_hash_of_that_file(tiny):
-    import hashlib
+SAID = """
+class A:
+    def f(self, x: int = 1, *, y=None, **z):
+        return {**z, "a": x + 2j, b"b": f"{y!r:>{x}} {z}", 0x10: (yield)}
+"""
+SAME = {
+    "comments": SAID.replace("1, *", "1,  # one\n *") + "# the end",
+    "blank lines": "\n\n" + SAID.replace("        return", "\n\n\n        return"),
+    "formatting": SAID.replace("x + 2j", "(x+2j)").replace('"a"', "'a'").replace("0x10", "16").replace("    ", "  "),
+    "line ends": SAID.replace("\n", "\r\n"),
+    "kinds of texts": SAID.replace('"a"', 'u"a"'),
+    "docstrings": SAID.replace("class A:", '"of the file"\nclass A:\n    "of the class"').replace(
+        "**z):", '**z):\n        """Of the\n        function."""'
+    ),
+}
+OTHER = {
+    "a name": SAID.replace("y!r", "z!r").replace("y=None", "z=None"),
+    "a number's type": SAID.replace("int = 1", "int = 1.0"),
+    "a truth": SAID.replace("int = 1", "int = True"),
+    "a text for a number": SAID.replace("int = 1", "int = '1'"),
+    "a default": SAID.replace("y=None", "y"),
+    "an order": SAID.replace("x + 2j", "2j + x"),
+    "a mapping's star": SAID.replace("**z, ", ""),
+    "a text that is no docstring": SAID.replace("        return", "        x = 'text'\n        return"),
+    "a large number": SAID.replace("0x10", "0x1" + 5000 * "0"),
+    "a decorator": SAID.replace("    def", "    @property\n    def"),
+}
 
-    assert find_task(tiny).digest == hashlib.sha256(Path(tiny.partition(":")[0]).read_bytes()).hexdigest()
+
+def digest_of(text):
+    return reading.digest({"a.py": text.encode()})
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_how_code_is_written_down_does_not_count(change):
+    assert SAME[change] != SAID
+    assert digest_of(SAME[change]) == digest_of(SAID)
+
+
+def test_all_that_code_says_counts():
+    assert len({digest_of(SAID), *map(digest_of, OTHER.values())}) == len(OTHER) + 1
+
+
+def test_docstrings_count_where_a_file_may_look_at_them():
+    looks = "import helper\nprint(helper.f.__doc__)\n"
+    files = [{"a.py": looks.encode(), "helper.py": f"def f():\n    '{text}'\n".encode()} for text in ("one", "two")]
+    assert reading.digest(files[0]) != reading.digest(files[1])
+    assert reading.digests(files[0])["a.py"] == reading.digests(files[1])["a.py"]
+
+
+def test_what_is_no_python_goes_by_its_bytes():
+    assert digest_of("def (") != digest_of("def ( # a comment")
+    assert digest_of("x = 1\0") != digest_of("x  = 1\0")
+    deep = "x = " + "-" * 50_000 + "1"
+    assert digest_of(deep) != digest_of(deep + " # a comment")
+
+
+def test_an_odd_escape_warns_nobody():
+    assert digest_of("x = '\\d'") == digest_of("x = '\\\\d'  # the same text")
 
 
 def test_an_edited_helper_trains_anew_what_depends_on_it(command, tiny, folder, tmp_path):
@@ -125,8 +182,10 @@ def test_folders_with_helpers_of_one_name_do_not_meet(tmp_path):
 @pytest.mark.parametrize("path", ["own.py", "helper.py", "parts/deep/inner.py"])
 def test_a_file_that_changes_while_trials_run_ends_them(tiny, folder, tmp_path, path):
     plan = planned(tiny, folder, tmp_path / "out")
-    (folder / path).write_text(FILES[path] + "# changed\n")
     source = plan.source
+    (folder / "own.py").write_text(FILES["own.py"] + "# a comment is no change\n")
+    next(code for code in source.along if code.name == "own.py:wide").load()
+    (folder / path).write_text(FILES[path] + "changed = True\n")
     with pytest.raises(RunError, match=rf"{path} has changed while it was in use; run the command again"):
         next(code for code in source.along if code.name == "own.py:wide").load()
 

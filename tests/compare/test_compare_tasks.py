@@ -64,7 +64,8 @@ def task(**changes):
     [
         (
             {"model": nn.Linear(3, 2)},
-            "model must be a function that makes a model, got a model; write model=lambda: ...",
+            r"model must be a function that makes a new model, got a model; make it inside the function: "
+            r"model=lambda: nn.Sequential\(...\), or of a pretrained one model=lambda: copy.deepcopy\(net\)",
         ),
         ({"model": 3}, "model must be a function, got int"),
         ({"loss": "mse"}, "loss must be a function, got str"),
@@ -330,6 +331,6 @@ def test_a_file_that_cannot_be_read(tiny, monkeypatch):
 def test_a_file_that_changes_while_it_is_in_use(tiny):
     source = find_task(tiny)
     path = Path(source.path)
-    path.write_text(path.read_text() + "\n# changed\n")
+    path.write_text(path.read_text() + "\nchanged = True\n")
     with pytest.raises(RunError, match=r"tiny.py has changed while it was in use; run the command again"):
         source.load()

@@ -26,8 +26,8 @@ class Code:
         kind: What it is to be: a ``task``, a ``method`` or a ``base``.
         name: What it is called in records: ``own_task.py:two_spirals`` or ``package.module:NAME``.
         function: Its name in there.
-        digest: What changes when the code does: the hash of the file, and of those of its folder that it imports, or
-            the version of the package it is from; None if that is steppe, whose version is in every record.
+        digest: What changes when the code does: the hash of what the file says, and those of its folder that it
+            imports, or the version of the package it is from; None if that is steppe, whose version is in every record.
         root: The folder that has the files; empty if none of them counts.
         files: The file, and those of its folder that it imports, as paths in there with their contents: for workers
             that cannot see them.
@@ -194,8 +194,8 @@ def _check_unchanged(code: Code, root: Path) -> None:
     name = code.files[0][0]
     files = _read(code.kind, root, name)
     if reading.digest(files) != code.digest:
-        before = dict(code.files)
-        changed = next((one for one in {**before, **files} if before.get(one) != files.get(one)), name)
+        before, now = reading.digests(dict(code.files)), reading.digests(files)
+        changed = next((one for one in {**before, **now} if before.get(one) != now.get(one)), name)
         raise RunError(f"{root / changed} has changed while it was in use; run the command again")
 
 

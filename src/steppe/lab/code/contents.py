@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import linecache
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import (
@@ -23,7 +24,7 @@ from types import (
 from typing import Any
 
 from ..errors import one_line, shortened
-from . import modules, reading
+from . import modules, reading, trees
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented))
 _FUNCTIONS = (FunctionType, staticmethod, classmethod, property)
@@ -67,8 +68,8 @@ class Unreadable(Exception):
 def read(found: object) -> tuple[str, tuple[str, ...]]:
     """Read a function or class with everything of the notebook that it uses.
 
-    Functions and classes count by their source text, or by their compiled code where there is no text, as in Python's
-    own console; modules of the user's by their files; all else by content.
+    Functions and classes count by what their source says, or by their compiled code where there is no text, as in
+    Python's own console; modules of the user's by their files; all else by content.
 
     Args:
         found: The function, class or training loop.
@@ -147,7 +148,7 @@ class _Reader:
         code = function.__code__
         self.cells[code.co_filename] = None
         try:
-            self._put("function", inspect.getsource(code))
+            self._put("function", _said(inspect.getsource(code)))
         except (OSError, IndexError):
             self._code(code)
         self.read(function.__defaults__)
@@ -169,7 +170,7 @@ class _Reader:
 
     def _class(self, found: type) -> None:
         text = _text(found)
-        self._put("class", found.__qualname__, text or "")
+        self._put("class", found.__qualname__, _said(text or ""))
         self._all("bases", [type(found), *found.__bases__])
         for name, value in sorted(vars(found).items()):
             if name in _ADDED:
@@ -272,6 +273,11 @@ def _used(code: CodeType, *operations: str) -> set[str]:
     """Return the names that some operations of code use, that of functions and classes within included."""
     found = {str(one.argval) for one in dis.get_instructions(code) if one.opname in operations}
     return found.union(*(_used(part, *operations) for part in code.co_consts if isinstance(part, CodeType)))
+
+
+def _said(source: str) -> bytes:
+    """Return what a piece of a cell says: its comments and formatting do not count."""
+    return trees.canonical(textwrap.dedent(source))
 
 
 def _text(found: type) -> str | None:

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from . import trees
+
+_OF_DOCSTRINGS = (b"__doc__", b"getdoc")
+
 
 def read(root: Path, start: str) -> dict[str, bytes]:
     """Read a Python file and every Python file of a folder that it imports, and so on.
@@ -34,9 +38,18 @@ def read(root: Path, start: str) -> dict[str, bytes]:
     return found
 
 
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return by path what changes when the code of a file does: its comments, formatting and docstrings do not count.
+
+    Docstrings do where a file that belongs to it may look at them.
+    """
+    docstrings = any(word in text for text in files.values() for word in _OF_DOCSTRINGS)
+    return {path: hashlib.sha256(trees.canonical(text, docstrings)).hexdigest() for path, text in files.items()}
+
+
 def digest(files: Mapping[str, bytes]) -> str:
-    """Return what changes when a file does: of one, the hash of its content."""
-    hashes = {path: hashlib.sha256(text).hexdigest() for path, text in files.items()}
+    """Return what changes when the code of any file does: of one, its own of `digests`."""
+    hashes = digests(files)
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256("\n".join(f"{one} {path}" for path, one in sorted(hashes.items())).encode()).hexdigest()
@@ -55,9 +68,8 @@ def module_name(path: str) -> str:
 
 def _imported(root: Path, path: str, text: bytes) -> set[str]:
     """Return the files of the folder that one of them imports."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # said where it is imported
+    tree = trees.parsed(text)
+    if tree is None:
         return set()
     package = PurePosixPath(path).parts[:-1]
     names = {package, *_names(tree, package)}

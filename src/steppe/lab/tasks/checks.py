@@ -16,8 +16,9 @@ from ..._parts import microbatches, moved
 from ..errors import UserError, describe
 from . import hints
 from .evaluation import evaluate
+from .sharing import shared_name
 from .splits import batches, examples_in, has_columns, length, makes_batches, size
-from .task import Task, kind
+from .task import MAKE_IT_INSIDE, Task, kind
 
 _NO_VARIANCE = "Expected more than 1 value per channel"
 
@@ -48,6 +49,7 @@ def check_fit(
             raise UserError(f"Task: model must return a torch.nn.Module, got {kind(model)}")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError("Task: the model has no parameter to train")
+        _check_new(task, model, files)
         model = model.to(device)
         task.move_loss(device)
         with forward():
@@ -65,6 +67,17 @@ def check_fit(
                 "finite in the data"
             )
         _check_metrics(task, model, files, device, forward)
+
+
+def _check_new(task: Task, model: nn.Module, files: Sequence[str]) -> None:
+    """Refuse models that share weights: every trial would go on from those of the last one."""
+    with torch.random.fork_rng(devices=[]), _failing("making the model a second time", files):
+        shared = shared_name(model, task.model())
+    if shared is not None:
+        raise UserError(
+            f"Task: model returns the same {shared!r} at every call, so that each trial would go on from where the last "
+            f"one came to; {MAKE_IT_INSIDE}"
+        )
 
 
 def _check_apart(task: Task) -> None:

@@ -15,6 +15,12 @@ from ..errors import UserError, shortened
 from .metrics import Metric, accuracy, direction_of, is_object, name_of
 from .splits import Collate, Split, has_columns, makes_batches, size
 
+MAKE_IT_INSIDE = (
+    "make it inside the function: model=lambda: nn.Sequential(...), or of a pretrained one "
+    "model=lambda: copy.deepcopy(net)"
+)
+"""What to do where one model would be that of all trials."""
+
 _SPLITS = ("train", "validation", "test")
 _LONGEST_NAME = 60
 _PLAIN_BATCH = 1000
@@ -31,7 +37,7 @@ class Task:
     alone, ``(x,)``, say with `forward` or `step` what is done with it. Tensors in it are moved to the device.
 
     Args:
-        model: Makes a fresh model; called once a trial, after the random seed was set.
+        model: Makes a new model; called once a trial, after the random seed was set. Of a pretrained one, a copy.
         train: Training data.
         validation: Data of the same form, read after every epoch.
         test: Data of the same form, read once, at the end of a trial.
@@ -144,7 +150,7 @@ class Task:
     def __post_init__(self) -> None:
         """Check every field, so that a mistake shows before anything is trained."""
         if isinstance(self.model, nn.Module):
-            raise UserError("Task: model must be a function that makes a model, got a model; write model=lambda: ...")
+            raise UserError(f"Task: model must be a function that makes a new model, got a model; {MAKE_IT_INSIDE}")
         for name in ("model", "loss"):
             if not callable(getattr(self, name)):
                 raise UserError(f"Task: {name} must be a function, got {kind(getattr(self, name))}")

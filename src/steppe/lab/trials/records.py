@@ -127,7 +127,16 @@ class Curve(Model):
 class Final(Model):
     """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
 
-    What is not asked for is None, as what is not finite.
+    What is not asked for is None, as what is not finite, and what is not known of a loop of the user's own.
+
+    Attributes:
+        train_examples: How many there are, without augmentation; likewise of the other splits.
+        test_parts: What groups of test examples say of `test_metric`: pseudo-values of the jackknife, to seven digits.
+            Example i, in the order of evaluation, belongs to group i % G, the same one in all trials on the same split;
+            there are G = 100 groups, of metrics that take long 20, but no more than examples. Of a metric that is a
+            mean over examples they are the means of the groups. Where only the losses of batches are known, batches
+            take the place of examples.
+        test_step: What one test example can change `test_metric` by.
     """
 
     train_loss: float | None = None
@@ -139,16 +148,25 @@ class Final(Model):
     validation_more: dict[str, float | None] = {}
     test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    test_examples: int | None = None
+    test_parts: list[float] | None = None
+    test_step: float | None = None
 
     @property
     def flat(self) -> dict[str, float | None]:
-        """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
+        """All losses, metrics and measures, each under a name of its own: further metrics as ``test NAME``."""
         more = {"validation": self.validation_more, "test": self.test_more or {}}
         return {
-            **self.model_dump(exclude={"validation_more", "test_more", "sharpness"}),
+            **self.model_dump(exclude=_APART),
             **{f"{split} {name}": value for split, found in more.items() for name, value in found.items()},
             **(self.sharpness or {}),
         }
+
+
+_EXAMPLES = {"train_examples", "validation_examples", "test_examples", "test_parts", "test_step"}
+_APART = {"validation_more", "test_more", "sharpness"} | _EXAMPLES
 
 
 class Diverged(Model):

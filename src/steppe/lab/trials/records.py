@@ -129,13 +129,16 @@ class Curve(Model):
 class Final(Model):
     """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
 
-    What is not asked for is None, as what is not finite, and what is not known.
+    What is not asked for is None, as what is not finite, and what is not known of a loop of the user's own.
 
     Attributes:
-        train_examples: How many there are, like the next two.
-        test_parts: The metric for each of up to 100 groups of test examples: pseudo-values of the jackknife, whose mean
-            is the metric, and which vary as test examples do.
-        test_step: What one test example can change the metric by.
+        train_examples: How many there are, without augmentation; likewise of the other splits.
+        test_parts: What groups of test examples say of `test_metric`: pseudo-values of the jackknife, to seven digits.
+            Example i, in the order of evaluation, belongs to group i % G, the same one in all trials on the same split;
+            there are G = 100 groups, of metrics that take long 20, but no more than examples. Of a metric that is a
+            mean over examples they are the means of the groups. Where only the losses of batches are known, batches
+            take the place of examples.
+        test_step: What one test example can change `test_metric` by.
     """
 
     train_loss: float | None = None
@@ -155,7 +158,7 @@ class Final(Model):
 
     @property
     def flat(self) -> dict[str, float | None]:
-        """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
+        """All losses, metrics and measures, each under a name of its own: further metrics as ``test NAME``."""
         more = {"validation": self.validation_more, "test": self.test_more or {}}
         return {
             **self.model_dump(include=_NUMBERS),

@@ -60,6 +60,18 @@ def swept(planned):
     return Sweep(made, tuple(found))
 
 
+def test_ties_are_settled_by_the_validation_loss_and_then_by_order(swept):
+    def tied(slot, *losses):
+        found = point(slot, {"rho": 0.01, "lr": 0.1}, 1.0, 2.0)
+        seeds = zip(found.seeds, losses, strict=True)
+        return replace(found, seeds=tuple(seed.model_copy(update={"validation_loss": loss}) for seed, loss in seeds))
+
+    points = (tied(0, 0.4, 0.4), tied(1, 0.1, 0.5), tied(2, 0.3, 0.3), tied(3, None, None), point(4, {}, 0.9, 1.9))
+    for higher, order in ((False, [4, 1, 2, 0, 3]), (True, [1, 2, 0, 3, 4])):
+        found = Sweep(replace(swept.plan, higher_is_better=higher), points)
+        assert [one.slot for one in found.ranked] == order
+
+
 def test_the_answer(swept):
     assert swept.setting == {"rho": 0.01, "lr": 0.1}
     assert swept.edges == ["rho", "lr"]

@@ -11,7 +11,7 @@ from ...drawing.summary import Summary
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
 from . import frames
-from .points import Point
+from .points import Point, in_order
 from .words import decimals_of, with_error
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ class Sweep:
 
     @cached_property
     def ranked(self) -> list[Point]:
-        """The settings all of whose seeds came to their end, the best by mean validation metric first."""
-        sign = -1.0 if self.plan.higher_is_better else 1.0
-        found = [(point.validation.value, point) for point in self.points if point.validation is not None]
-        return [point for _, point in sorted(found, key=lambda pair: (sign * pair[0], pair[1].slot))]
+        """The settings all of whose seeds came to their end, the best by mean validation metric first.
+
+        Where metrics are equal, the one with the smaller validation loss is better.
+        """
+        return in_order(self.points, self.plan.higher_is_better)
 
     @property
     def best(self) -> Point | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,8 @@ def tune(
 ) -> dict[str, Tuned]:
     """Try all candidates of all rows, and return the best of each by the final validation metric.
 
+    Ties are settled by the validation loss, then by order.
+
     Args:
         task, base, candidates, seeds, epochs, out, workers, observer: As `try_all` takes them.
 
@@ -75,7 +78,7 @@ def tune(
         finite = [i for i, score in enumerate(scores) if score is not None]
         if not finite:
             raise RunError(f"every setting of {name} diverged on {found[name][0][0].config.task}")
-        index = max(finite, key=lambda i: sign * (scores[i] or 0.0))
+        index = max(finite, key=lambda i: (sign * (scores[i] or 0.0), -_loss(found[name][i])))
         best[name] = Tuned(dict(entries[index]), scores[index] or 0.0, tuple(map(dict, entries)), tuple(scores))
     return best
 
@@ -162,6 +165,12 @@ def _score(group: Sequence[Record]) -> float | None:
     found = [record.final.validation_metric for record in group if record.final is not None]
     known = [value for value in found if value is not None]
     return fmean(known) if len(known) == len(group) else None
+
+
+def _loss(group: Sequence[Record]) -> float:
+    found = [record.final.validation_loss for record in group if record.final is not None]
+    known = [value for value in found if value is not None]
+    return fmean(known) if known else math.inf
 
 
 def _is_number(value: object) -> bool:

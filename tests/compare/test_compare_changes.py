@@ -51,7 +51,7 @@ def test_a_changed_file_is_named(compare, tmp_path):
     assert compare() == ([], 8)
     (tmp_path / "more.py").write_text("wide = 8\n")
     (tmp_path / "helpers.py").write_text("from more import wide\nwidth = wide\n")
-    said = ["helpers.py was changed, more.py was added: 4 trials of before do not count and stay where they are"]
+    said = ["helpers.py was changed, more.py was added: 8 trials of before do not count and stay where they are"]
     assert compare() == (said, 12)
 
 
@@ -84,6 +84,20 @@ def test_a_changed_version_is_said(compare, tmp_path):
     records.write(tmp_path / "out", record)
     said = [f"torch 2.0.1 is now {now}: 1 trial of before does not count and stays where it is"]
     assert compare(methods="sgd") == (said, 3)
+
+
+def test_a_sweep_says_what_it_does_not_vary(compare, tiny, tmp_path, command):
+    def swept(values, *words):
+        given = ["sweep", "--task", tiny, "--method", "sam", "--base", "sgd", "--grid", f"rho={values}", "--seeds", 1]
+        code, out, error = command(*given, "--jobs", 1, "--out", tmp_path / "swept", *words)
+        assert (code, error) == (0, "")
+        return [line for line in out.splitlines() if "trials of before" in line]
+
+    assert swept("0.1,0.2", "--epochs", 1) == swept("0.1,0.2,0.3", "--epochs", 1) == []
+    (tmp_path / "helpers.py").write_text("width = 4 + 4\n")
+    said = ["helpers.py was changed: 3 trials of before do not count and stay where they are"]
+    assert swept("0.2", "--epochs", 1) == said
+    assert swept("0.2,0.4", "--epochs", 1) == []
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -107,7 +107,7 @@ def run_trials(
             done[config.key] = record
     observer.begin(len(trials), list(done.values()))
     missing = [config for config in trials if config.key not in done]
-    _note_changes(folder, missing, trials, source, workers, observer)
+    note_changes(folder, missing, trials, source, workers, observer.note)
     if workers.host is not None:  # the first process may see files that the others do not
         keys = workers.host.agree([config.key for config in missing])
         missing = [config for config in trials if config.key in keys]
@@ -137,20 +137,31 @@ def run_trials(
     return [done[config.key] for config in trials if config.key in done]  # all of them, in the process that writes
 
 
-def _note_changes(
+def note_changes(
     folder: Path,
     missing: Sequence[TrialConfig],
     trials: Sequence[TrialConfig],
     source: TaskSource,
     workers: Workers,
-    observer: Observer,
+    note: Callable[[str], object],
+    varied: Collection[str] = (),
 ) -> None:
-    """Say why records of the same rows and seeds do not count, if there are any."""
+    """Say why records of the same rows and seeds do not count, if there are any.
+
+    Args:
+        folder: Where records are; what the user's files say now is written there too.
+        missing: See `changes.since`.
+        trials: All of them.
+        source: Where the task comes from.
+        workers: Who carries trials out.
+        note: Is told.
+        varied: See `changes.since`.
+    """
     if workers.writes:
         codes.write(folder, source.codes)
-    said = changes.since(folder, missing, trials)
+    said = changes.since(folder, missing, trials, varied)
     if said is not None:
-        observer.note(said)
+        note(said)
 
 
 def carry_trials(

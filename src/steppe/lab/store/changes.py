@@ -15,13 +15,16 @@ _OF_ALL = ("batch_size", "device", "epochs", "measure", "precision", "test")  # 
 _UNSAID = {"device": "cpu", "precision": "fp32"}
 
 
-def since(folder: Path, missing: Sequence[TrialConfig], wanted: Collection[TrialConfig]) -> str | None:
+def since(
+    folder: Path, missing: Sequence[TrialConfig], wanted: Collection[TrialConfig], varied: Collection[str] = ()
+) -> str | None:
     """Say what has changed since trials of the same rows and seeds were run.
 
     Args:
-        folder: Of the comparison; what files say now is known there.
-        missing: Trials that have no record.
-        wanted: All trials of the comparison.
+        folder: Where records are; what files say now is known there.
+        missing: Trials that have no record; of a sweep one of each seed.
+        wanted: All trials.
+        varied: What a sweep varies, which does not count.
 
     Returns:
         One line, or None if there are no such records.
@@ -30,15 +33,17 @@ def since(folder: Path, missing: Sequence[TrialConfig], wanted: Collection[Trial
     found: dict[str, dict[str, None]] = {}  # rows by what is said of them
     old: set[str] = set()
     for config in missing:
-        before = there.get((config.row, config.seed))
-        if before:
-            nearest = min(before, key=lambda one: len(_different(one, config)))
-            old.add(nearest.key)
-            for said, of_row in _said(folder, nearest, config):
-                found.setdefault(said, {}).update({config.row: None} if of_row else {})
+        before = there.get((config.row, config.seed), [])
+        if not before:
+            continue
+        nearest = min(before, key=lambda one: len(_different(one, config, varied)))
+        said = list(_said(folder, nearest, config, varied))
+        for words, of_row in said:
+            found.setdefault(words, {}).update({config.row: None} if of_row else {})
+        old.update(one.key for one in before if said and list(_said(folder, one, config, varied)) == said)
     if not found:
         return None
-    shown = [f"{said} ({_some(list(rows))})" if rows else said for said, rows in found.items()]
+    shown = [f"{words} ({_some(list(rows))})" if rows else words for words, rows in found.items()]
     trials = "1 trial of before does not count and stays where it is"
     if len(old) > 1:
         trials = f"{len(old)} trials of before do not count and stay where they are"
@@ -50,15 +55,15 @@ def _some(parts: Sequence[str]) -> str:
     return ", ".join(parts) if more < 1 else f"{', '.join(parts[:_MOST])} and {more} more"
 
 
-def _different(before: TrialConfig, now: TrialConfig) -> list[str]:
+def _different(before: TrialConfig, now: TrialConfig, varied: Collection[str]) -> list[str]:
     one, other = before.flat, now.flat
-    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return [name for name in {**one, **other} if one.get(name) != other.get(name) and name not in varied]
 
 
-def _said(folder: Path, before: TrialConfig, now: TrialConfig) -> Iterator[tuple[str, bool]]:
+def _said(folder: Path, before: TrialConfig, now: TrialConfig, varied: Collection[str]) -> Iterator[tuple[str, bool]]:
     """Say what differs, and whether that is a matter of the row."""
     one, other = before.flat, now.flat
-    for name in _different(before, now):
+    for name in _different(before, now, varied):
         if name.endswith("_digest"):
             whose = getattr(now, name.removesuffix("_digest")) or ""
             yield from ((said, False) for said in _of_code(folder, whose, one.get(name), other.get(name)))

@@ -11,6 +11,7 @@ import pytest
 
 from commands import commands
 from steppe import cli
+from steppe.lab.comparing import comparison
 from steppe.lab.trials.records import Curve, Diverged, Final, Record, TrialConfig
 
 TINY = """
@@ -25,6 +26,12 @@ def task():
     train, validation, test = zip(torch.split(x, 20), torch.split(y, 20))
     return Task(lambda: nn.Linear(4, 2), train, validation, test, batch_size=8, epochs=3)
 """
+
+
+@pytest.fixture(autouse=True)
+def unrepeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No comparison repeats a trial, unless the tests are of that."""
+    monkeypatch.setattr(comparison, "can_check", lambda workers: False)
 
 
 @pytest.fixture

@@ -242,7 +242,7 @@ def test_built_in_models_share_nothing(name):
 
 def test_the_second_model_may_fail():
     models = iter([nn.Linear(3, 2)])
-    with pytest.raises(UserError, match="^making the model a second time failed with StopIteration"):
+    with pytest.raises(UserError, match=r"^making the model a second time failed with StopIteration"):
         check_fit(task(model=lambda: next(models)))
 
 

@@ -71,6 +71,9 @@ class Looking:
     def begin(self, total, kept):
         pass
 
+    def note(self, message):
+        pass
+
     def running(self, trials):
         pass
 

@@ -41,6 +41,14 @@ def compare(
     measure: Annotated[
         bool | None, typer.Option("--measure", help="Measure sharpness after training.", show_default=False)
     ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Repeat one trial in the end: it must find the same to the last bit.",
+            show_default="check, on the CPU",
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder for records and report.", show_default="runs/TASK-BASE")
     ] = None,
@@ -69,5 +77,5 @@ def compare(
         asked = tuned(asked, tune, console)
     plan = plan_of(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
     with ConsoleObserver(plan.metric_name, console) as observer:
-        found = comparison.run(plan, observer)
+        found = comparison.run(plan, observer, check=plan.check)
     show(found, console)

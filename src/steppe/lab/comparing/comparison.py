@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..crew import runner
+from ..crew.repeating import Trained, can_check
+from ..crew.repeating import check as repeat_one
 from ..crew.runner import Observer, Silence
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
@@ -41,6 +43,7 @@ def compare(
     updates: int | None = None,
     keep_weights: bool = False,
     measure: bool = False,
+    check: bool = True,
     log: str | Sequence[str] | None = None,
     observer: Observer | None = None,
 ) -> Comparison:
@@ -85,6 +88,8 @@ def compare(
         updates: Parameter updates of every trial, at least 1, in place of `epochs`.
         keep_weights: Whether to write the final weights of every trial to ``out/weights``.
         measure: Whether to measure sharpness on up to 1024 training examples after training.
+        check: Whether to repeat one of the trials in the end, in a new process, which must find the same to the last
+            bit; only on the CPU of this machine, with one process a trial and without `crew`.
         log: Trackers that every trial becomes a run of once it is finished: ``tensorboard`` (in ``out/tensorboard``),
             ``mlflow``, ``wandb``, ``trackio``.
         observer: Is told how the comparison proceeds; by default a line in a notebook, and nobody elsewhere.
@@ -94,7 +99,7 @@ def compare(
 
     Raises:
         UserError: The input is wrong; nothing was trained.
-        RunError: A trial failed; what was finished is kept.
+        RunError: A trial failed, or repeated is not what it was; what was finished is kept.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -120,39 +125,41 @@ def compare(
             "updates": updates,
             "keep_weights": keep_weights,
             "measure": measure,
+            "check": check,
             "log": log,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         }
     )
     comparison_plan = plan(task, options, None if out is None else Path(out))
     with watched(observer, lambda console: ConsoleObserver(comparison_plan.metric_name, console)) as observer:
-        return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)
+        return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None, check=comparison_plan.check)
 
 
-def run(comparison_plan: Plan, observer: Observer | None = None, executor: Executor | None = None) -> Comparison:
+def run(
+    comparison_plan: Plan, observer: Observer | None = None, executor: Executor | None = None, *, check: bool = False
+) -> Comparison:
     """Carry out a plan and write its report.
 
     Args:
         comparison_plan: The plan.
         observer: Is told how the comparison proceeds.
         executor: Carries trials out, if not processes here or a cluster that the plan names.
+        check: Whether one of them is repeated, where it must find the same to the last bit.
 
     Returns:
         Table, verdict and records.
 
     Raises:
-        RunError: A trial failed; what was finished is kept.
+        RunError: A trial failed, or repeated is not what it was; what was finished is kept.
     """
+    watching = Trained(logged(comparison_plan, observer or Silence()))
+    given = comparison_plan.source, comparison_plan.out, comparison_plan.workers, watching
     found = runner.run_trials(
-        comparison_plan.trials(),
-        comparison_plan.source,
-        comparison_plan.out,
-        comparison_plan.workers,
-        logged(comparison_plan, observer or Silence()),
-        keep_weights=comparison_plan.keep_weights,
-        executor=executor,
+        comparison_plan.trials(), *given, keep_weights=comparison_plan.keep_weights, executor=executor
     )
     comparison_plan = named(comparison_plan, found)
+    if check and executor is None and can_check(comparison_plan.workers):
+        repeat_one(found, watching.records, *given, comparison_plan.base, comparison_plan.metric_name)
     rows = summarize(found, comparison_plan.base, comparison_plan.higher_is_better)
     comparison = Comparison(comparison_plan, found, rows)
     comparison = replace(comparison, summary=table.summary(comparison))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from ..errors import RunError
 from ..plans.workers import Workers
-from ..store import records
+from ..store import changes, codes, records
 from ..tasks.sources import TaskSource
 from ..trials.devices import kind
 from ..trials.host import Host
@@ -38,6 +38,9 @@ class Watching(Protocol[_Found]):
     def warn(self, message: str) -> None:
         """Something was odd, but the work goes on."""
 
+    def note(self, message: str) -> None:
+        """Something is good to know."""
+
     def running(self, trials: Sequence[TrialConfig]) -> None:
         """These trials run now."""
 
@@ -56,6 +59,9 @@ class Silence:
         """Do nothing."""
 
     def warn(self, message: str) -> None:
+        """Do nothing."""
+
+    def note(self, message: str) -> None:
         """Do nothing."""
 
     def running(self, trials: Sequence[TrialConfig]) -> None:
@@ -101,6 +107,7 @@ def run_trials(
             done[config.key] = record
     observer.begin(len(trials), list(done.values()))
     missing = [config for config in trials if config.key not in done]
+    note_changes(folder, missing, trials, source, workers, observer.note)
     if workers.host is not None:  # the first process may see files that the others do not
         keys = workers.host.agree([config.key for config in missing])
         missing = [config for config in trials if config.key in keys]
@@ -128,6 +135,33 @@ def run_trials(
                 done[config.key] = record
                 observer.finished(record)
     return [done[config.key] for config in trials if config.key in done]  # all of them, in the process that writes
+
+
+def note_changes(
+    folder: Path,
+    missing: Sequence[TrialConfig],
+    trials: Sequence[TrialConfig],
+    source: TaskSource,
+    workers: Workers,
+    note: Callable[[str], object],
+    varied: Collection[str] = (),
+) -> None:
+    """Say why records of the same rows and seeds do not count, if there are any.
+
+    Args:
+        folder: Where records are; what the user's files say now is written there too.
+        missing: See `changes.since`.
+        trials: All of them.
+        source: Where the task comes from.
+        workers: Who carries trials out.
+        note: Is told.
+        varied: See `changes.since`.
+    """
+    if workers.writes:
+        codes.write(folder, source.codes)
+    said = changes.since(folder, missing, trials, varied)
+    if said is not None:
+        note(said)
 
 
 def carry_trials(

@@ -73,6 +73,12 @@ def _task(source: TaskSource) -> Task | Loop:
     return _loaded[source]
 
 
+def load_anew(source: TaskSource) -> None:
+    """Make a task once more, whatever was made of it before."""
+    _loaded.pop(source, None)
+    _task(source)
+
+
 def _warm_up() -> None:
     """Let torch import what it imports at the first step, so that no trial's time contains it."""
     import torch

@@ -14,16 +14,16 @@ def call(function: str, given: Iterable[Any], named: Mapping[str, Any], cells: I
     Args:
         function: What is called.
         given: Its first arguments.
-        named: Those that have their names; what is None or False is left out.
+        named: Those that have their names; what is None is left out.
         cells: What stands there itself, in place of the words for it.
 
     Example:
-        >>> call("compare", ["digits"], {"methods": ["sam"], "measure": False}, [])
+        >>> call("compare", ["digits"], {"methods": ["sam"], "measure": None}, [])
         "compare('digits', methods=['sam'])"
     """
     functions = {cell.words: cell.function for cell in cells}
     parts = [_shown(value, functions) for value in given]
-    parts += [f"{name}={_shown(value, functions)}" for name, value in named.items() if value not in (None, False)]
+    parts += [f"{name}={_shown(value, functions)}" for name, value in named.items() if value is not None]
     return f"{function}({', '.join(parts)})"
 
 

@@ -56,6 +56,7 @@ class Plan:
         measure: Whether sharpness is measured after training.
         loop: What trains, if that is a loop of the user's own.
         log: The trackers that every trial becomes a run of.
+        check: Whether one of the trials is repeated in the end.
         wrapped: What methods wrap, with its whole path if it is the user's own; None if that is ``base``.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     measure: bool = False
     loop: Loop | None = None
     log: tuple[str, ...] = ()
+    check: bool = True
     wrapped: str | None = None
 
     @property
@@ -109,6 +111,7 @@ class Plan:
         words += ["--seeds", str(len(self.seeds)), "--epochs", str(self.epochs), "--out", str(self.out)]
         words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
+        words += [] if self.check else ["--no-check"]
         words += ["--log", ",".join(self.log)] if self.log else []
         words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
         return shlex.join(words)
@@ -125,6 +128,7 @@ class Plan:
                 "seeds": len(self.seeds),
                 "epochs": self.epochs or None,
                 **self._common,
+                **self._unchecked,
                 "settings": None if usual else self.options["settings"],
             },
             self.source.cells,
@@ -160,6 +164,7 @@ class Plan:
             "out": str(self.out),
             **self.workers.asked,
             **dict.fromkeys(self._flags, True),
+            **self._unchecked,
             **({"log": list(self.log)} if self.log else {}),
             "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
         }
@@ -177,6 +182,10 @@ class Plan:
     @property
     def _flags(self) -> list[str]:
         return [name for name in ("keep_weights", "measure") if getattr(self, name)]
+
+    @property
+    def _unchecked(self) -> dict[str, bool]:
+        return {} if self.check else {"check": False}
 
     @property
     def task_words(self) -> str:
@@ -277,6 +286,7 @@ def plan(
         loop=loaded if isinstance(loaded, Loop) else None,
         keep_weights=bool(options.keep_weights),
         measure=bool(options.measure),
+        check=options.check is not False,
         log=options.log or (),
         wrapped=base,
     )

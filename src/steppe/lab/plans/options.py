@@ -134,6 +134,7 @@ class Options(Model):
         updates: Parameter updates of every trial, in place of epochs: 1 to 1,000,000.
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
+        check: Whether one of the trials is repeated in the end.
         settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
     """
 
@@ -154,6 +155,7 @@ class Options(Model):
     updates: Annotated[Count, Field(le=1_000_000)] | None = None
     keep_weights: StrictBool | None = None
     measure: StrictBool | None = None
+    check: StrictBool | None = None
     settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
 
 

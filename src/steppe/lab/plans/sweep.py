@@ -144,7 +144,7 @@ class SweepPlan(Plan):
                 "seeds": len(self.seeds),
                 "epochs": self.epochs or None,
                 **({} if self.sampler == "grid" else {"sampler": self.sampler, "trials": self.tried}),
-                "prune": self.prune,
+                "prune": self.prune or None,
                 "storage": self.shown_storage,
                 "study": self.study,
                 **self._common,

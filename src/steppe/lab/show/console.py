@@ -71,6 +71,10 @@ class LiveLine:
         """Show a warning."""
         self._print(f"warning: {message}")
 
+    def note(self, message: str) -> None:
+        """Show what is good to know."""
+        self._print(message)
+
     def _begin(self, total: int, kept: int, said: str) -> None:
         """Start the clock; what was kept of an earlier run is said."""
         self._total, self._done, self._begun = total, kept, time.monotonic()

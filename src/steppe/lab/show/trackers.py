@@ -93,7 +93,8 @@ class _Logged:
 
     def __init__(self, observer: Observer, trackers: Trackers) -> None:
         self._trackers = trackers
-        self.begin, self.warn, self.running = observer.begin, observer.warn, observer.running
+        self.begin, self.warn, self.note = observer.begin, observer.warn, observer.note
+        self.running = observer.running
         self._finished = observer.finished
 
     def finished(self, found: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def trained(folder: Path) -> list[TrialConfig]:
     for path in sorted((folder / "trials").glob("*.json"), key=lambda path: path.stat().st_mtime):
         with suppress(UserError):  # of another version of the format, or broken: not one that this version can use
             found.append(_read(path).config)
+    return found
+
+
+def others(
+    folder: Path, configs: Iterable[TrialConfig], keys: Container[str]
+) -> dict[tuple[str, int], list[TrialConfig]]:
+    """Return what was trained of the same rows and seeds, but otherwise; the newest first.
+
+    Args:
+        folder: The folder of the comparison.
+        configs: The trials.
+        keys: Those of records that are left out.
+    """
+    asked = {f"{config.row}-{config.seed}": (config.row, config.seed) for config in configs}
+    found: dict[tuple[str, int], list[TrialConfig]] = {}
+    for path in sorted((folder / "trials").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        stem, _, key = path.stem.rpartition("-")
+        if stem in asked and key not in keys:
+            with suppress(UserError):
+                config = _read(path).config
+                if (config.row, config.seed) == asked[stem]:
+                    found.setdefault(asked[stem], []).append(config)
     return found
 
 

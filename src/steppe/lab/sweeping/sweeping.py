@@ -174,6 +174,16 @@ def run(
         kept = search.news()
         observer.begin(sweep_plan.count, kept)
         _write(kept, copy)
+        if not search.done:
+            runner.note_changes(
+                sweep_plan.out,
+                [sweep_plan.trial({}, seed) for seed in sweep_plan.seeds],
+                (),
+                sweep_plan.source,
+                sweep_plan.workers,
+                observer.note,
+                [axis.name for axis in sweep_plan.grid],
+            )
         with runner.saying(lambda: _kept(search, sweep_plan)), _crew(search, sweep_plan, executor, joined) as crew:
             found = runner.carry_trials(
                 search.following,

@@ -75,8 +75,8 @@ def _check_new(task: Task, model: nn.Module, files: Sequence[str]) -> None:
         shared = shared_name(model, task.model())
     if shared is not None:
         raise UserError(
-            f"Task: model returns the same {shared!r} at every call, so that each trial would go on from where the last "
-            f"one came to; {MAKE_IT_INSIDE}"
+            f"Task: model returns the same {shared!r} at every call, so that each trial would go on from where the "
+            f"last one came to; {MAKE_IT_INSIDE}"
         )
 
 

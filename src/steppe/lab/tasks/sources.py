@@ -43,10 +43,14 @@ class TaskSource:
         return self.code.digest if self.code is not None else None
 
     @property
+    def codes(self) -> tuple[Code, ...]:
+        """All code of the user's."""
+        return self.along if self.code is None else (self.code, *self.along)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """All files of the user's."""
-        codes = [*self.along] if self.code is None else [self.code, *self.along]
-        return tuple(path for code in codes for path in code.paths)
+        return tuple(path for code in self.codes for path in code.paths)
 
     @property
     def file_name(self) -> str:
@@ -56,8 +60,7 @@ class TaskSource:
     @property
     def cells(self) -> tuple[Cell, ...]:
         """What a notebook has of it, and no file."""
-        codes = [*self.along] if self.code is None else [self.code, *self.along]
-        return tuple(code for code in codes if isinstance(code, Cell))
+        return tuple(code for code in self.codes if isinstance(code, Cell))
 
     def pack(self) -> None:
         """Make what is sent to worker processes of a notebook's functions, as they are now.

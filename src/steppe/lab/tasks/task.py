@@ -30,6 +30,9 @@ class Task:
     several inputs and the targets last, or a mapping with the targets under ``"labels"``; for any other, also inputs
     alone, ``(x,)``, say with `forward` or `step` what is done with it. Tensors in it are moved to the device.
 
+    A function that returns a task is called without arguments; or, if its one parameter is called ``seed``, with the
+    seed of each trial, to split the data anew for it, or to draw it, the same for all methods.
+
     Args:
         model: Makes a fresh model; called once a trial, after the random seed was set.
         train: Training data.

@@ -17,7 +17,7 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
-_LATER = ("method_digest", "base_digest", "device", "precision")
+_LATER = ("method_digest", "base_digest", "own_split", "device", "precision")
 
 
 class TrialConfig(Model):
@@ -33,6 +33,7 @@ class TrialConfig(Model):
         base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
+        own_split: True if the task takes the seed, so that data and splits are others for each seed; else None.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
         batch_size: At least 1: that of the task. It has no effect if there is a schedule of batch sizes.
         schedules: Of learning rate, batch size and radius.
@@ -53,6 +54,7 @@ class TrialConfig(Model):
     base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
+    own_split: bool | None = None
     epochs: int
     batch_size: int
     schedules: Schedules = DEFAULTS

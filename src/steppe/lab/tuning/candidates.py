@@ -46,7 +46,7 @@ class Tuned:
 
 
 def tune(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -81,7 +81,7 @@ def tune(
 
 
 def try_all(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -98,7 +98,8 @@ def try_all(
         base: What wrapping methods wrap.
         candidates: By row: entries as in the ``settings`` of `compare`; without ``method`` the row's name is the
             method.
-        seeds: How many, at least 1; they are counted from `FIRST_SEED`.
+        seeds: How many, at least 1; they are counted from `FIRST_SEED`, which says what that means for tasks that take
+            the seed.
         epochs: Of every trial; by default the task's own.
         out: Finished trials are kept in here.
         workers: Who carries trials out; by default processes here.
@@ -128,7 +129,7 @@ def try_all(
 
 
 def plan_of(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,

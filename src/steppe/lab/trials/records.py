@@ -33,6 +33,7 @@ class TrialConfig(Model):
         base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
+        own_split: True if the task takes the seed, so that data and splits are others for each seed; else None.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
         batch_size: At least 1: that of the task. It has no effect if there is a schedule of batch sizes.
         schedules: Of learning rate, batch size and radius.
@@ -41,7 +42,6 @@ class TrialConfig(Model):
         measure: Whether sharpness is measured at the end.
         device: The kind of accelerator; None is the CPU.
         precision: Of forward passes; None is that of the weights.
-        own_split: True if the task takes the seed, and draws a split of its own with it.
         versions: Of the libraries that compute the numbers.
     """
 
@@ -54,6 +54,7 @@ class TrialConfig(Model):
     base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
+    own_split: bool | None = None
     epochs: int
     batch_size: int
     schedules: Schedules = DEFAULTS
@@ -62,7 +63,6 @@ class TrialConfig(Model):
     measure: bool = False
     device: str | None = None
     precision: str | None = None
-    own_split: bool | None = None
     versions: dict[str, str]
 
     @model_serializer(mode="wrap")

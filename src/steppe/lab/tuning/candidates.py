@@ -47,7 +47,7 @@ class Tuned:
 
 
 def tune(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -84,7 +84,7 @@ def tune(
 
 
 def try_all(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -101,7 +101,8 @@ def try_all(
         base: What wrapping methods wrap.
         candidates: By row: entries as in the ``settings`` of `compare`; without ``method`` the row's name is the
             method.
-        seeds: How many, at least 1; they are counted from `FIRST_SEED`.
+        seeds: How many, at least 1; they are counted from `FIRST_SEED`, which says what that means for tasks that take
+            the seed.
         epochs: Of every trial; by default the task's own.
         out: Finished trials are kept in here.
         workers: Who carries trials out; by default processes here.
@@ -131,7 +132,7 @@ def try_all(
 
 
 def plan_of(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,

@@ -46,11 +46,7 @@ class SeedResult(Model):
     @classmethod
     def of(cls, record: Record) -> SeedResult:
         """Keep of a record what a sweep needs."""
-        numbers = (
-            record.final.model_dump(exclude={"sharpness", "validation_more", "test_more"})
-            if record.final is not None
-            else {}
-        )
+        numbers = record.final.model_dump(include=set(cls.model_fields)) if record.final is not None else {}
         return cls(
             seed=record.config.seed,
             diverged=record.diverged.epoch if record.diverged is not None else None,

@@ -58,9 +58,11 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def with_error(mean: Mean, digits: int) -> str:
-    """Format a mean with its standard error, if it has one."""
-    return f"{mean.value:.{digits}f}" + (f" ± {mean.error:.{digits}f}" if mean.error is not None else "")
+def with_interval(mean: Mean, digits: int) -> str:
+    """Format a mean with its 95 % interval, if it has one."""
+    if mean.low is None or mean.high is None:
+        return f"{mean.value:.{digits}f}"
+    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
 
 
 def _answer(plan: Plan, rows: Sequence[Row], usable: Sequence[Row]) -> list[str]:
@@ -68,7 +70,7 @@ def _answer(plan: Plan, rows: Sequence[Row], usable: Sequence[Row]) -> list[str]
     top = _best(usable, plan.higher_is_better)
     assert top is not None
     assert top.metric is not None
-    value = with_error(top.metric, decimals(usable))
+    value = with_interval(top.metric, decimals(usable))
     highest = f"The best mean test {plan.metric_name} is that of {top.method}: {value} (n={top.metric.n})."
     base = next((row for row in rows if row.is_base), None)
     if base is None:
@@ -104,8 +106,8 @@ def _tested_answer(plan: Plan, base: Row, tested: Sequence[Row], digits: int) ->
     assert base.metric is not None
     assert best.metric is not None
     return [
-        f"Yes: {best.method} takes the test {plan.metric_name} from {with_error(base.metric, digits)} to "
-        f"{with_error(best.metric, digits)}.",
+        f"Yes: {best.method} takes the test {plan.metric_name} from {with_interval(base.metric, digits)} to "
+        f"{with_interval(best.metric, digits)}.",
         f"The difference to {plan.base} is {_difference(best, len(tested), digits)}.{also}{also_worse}",
     ]
 

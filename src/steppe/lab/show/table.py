@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
 from ..judge.stats import Mean, Row
-from ..judge.verdict import decimals, signed, with_error
+from ..judge.verdict import decimals, signed, with_interval
+from . import facts
 
 if TYPE_CHECKING:
     from ..judge.comparison import Comparison
 
-NOTE = (
-    "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval of "
-    "Student's t; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse the metric is on test "
-    "than on training data."
+_NOTE = (
+    "Mean over seeds [its 95 % interval]; differences to the base are paired by seed [95 % interval]; both intervals "
+    "are Student's t, and * means p < 0.05 after Holm's correction for all methods. Gap: how much worse the metric is "
+    "on test than on training data."
 )
 
 
@@ -63,13 +64,19 @@ def _more(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(name for row in comparison.rows for name in row.more))
 
 
+def note(comparison: Comparison) -> str:
+    """Say how to read the table, and on how many examples the test metric is."""
+    n = facts.examples(comparison.records, "test")
+    return _NOTE if n is None else f"{_NOTE} The test data has {facts.counted(n)} examples."
+
+
 def summary(comparison: Comparison) -> Summary:
     """Return table, verdict and note; the base, and what differs from it significantly, is bold."""
     plan = comparison.plan
     titles = [*headers(comparison), *further(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), further_cells(comparison), strict=True)]
     strong = [i for i, row in enumerate(comparison.rows) if stands_out(row)]
-    return Summary(plan.title, [titles, *texts], comparison.verdict, NOTE, plan.command, strong)
+    return Summary(plan.title, [titles, *texts], comparison.verdict, note(comparison), plan.command, strong)
 
 
 def stands_out(row: Row) -> bool:
@@ -91,7 +98,7 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
     spent = getattr(row, cost)
     texts = [
         row.method,
-        "n/a" if row.metric is None else with_error(row.metric, digits),
+        "n/a" if row.metric is None else with_interval(row.metric, digits),
         _difference(row, digits),
         "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
         "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
@@ -104,7 +111,9 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
 def _mean(mean: Mean | None) -> str:
     if mean is None:
         return "n/a"
-    return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")
+    if mean.low is None or mean.high is None:
+        return _three(mean.value)
+    return f"{_three(mean.value)} [{_three(mean.low)}, {_three(mean.high)}]"
 
 
 def _three(value: float) -> str:

@@ -20,6 +20,7 @@ from steppe.lab.errors import RunError, UserError
 from steppe.lab.tasks.loop import Loop, takes_run
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.tasks.task import Task
+from steppe.lab.trials.devices import name_of
 from steppe.lab.trials.own_loop import run_loop
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.trial import run_trial
@@ -167,6 +168,22 @@ def test_a_loop_that_does_what_the_lab_does_finds_the_same(method):
     assert record.curve.validation_loss == wanted.curve.validation_loss
     assert record.curve.validation_metric == wanted.curve.validation_metric
     assert (record.gradient_evaluations, record.examples) == (wanted.gradient_evaluations, wanted.examples)
+
+
+def test_parameters_are_those_that_optimizers_were_given_each_once():
+    def train(run):
+        first, second = nn.Linear(3, 2), nn.Linear(2, 2)
+        first.bias.requires_grad_(False)
+        opt = run.optimizer(first)
+        run.optimizer(second.weight for _ in range(1))
+        run.optimizer(first)
+        for batch in batches():
+            run.step(opt, batch, loss_of(first))
+        return {"accuracy": 0.5}
+
+    record = run_loop(config("sam"), Loop(train))
+    assert record.parameters == 3 * 2 + 2 + 2 * 2
+    assert (record.hardware, len(record.date)) == (name_of("cpu"), len("2026-01-31"))
 
 
 def test_an_optimizer_of_nothing_that_trains():

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from html import escape as plain
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +18,13 @@ from steppe.lab.judge.words import probability
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.plans.workers import Workers
+from steppe.lab.show import report
 from steppe.lab.show.report import html, write_report
 from steppe.lab.show.table import summary
 from steppe.lab.tasks.sources import TaskSource
 from steppe.lab.trials.finding import names
 
+SHOW = Path(report.__file__).parent
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
 SAME = [65.2, 65.9, 64.1, 66.1, 66.9]
@@ -46,7 +49,7 @@ def compared(record, tmp_path):
 
 def test_yes(compared):
     first, second, cost, target = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
-    assert first == "Yes: sam takes the test accuracy (%) from 65.64 ± 0.47 to 70.28 ± 0.46."
+    assert first == "Yes: sam takes the test accuracy (%) from 65.64 [64.34, 66.94] to 70.28 [69.02, 71.54]."
     assert second.startswith("The difference to adamw is +4.64 (95 % interval +3.")
     assert "corrected for 2 methods" in second
     assert cost.startswith(
@@ -103,9 +106,9 @@ def test_base_missing(compared):
     found = compared({"sam": SAM, "gsam": SAME})
     assert found.verdict == [
         "No comparison: the base adamw is not among the methods, so no differences are stated.",
-        "The best mean test accuracy (%) is that of sam: 70.28 ± 0.46 (n=5).",
+        "The best mean test accuracy (%) is that of sam: 70.28 [69.02, 71.54] (n=5).",
     ]
-    assert re.search(r"\| sam \| 70.28 ± 0.46 \| n/a \|.* n/a \|", summary(found).markdown)
+    assert re.search(r"\| sam \| 70\.28 \[69\.02, 71\.54\] \| n/a \|.* n/a \|", summary(found).markdown)
 
 
 def test_only_the_base(compared):
@@ -134,8 +137,10 @@ def test_some_diverged(compared):
 
 def test_small_metrics_get_more_decimals(compared):
     found = compared({"adamw": [0.0123, 0.0125, 0.0121], "sam": [0.0101, 0.0104, 0.0102]}, higher=False, metric="loss")
-    assert "| sam | 0.01023 ± 0.00009 | -0.00207 [-0.00" in summary(found).markdown
-    assert found.verdict[0] == "Yes: sam takes the test loss from 0.01230 ± 0.00012 to 0.01023 ± 0.00009."
+    assert "| sam | 0.01023 [0.00985, 0.01061] | -0.00207 [-0.00" in summary(found).markdown
+    assert found.verdict[0] == (
+        "Yes: sam takes the test loss from 0.01230 [0.01180, 0.01280] to 0.01023 [0.00985, 0.01061]."
+    )
 
 
 def test_files(compared):
@@ -160,16 +165,21 @@ def test_a_folder_that_cannot_be_written_at_the_end(compared):
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.tags, self.addresses, self.text = set(), [], ""
+        self.tags, self.scripts, self.addresses, self.text = set(), [], [], ""
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        if tag == "script":
+            self.scripts.append("")
         self.addresses += [
             value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset") and value
         ]
 
     def handle_data(self, data):
-        self.text += data
+        if self.lasttag == "script" and data.strip():
+            self.scripts[-1] += data
+        else:
+            self.text += data
 
 
 def test_the_page_needs_nothing_else_and_escapes_names(compared):
@@ -177,18 +187,26 @@ def test_the_page_needs_nothing_else_and_escapes_names(compared):
     text = html(compared({"adamw": BASE, "sam": SAM}, name=hostile, metric="<img src=x onerror=alert(2)>"))
     page = _Page()
     page.feed(text)
-    assert not page.tags & {"script", "img", "link", "iframe", "object"}
+    assert not page.tags & {"img", "link", "iframe", "object"}
     assert all(address.startswith("#") for address in page.addresses)
     assert "@import" not in text
     assert all(address.startswith("#") for address in re.findall(r"url\((.*?)\)", text))
     assert hostile in page.text
     assert "lr 0.1" in page.text
     assert "torch 2, steppe 0, python 3" in page.text
+    numbers, script = page.scripts
+    assert [row["name"] for row in json.loads(numbers)[0]["rows"]] == ["adamw", "sam"]
+    assert script.strip() == (SHOW / "templates/page.js").read_text().strip()
 
 
-def test_a_hostile_method_name_is_escaped(compared):
-    text = html(compared({"adamw": BASE, "<b onclick=x>": SAM}))
-    assert "<b onclick" not in text
+@pytest.mark.parametrize("name", ["<b onclick=x>", "</script><b onclick=x>", "<!--<script>", "-->"])
+def test_a_hostile_method_name_is_escaped(compared, name):
+    text = html(compared({"adamw": BASE, name: SAM}))
+    page = _Page()
+    page.feed(text)
+    assert "b" not in page.tags
+    assert len(page.scripts) == 2
+    assert {row["name"] for panel in json.loads(page.scripts[0]) for row in panel["rows"]} == {"adamw", name}
 
 
 def test_a_name_of_the_users_is_no_mathematics(compared):
@@ -252,9 +270,9 @@ def test_notebooks_show_table_and_verdict(compared):
     cells = Cells(page)
     assert cells.rows[0][:2] == ["method", "test accuracy (%)"]
     assert {row[0]: row[1] for row in cells.rows[1:]} == {
-        "adamw": "65.64 ± 0.47",
-        "sam": "70.28 ± 0.46",
-        "gsam": "65.64 ± 0.47",
+        "adamw": "65.64 [64.34, 66.94]",
+        "sam": "70.28 [69.02, 71.54]",
+        "gsam": "65.64 [64.33, 66.95]",
     }
     assert {row[0] for row in cells.rows} & set(cells.bold) == {"adamw", "sam"}  # the base, and what is significant
     assert page.startswith(f"<p><strong>{found.verdict[0]}</strong> {plain(found.verdict[1])}")

@@ -41,8 +41,9 @@ def test_those_that_cannot_be_told_apart_are_named_together(compared):
     found = compared({"adamw": BASE, "sam": SAM, "gsam": LIKE_SAM, "usam": BETWEEN})
     first, second, *_ = found.verdict
     assert first == (
-        "Yes: sam and gsam, which this design cannot tell apart, take the test accuracy (%) from 65.64 ± 0.47 to "
-        "70.28 ± 0.46 and 70.18 ± 0.37."
+        "Yes: sam and gsam, which this design cannot tell apart, take the test accuracy (%) from 65.64 [64.34, "
+        "66.94] to "
+        "70.28 [69.02, 71.54] and 70.18 [69.17, 71.19]."
     )
     assert second.startswith("The difference of sam to adamw is +4.64 (95 % interval ")
     assert second.endswith("Also significantly better, but less so: usam.")
@@ -81,7 +82,7 @@ def test_too_small_a_test_set_is_said(compared):
     assert sees.startswith("With 3 seeds and 50 test examples (one is 2.00), a true difference of ")
     assert sees.endswith("; one of +2.00, as that of sam, takes more test examples, whatever the seeds.")
     assert "for other seeds and other test examples" in note(again)
-    assert "Test examples: 50." in note(again)
+    assert "The test data has 50 examples." in note(again)
     assert results(again)["test_examples"] == 50
 
 
@@ -99,7 +100,7 @@ def test_what_is_worse_needs_no_seeds(compared):
 
 def test_what_the_intervals_are_for(compared):
     few = {"adamw": BASE, "sam": SAM}
-    assert "for other seeds, judged by the same test examples;" in note(compared(few))
+    assert "for other seeds, judged by the same test examples];" in note(compared(few))
     own = compared(few, own_split=True, final={"test_examples": 20, "train_examples": 80})
     assert "for other seeds and other splits of the data" in note(own)
     row = own.rows[1]

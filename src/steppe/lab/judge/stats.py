@@ -1,4 +1,4 @@
-"""The numbers of the table: means, standard errors, paired differences."""
+"""The numbers of the table: means, their intervals, paired differences."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from ..trials.records import Final, Record
 from .differences import MINIMUM_PAIRS, Difference, between, holm
+from .noise import LEVEL
 from .targets import Target, target, value_of
 
 COSTS = {"gradient_evaluations": "gradient evaluations", "examples": "example gradients"}
@@ -23,11 +24,15 @@ class Mean:
         value: The mean.
         error: Its standard error; None if there is one number only.
         n: How many numbers.
+        low: Lower end of the 95 % interval (Student's t); None if there is one number only.
+        high: Upper end.
     """
 
     value: float
     error: float | None
     n: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Row:
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Return mean and standard error.
+    """Return mean, standard error and 95 % interval.
 
     Args:
         values: At least one number.
@@ -85,11 +90,23 @@ def mean(values: Sequence[float]) -> Mean:
         The mean, with the sample's standard deviation over the root of n as error.
 
     Example:
-        >>> mean([1.0, 3.0])
-        Mean(value=2.0, error=1.0, n=2)
+        >>> found = mean([1.0, 2.0, 3.0])
+        >>> [round(number, 3) for number in (found.value, found.error, found.low, found.high)]
+        [2.0, 0.577, -0.484, 4.484]
     """
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Mean(fmean(values), error, len(values))
+    n, centre = len(values), fmean(values)
+    if n < 2:
+        return Mean(centre, None, n)
+    error = stdev(values) / math.sqrt(n)
+    half = half_width(error, n)
+    return Mean(centre, error, n, centre - half, centre + half)
+
+
+def half_width(error: float, n: int) -> float:
+    """Return how far the 95 % interval reaches to either side of a mean of n numbers with this standard error."""
+    from scipy import stats
+
+    return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
 
 
 def sharpness_and_metric(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:

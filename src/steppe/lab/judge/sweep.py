@@ -12,7 +12,7 @@ from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
 from . import frames
 from .points import Point, in_order
-from .words import decimals_of, with_error
+from .words import decimals_of, with_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -72,12 +72,12 @@ class Sweep:
         if best is None or best.validation is None:
             sentences.append("No answer: no setting came to its end with finite numbers. Try smaller learning rates.")
         else:
-            value = with_error(best.validation, self.digits)
+            value = with_interval(best.validation, self.digits)
             sentences.append(
                 f"Best of {len(self.points)}: {words(best.setting)}, validation {asked.metric_name} {value}."
             )
             if best.test is not None:
-                test = with_error(best.test, self.digits)
+                test = with_interval(best.test, self.digits)
                 sentences.append(f"Its test {asked.metric_name} is {test} (n={best.test.n}).")
         if self.edges:
             names = " and ".join(self.edges)

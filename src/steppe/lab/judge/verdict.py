@@ -11,7 +11,7 @@ from .design import sight
 from .differences import MINIMUM_PAIRS
 from .group import Answer, answer
 from .stats import COSTS, Row
-from .words import decimals, names, tested, with_error
+from .words import decimals, names, tested, with_interval
 
 if TYPE_CHECKING:
     from ..plans.comparison import Plan
@@ -57,7 +57,7 @@ def _untested(plan: Plan, rows: Sequence[Row], usable: Sequence[Row], digits: in
     top = _best(usable, plan.higher_is_better)
     assert top is not None
     assert top.metric is not None
-    value = with_error(top.metric, digits)
+    value = with_interval(top.metric, digits)
     highest = f"The best mean test {plan.metric_name} is that of {top.method}: {value} (n={top.metric.n})."
     base = next((row for row in rows if row.is_base), None)
     if base is None:
@@ -74,8 +74,8 @@ def _untested(plan: Plan, rows: Sequence[Row], usable: Sequence[Row], digits: in
 def _yes(plan: Plan, base: Row, found: Answer, digits: int) -> list[str]:
     best, tests = found.best, len(found.tested)
     assert base.metric is not None
-    before = with_error(base.metric, digits)
-    values = [with_error(row.metric, digits) for row in best if row.metric is not None]
+    before = with_interval(base.metric, digits)
+    values = [with_interval(row.metric, digits) for row in best if row.metric is not None]
     if len(best) == 1:
         headline = f"Yes: {best[0].method} takes the test {plan.metric_name} from {before} to {values[0]}."
     else:

@@ -26,9 +26,11 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def with_error(mean: Mean, digits: int) -> str:
-    """Format a mean with its standard error, if it has one."""
-    return f"{mean.value:.{digits}f}" + (f" ± {mean.error:.{digits}f}" if mean.error is not None else "")
+def with_interval(mean: Mean, digits: int) -> str:
+    """Format a mean with its 95 % interval, if it has one."""
+    if mean.low is None or mean.high is None:
+        return f"{mean.value:.{digits}f}"
+    return f"{mean.value:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
 
 
 def names(rows: Sequence[Row]) -> str:

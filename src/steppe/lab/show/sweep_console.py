@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..judge.points import Point, in_order
 from ..judge.sweep import Sweep
-from ..judge.words import decimals_of, with_error
+from ..judge.words import decimals_of, with_interval
 from ..plans.grid import words
 from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
@@ -60,7 +60,7 @@ class ConsoleObserver(LiveLine):
         if point.validation is None:
             epochs = [result.diverged for result in point.seeds if result.diverged is not None]
             return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
-        mean = with_error(point.validation, decimals_of([point.validation.value]))
+        mean = with_interval(point.validation, decimals_of([point.validation.value]))
         return text + f"validation {self._asked.metric_name} {mean}, {point.seconds:.1f} s"
 
 

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
-from ..judge.design import covers, test_examples
+from ..judge.design import covers
 from ..judge.stats import Mean, Row
-from ..judge.words import decimals, signed, with_error
+from ..judge.words import decimals, signed, with_interval
+from . import facts
 
 if TYPE_CHECKING:
     from ..judge.comparison import Comparison
 
 
 def note(comparison: Comparison) -> str:
-    """Say what the columns are, and what the intervals are for."""
-    count = test_examples(comparison.records)
+    """Say what the columns are, what the intervals are for, and on how many examples the test metric is."""
+    n = facts.examples(comparison.records, "test")
     texts = [
-        "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval for "
-        f"{covers(comparison.records)}; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse "
-        "the metric is on test than on training data.",
-        "" if count is None else f"Test examples: {count}.",
+        "Mean over seeds [its 95 % interval for other seeds]; differences to the base are paired by seed [95 % "
+        f"interval for {covers(comparison.records)}]; * means p < 0.05 after Holm's correction for all methods. Gap: how much "
+        "worse the metric is on test than on training data.",
+        "" if n is None else f"The test data has {facts.counted(n)} examples.",
     ]
     found = next((row.target for row in comparison.rows if row.target is not None), None)
     if found is not None:
@@ -120,7 +121,7 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
     spent = getattr(row, cost)
     texts = [
         row.method,
-        "n/a" if row.metric is None else with_error(row.metric, digits),
+        "n/a" if row.metric is None else with_interval(row.metric, digits),
         _difference(row, digits),
         "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
         "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
@@ -133,7 +134,9 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
 def _mean(mean: Mean | None) -> str:
     if mean is None:
         return "n/a"
-    return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")
+    if mean.low is None or mean.high is None:
+        return _three(mean.value)
+    return f"{_three(mean.value)} [{_three(mean.low)}, {_three(mean.high)}]"
 
 
 def _three(value: float) -> str:

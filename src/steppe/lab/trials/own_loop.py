@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,9 @@ def run_loop(
         updates=run.updates,
         seconds=run.seconds,
         versions=all_versions(),
-        hardware=None if config.device is None else name_of(str(host.device)),
+        hardware=name_of(str(host.device)),
+        parameters=run.parameters,
+        date=date.today().isoformat(),
         not_deterministic=sorted(inexact),
         metric_name=name or None,
     )

@@ -193,7 +193,10 @@ class Record(Model):
         updates: Parameter updates in all.
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
-        hardware: What the accelerator is called, if there was one.
+        hardware: What the accelerator is called, or without one the processor.
+        parameters: How many numbers the model's parameters are, frozen ones included; in a loop of the user's own
+            those that its optimizers were given.
+        date: The day on which the trial ended, such as ``2026-01-31``.
         metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
         not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
     """
@@ -211,6 +214,8 @@ class Record(Model):
     seconds: float
     versions: dict[str, str]
     hardware: str | None = None
+    parameters: int | None = None
+    date: str | None = None
     not_deterministic: list[str] = []
     metric_name: str | None = None
 

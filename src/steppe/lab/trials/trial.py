@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from statistics import fmean
 from typing import Any
 
@@ -81,7 +82,9 @@ def run_trial(
             updates=training.step,
             seconds=training.seconds,
             versions=all_versions(),
-            hardware=None if config.device is None else name_of(str(host.device)),
+            hardware=name_of(str(host.device)),
+            parameters=sum(parameter.numel() for parameter in training.model.parameters()),
+            date=date.today().isoformat(),
             not_deterministic=sorted(inexact),
         )
 

@@ -42,8 +42,7 @@ def test_those_that_cannot_be_told_apart_are_named_together(compared):
     first, second, *_ = found.verdict
     assert first == (
         "Yes: sam and gsam, which this design cannot tell apart, take the test accuracy (%) from 65.64 [64.34, "
-        "66.94] to "
-        "70.28 [69.02, 71.54] and 70.18 [69.17, 71.19]."
+        "66.94] to 70.28 [69.02, 71.54] and 70.18 [69.17, 71.19]."
     )
     assert second.startswith("The difference of sam to adamw is +4.64 (95 % interval ")
     assert second.endswith("Also significantly better, but less so: usam.")

@@ -20,8 +20,8 @@ def note(comparison: Comparison) -> str:
     n = facts.examples(comparison.records, "test")
     texts = [
         "Mean over seeds [its 95 % interval for other seeds]; differences to the base are paired by seed [95 % "
-        f"interval for {covers(comparison.records)}]; * means p < 0.05 after Holm's correction for all methods. Gap: how much "
-        "worse the metric is on test than on training data.",
+        f"interval for {covers(comparison.records)}]; * means p < 0.05 after Holm's correction for all methods. Gap: "
+        "how much worse the metric is on test than on training data.",
         "" if n is None else f"The test data has {facts.counted(n)} examples.",
     ]
     found = next((row.target for row in comparison.rows if row.target is not None), None)

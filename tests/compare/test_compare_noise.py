@@ -85,6 +85,13 @@ def test_outcomes_that_do_not_pair_up_are_left_out(other):
     assert found == paired([10.0, 5.0, 15.0])
 
 
+def test_fewer_groups_are_made_of_more():
+    """Trials of one row were put into four groups, those of the other into two, each of two of those."""
+    base = finals([50.0, 60.0, 55.0], [[0.0, 100.0], [20.0, 100.0], [10.0, 100.0]])
+    sam = finals([60.0, 65.0, 70.0], [[10.0, 90.0, 30.0, 110.0], [30.0, 100.0, 30.0, 100.0], [40.0, 80.0, 40.0, 120.0]])
+    assert between(sam, base) == paired([10.0, 5.0, 15.0], [[20.0, 0.0], [10.0, 0.0], [30.0, 0.0]])
+
+
 def test_own_splits_vary_by_seed_and_do_not_pair_up():
     base = finals([50.0, 60.0, 55.0], [[0.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0)
     sam = finals([60.0, 65.0, 70.0], [[10.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0)

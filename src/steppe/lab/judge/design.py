@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..trials.records import Record
+from .differences import grouped
 from .noise import MOST_SEEDS
 from .stats import Row
 from .words import signed
@@ -23,7 +24,7 @@ def covers(records: Sequence[Record]) -> str:
     finals = [record.final for record in records if record.final is not None]
     if any(record.config.own_split for record in records):
         return "other seeds and other splits of the data (corrected for their overlap, Nadeau and Bengio)"
-    if finals and all(final.test_parts is not None for final in finals):
+    if grouped(finals) is not None:
         return "other seeds and other test examples"
     return "other seeds, judged by the same test examples"
 

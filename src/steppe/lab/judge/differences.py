@@ -109,15 +109,31 @@ def between(one: Mapping[int, Final], other: Mapping[int, Final], own_split: boo
     ]
     finals = [final for pair in pairs for final in pair]
     steps = [final.test_step for final in finals if final.test_step is not None]
-    parts = [final.test_parts for final in finals if final.test_parts is not None]
-    alike = len(parts) == len(finals) and len({len(part) for part in parts}) == 1 and len(parts[0]) > 1
     return paired(
         values,
-        [_minus(a.test_parts or (), b.test_parts or ()) for a, b in pairs] if alike else None,
+        _parts(pairs),
         max(steps) if len(steps) == len(finals) and steps else None,
         fmean([(final.test_examples or 0) / (final.train_examples or 1) for final in finals]) if own_split else None,
     )
 
 
-def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+def grouped(finals: Sequence[Final]) -> int | None:
+    """Return into how many groups of test examples all trials can be put; None if there are not two such groups.
+
+    A trial whose metric took long has 20 in place of 100, each of which is five of the others.
+    """
+    counts = {len(final.test_parts or ()) for final in finals}
+    fewest = min(counts, default=0)
+    return fewest if fewest > 1 and all(count % fewest == 0 for count in counts) else None
+
+
+def _parts(pairs: Sequence[tuple[Final, Final]]) -> list[list[float]] | None:
+    count = grouped([final for pair in pairs for final in pair])
+    if count is None:
+        return None
+
+    def of(final: Final) -> list[float]:
+        parts = final.test_parts or []
+        return [fmean(parts[group::count]) for group in range(count)]
+
+    return [[x - y for x, y in zip(of(a), of(b), strict=True)] for a, b in pairs]

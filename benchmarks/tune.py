@@ -164,14 +164,20 @@ def tune(task: str, base: str, methods: Sequence[str], seeds: int, epochs: int |
 
 
 def choose(groups: Sequence[Sequence[Record]], higher_is_better: bool) -> int | None:
-    """Return the index of the setting with the best mean validation metric among those that never diverged."""
-    scores = {
-        index: fmean(record.final.validation_metric for record in group if record.final)
+    """Return the index of the setting with the best mean validation metric among those that never diverged.
+
+    Ties are settled by the validation loss, then by order.
+    """
+    sign = -1.0 if higher_is_better else 1.0
+    ranks = {
+        index: (
+            sign * fmean(record.final.validation_metric for record in group if record.final),
+            fmean(record.final.validation_loss for record in group if record.final),
+        )
         for index, group in enumerate(groups)
         if all(record.final for record in group)
     }
-    pick = max if higher_is_better else min
-    return pick(scores, key=lambda index: scores[index]) if scores else None
+    return min(ranks, key=lambda index: ranks[index]) if ranks else None
 
 
 def score(group: Sequence[Record]) -> str:

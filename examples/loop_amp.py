@@ -25,13 +25,13 @@ def train(run):
         with torch.autocast(kind, dtype=torch.float16 if kind == "cuda" else torch.bfloat16):
             return nn.functional.cross_entropy(model(x[batch]), y[batch])
 
-    def accuracy(part):
+    def right(part):
         with run.paused(), torch.no_grad():
-            return 100 * (model.eval()(x[part]).argmax(1) == y[part]).double().mean()
+            return 100.0 * (model.eval()(x[part]).argmax(1) == y[part])
 
     for epoch in range(run.epochs):
         model.train()
         for batch in TRAIN[torch.randperm(len(TRAIN), generator=order)].split(128):
             loss = run.step(opt, batch, loss_of, micro=32, scaler=scaler)
-        run.report(epoch, loss=loss, accuracy=accuracy(VALIDATION))
-    return {"accuracy": accuracy(TEST)}
+        run.report(epoch, loss=loss, accuracy=right(VALIDATION).double().mean())
+    return {"accuracy": right(TEST)}  # one number for each example

@@ -77,7 +77,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         yield begin
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., Record]:
     """Make a record of two epochs from a few numbers."""
 
@@ -90,12 +90,13 @@ def record() -> Callable[..., Record]:
         seconds: float = 1.0,
         evaluations: int = 10,
         sharpness: dict[str, float | None] | None = None,
+        final: dict[str, Any] | None = None,
         **more: Any,
     ) -> Record:
         config = TrialConfig(
             task="mnist1d", method=method, hyperparameters={}, seed=seed, epochs=2, batch_size=5, versions={}, **more
         )
-        final = (
+        found = (
             None
             if test is None
             else Final(
@@ -106,6 +107,7 @@ def record() -> Callable[..., Record]:
                 test_loss=0.7,
                 test_metric=test,
                 sharpness=sharpness,
+                **(final or {}),
             )
         )
         curve = Curve(
@@ -119,10 +121,10 @@ def record() -> Callable[..., Record]:
         return Record(
             key=config.key,
             config=config,
-            status="diverged" if final is None else "finished",
-            diverged=Diverged(epoch=1, step=3) if final is None else None,
-            curve=Curve() if final is None else curve,
-            final=final,
+            status="diverged" if found is None else "finished",
+            diverged=Diverged(epoch=1, step=3) if found is None else None,
+            curve=Curve() if found is None else curve,
+            final=found,
             gradient_evaluations=evaluations,
             examples=5 * evaluations,
             updates=10,

@@ -129,6 +129,9 @@ def test_the_same_examples_in_another_form_give_the_same_numbers(form, method):
         assert found[0].pop("validation_metric") == pytest.approx([v / 100 for v in usual[0].pop("validation_metric")])
         for name in ("train_metric", "validation_metric", "test_metric"):
             assert found[1].pop(name) == pytest.approx(usual[1].pop(name) / 100)
+        assert found[1].pop("test_step") == pytest.approx(usual[1].pop("test_step") / 100)
+        parts = [part / 100 for part in usual[1].pop("test_parts")]
+        assert found[1].pop("test_parts") == pytest.approx(parts, abs=1e-6)  # in single precision
     assert found[0].keys() == usual[0].keys()
     for one, other in zip(found[:2], usual[:2], strict=True):
         for name in other:

@@ -209,3 +209,23 @@ def test_operations_in_no_fixed_order_are_taken_down(recwarn):
     assert [str(one.message) for one in recwarn.list] == ["another thing"]
     with reproducible(0):
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+PROCESSORS = """processor\t: 0
+model name\t: Some Processor @ 2.10GHz
+processor\t: 1
+model name\t: Some Processor @ 2.10GHz
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [(PROCESSORS, "Some Processor @ 2.10GHz"), ("processor\t: 0\n", "of the platform"), (None, "of the platform")],
+)
+def test_what_the_processor_is_called(tmp_path, monkeypatch, content, name):
+    file = tmp_path / "cpuinfo"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(devices, "_PROCESSORS", file)
+    monkeypatch.setattr(devices.platform, "processor", lambda: "of the platform")
+    assert devices.name_of("cpu") == name

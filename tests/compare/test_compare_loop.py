@@ -20,6 +20,7 @@ from steppe.lab.errors import RunError, UserError
 from steppe.lab.tasks.loop import Loop, takes_run
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.tasks.task import Task
+from steppe.lab.trials.devices import name_of
 from steppe.lab.trials.own_loop import run_loop
 from steppe.lab.trials.records import TrialConfig
 from steppe.lab.trials.trial import run_trial
@@ -167,6 +168,22 @@ def test_a_loop_that_does_what_the_lab_does_finds_the_same(method):
     assert record.curve.validation_loss == wanted.curve.validation_loss
     assert record.curve.validation_metric == wanted.curve.validation_metric
     assert (record.gradient_evaluations, record.examples) == (wanted.gradient_evaluations, wanted.examples)
+
+
+def test_parameters_are_those_that_optimizers_were_given_each_once():
+    def train(run):
+        first, second = nn.Linear(3, 2), nn.Linear(2, 2)
+        first.bias.requires_grad_(False)
+        opt = run.optimizer(first)
+        run.optimizer(second.weight for _ in range(1))
+        run.optimizer(first)
+        for batch in batches():
+            run.step(opt, batch, loss_of(first))
+        return {"accuracy": 0.5}
+
+    record = run_loop(config("sam"), Loop(train))
+    assert record.parameters == 3 * 2 + 2 + 2 * 2
+    assert (record.hardware, len(record.date)) == (name_of("cpu"), len("2026-01-31"))
 
 
 def test_an_optimizer_of_nothing_that_trains():
@@ -435,3 +452,60 @@ def test_hosts_say_nothing_within_a_trial_and_speak_again_after_it(caplog, monke
     assert [record.getMessage() for record in caplog.records] == ["is said", "is said too"]
     assert [str(warning.message) for warning in recwarn] == ["shown"]
     assert host.level == logging.INFO
+
+
+RIGHT = (torch.arange(230) % 7 < 5).double()
+
+
+@pytest.mark.parametrize(
+    "outcomes",
+    [
+        RIGHT,
+        RIGHT.float().requires_grad_(),
+        RIGHT.bool(),
+        RIGHT.numpy(),
+        RIGHT.tolist(),
+        [*RIGHT],
+        tuple(RIGHT.tolist()),
+    ],
+)
+def test_outcomes_of_test_examples_in_place_of_their_mean(outcomes):
+    final = run_loop(config(), Loop(returning({"accuracy": outcomes, "bias": [1.0, 2.0]}))).final
+    assert final.test_metric == pytest.approx(RIGHT.mean().item())
+    assert final.test_more == {"bias": 1.5}
+    assert (final.train_examples, final.test_examples) == (None, 230)
+    groups = [RIGHT[group::100].mean().item() for group in range(100)]
+    assert final.test_parts == pytest.approx(groups, rel=1e-6)
+    assert final.test_step == pytest.approx(1 / 230, rel=1e-6)
+
+
+def test_outcomes_that_are_no_yes_or_no():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    final = run_loop(config(), Loop(returning({"error": values}))).final
+    assert (final.test_metric, final.test_parts, final.test_step) == (3.0, [1.0, 2.0, 6.0], 1.5)
+    assert run_loop(config(), Loop(returning({"error": torch.tensor([1.0, math.nan])}))).status == "diverged"
+    single = run_loop(config(), Loop(returning({"error": torch.tensor([2.0])}))).final
+    assert (single.test_metric, single.test_examples, single.test_parts) == (2.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"), [(torch.zeros(2, 3), (2, 3)), ([], (0,)), (torch.zeros(0), (0,)), ([[1.0, 2.0]], (1, 2))]
+)
+def test_outcomes_of_another_shape(value, shape):
+    message = f"train must return 'accuracy' as a number, or as one number for each test example, got shape {shape}"
+    with pytest.raises(UserError) as caught:
+        run_loop(config(), Loop(returning({"accuracy": value})))
+    assert str(caught.value) == message
+
+
+def test_a_task_is_no_loop():
+    splits = [(X[a:b], Y[a:b]) for a, b in ((0, 30), (30, 45), (45, 60))]
+
+    def made(folder):
+        return Task(lambda: nn.Linear(3, 2), *splits)
+
+    message = (
+        "made returned a Task, and was taken for a training loop since it takes an argument; a function that makes"
+    )
+    with pytest.raises(UserError, match=message):
+        run_loop(config(), Loop(made))

@@ -7,21 +7,24 @@ import sys
 from dataclasses import replace
 from html import escape as plain
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from steppe.lab.errors import RunError, UserError
-from steppe.lab.judge import verdict
 from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import summarize
+from steppe.lab.judge.words import probability
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.comparison import Plan
 from steppe.lab.plans.workers import Workers
+from steppe.lab.show import report
 from steppe.lab.show.report import html, write_report
 from steppe.lab.show.table import summary
 from steppe.lab.tasks.sources import TaskSource
 from steppe.lab.trials.finding import names
 
+SHOW = Path(report.__file__).parent
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
 SAME = [65.2, 65.9, 64.1, 66.1, 66.9]
@@ -45,14 +48,15 @@ def compared(record, tmp_path):
 
 
 def test_yes(compared):
-    first, second, cost = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
-    assert first == "Yes: sam takes the test accuracy (%) from 65.64 ± 0.47 to 70.28 ± 0.46."
+    first, second, cost, target = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
+    assert first == "Yes: sam takes the test accuracy (%) from 65.64 [64.34, 66.94] to 70.28 [69.02, 71.54]."
     assert second.startswith("The difference to adamw is +4.64 (95 % interval +3.")
     assert "corrected for 2 methods" in second
     assert cost.startswith(
         "At equal epochs sam takes 2.0 times the gradient evaluations of adamw and 2.0 times its training time;"
     )
     assert "(epoch 1 of 2, its learning rate still high) its validation accuracy (%) was 50.00, against 65.64" in cost
+    assert target.startswith("It reached and kept the final validation accuracy (%) of adamw (65.64) after ")
 
 
 def test_the_cost_is_that_of_the_method_that_the_answer_names(compared):
@@ -62,7 +66,7 @@ def test_the_cost_is_that_of_the_method_that_the_answer_names(compared):
     means = {row.method: row.metric.value for row in found.rows}
     assert means["gsam"] > means["sam"]
     assert found.verdict[0].startswith("Yes: sam takes")
-    assert found.verdict[-1].startswith("At equal epochs sam takes")
+    assert found.verdict[-2].startswith("At equal epochs sam takes")
 
 
 def test_a_method_that_costs_no_more(compared):
@@ -77,14 +81,18 @@ def test_a_method_that_costs_no_more(compared):
 def test_a_lower_metric_can_be_the_better_one(compared):
     methods = {"adamw": SAM, "sam": BASE}
     assert compared(methods, higher=False).verdict[0].startswith("Yes: sam takes")
-    assert compared(methods).verdict[:2][0] == "No: sam is not significantly better than adamw here."
-    assert "Significantly worse than adamw: sam." in compared(methods).verdict[1]
+    assert compared(methods).verdict[0] == "No: sam is significantly worse than adamw here."
+    assert compared(methods).verdict[1].startswith("The difference is -4.64 (95 % interval")
+    one_of_two = compared({**methods, "gsam": SAM}).verdict
+    assert one_of_two[0] == "No: none of the 2 methods tested is significantly better than adamw here."
+    assert "Significantly worse than adamw: sam." in one_of_two[1]
 
 
 def test_no_when_nothing_helps(compared):
-    first, second, _ = compared({"adamw": BASE, "sam": SAME, "gsam": BASE}).verdict
+    first, second, sees, *_ = compared({"adamw": BASE, "sam": SAME, "gsam": BASE}).verdict
     assert first == "No: none of the 2 methods tested is significantly better than adamw here."
     assert second.startswith("The most favourable difference is that of ")
+    assert sees.startswith("With 5 seeds, a true difference of ")
 
 
 def test_one_seed_gives_no_answer(compared):
@@ -98,9 +106,9 @@ def test_base_missing(compared):
     found = compared({"sam": SAM, "gsam": SAME})
     assert found.verdict == [
         "No comparison: the base adamw is not among the methods, so no differences are stated.",
-        "The best mean test accuracy (%) is that of sam: 70.28 ± 0.46 (n=5).",
+        "The best mean test accuracy (%) is that of sam: 70.28 [69.02, 71.54] (n=5).",
     ]
-    assert re.search(r"\| sam \| 70.28 ± 0.46 \| n/a \|.* n/a \|", summary(found).markdown)
+    assert re.search(r"\| sam \| 70\.28 \[69\.02, 71\.54\] \| n/a \|.* n/a \|", summary(found).markdown)
 
 
 def test_only_the_base(compared):
@@ -129,8 +137,10 @@ def test_some_diverged(compared):
 
 def test_small_metrics_get_more_decimals(compared):
     found = compared({"adamw": [0.0123, 0.0125, 0.0121], "sam": [0.0101, 0.0104, 0.0102]}, higher=False, metric="loss")
-    assert "| sam | 0.01023 ± 0.00009 | -0.00207 [-0.00" in summary(found).markdown
-    assert found.verdict[0] == "Yes: sam takes the test loss from 0.01230 ± 0.00012 to 0.01023 ± 0.00009."
+    assert "| sam | 0.01023 [0.00985, 0.01061] | -0.00207 [-0.00" in summary(found).markdown
+    assert found.verdict[0] == (
+        "Yes: sam takes the test loss from 0.01230 [0.01180, 0.01280] to 0.01023 [0.00985, 0.01061]."
+    )
 
 
 def test_files(compared):
@@ -155,16 +165,21 @@ def test_a_folder_that_cannot_be_written_at_the_end(compared):
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.tags, self.addresses, self.text = set(), [], ""
+        self.tags, self.scripts, self.addresses, self.text = set(), [], [], ""
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
+        if tag == "script":
+            self.scripts.append("")
         self.addresses += [
             value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset") and value
         ]
 
     def handle_data(self, data):
-        self.text += data
+        if self.lasttag == "script" and data.strip():
+            self.scripts[-1] += data
+        else:
+            self.text += data
 
 
 def test_the_page_needs_nothing_else_and_escapes_names(compared):
@@ -172,18 +187,26 @@ def test_the_page_needs_nothing_else_and_escapes_names(compared):
     text = html(compared({"adamw": BASE, "sam": SAM}, name=hostile, metric="<img src=x onerror=alert(2)>"))
     page = _Page()
     page.feed(text)
-    assert not page.tags & {"script", "img", "link", "iframe", "object"}
+    assert not page.tags & {"img", "link", "iframe", "object"}
     assert all(address.startswith("#") for address in page.addresses)
     assert "@import" not in text
     assert all(address.startswith("#") for address in re.findall(r"url\((.*?)\)", text))
     assert hostile in page.text
     assert "lr 0.1" in page.text
     assert "torch 2, steppe 0, python 3" in page.text
+    numbers, script = page.scripts
+    assert [row["name"] for row in json.loads(numbers)[0]["rows"]] == ["adamw", "sam"]
+    assert script.strip() == (SHOW / "templates/page.js").read_text().strip()
 
 
-def test_a_hostile_method_name_is_escaped(compared):
-    text = html(compared({"adamw": BASE, "<b onclick=x>": SAM}))
-    assert "<b onclick" not in text
+@pytest.mark.parametrize("name", ["<b onclick=x>", "</script><b onclick=x>", "<!--<script>", "-->"])
+def test_a_hostile_method_name_is_escaped(compared, name):
+    text = html(compared({"adamw": BASE, name: SAM}))
+    page = _Page()
+    page.feed(text)
+    assert "b" not in page.tags
+    assert len(page.scripts) == 2
+    assert {row["name"] for panel in json.loads(page.scripts[0]) for row in panel["rows"]} == {"adamw", name}
 
 
 def test_a_name_of_the_users_is_no_mathematics(compared):
@@ -200,7 +223,7 @@ def test_markdown_escapes_what_would_break_the_table(compared):
 
 @pytest.mark.parametrize(("value", "text"), [(0.0004, "p<0.001"), (0.0123, "p=0.012"), (1.0, "p=1.000")])
 def test_p_values_are_written_as_people_write_them(value, text):
-    assert verdict._p(value) == text
+    assert probability(value) == text
 
 
 # In scripts and notebooks
@@ -247,9 +270,9 @@ def test_notebooks_show_table_and_verdict(compared):
     cells = Cells(page)
     assert cells.rows[0][:2] == ["method", "test accuracy (%)"]
     assert {row[0]: row[1] for row in cells.rows[1:]} == {
-        "adamw": "65.64 ± 0.47",
-        "sam": "70.28 ± 0.46",
-        "gsam": "65.64 ± 0.47",
+        "adamw": "65.64 [64.34, 66.94]",
+        "sam": "70.28 [69.02, 71.54]",
+        "gsam": "65.64 [64.33, 66.95]",
     }
     assert {row[0] for row in cells.rows} & set(cells.bold) == {"adamw", "sam"}  # the base, and what is significant
     assert page.startswith(f"<p><strong>{found.verdict[0]}</strong> {plain(found.verdict[1])}")

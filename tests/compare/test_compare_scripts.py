@@ -75,3 +75,12 @@ def test_a_setting_that_diverged_once_is_not_chosen(tune, record):
     assert tune.choose([good, better], True) == 0
     assert tune.choose([[record("sam", 0, 0.2)], [record("sam", 0, 0.1)]], False) == 1
     assert tune.choose([better], True) is None
+
+
+def test_ties_of_the_metric_are_settled_by_the_loss(tune, record):
+    def tied(loss):
+        found = record("sam", 0, 60.0)
+        return [found.model_copy(update={"final": found.final.model_copy(update={"validation_loss": loss})})]
+
+    for higher in (True, False):
+        assert tune.choose([tied(0.5), tied(0.4), tied(0.4)], higher) == 1

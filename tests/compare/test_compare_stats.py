@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from steppe.lab.judge.stats import Mean, holm, mean, paired, summarize
+from steppe.lab.judge.differences import holm, paired
+from steppe.lab.judge.stats import Mean, mean, summarize
 
 BASE = [65.1, 66.0, 64.2, 65.9, 67.0]
 SAM = [70.2, 70.9, 68.8, 71.5, 70.0]
@@ -60,9 +60,16 @@ def test_correction_covers_all_methods(record):
 
 
 def test_equal_differences_need_no_division(record):
-    assert asdict(paired([0.0, 0.0, 0.0])) == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0, "n": 3}
+    none = paired([0.0, 0.0, 0.0])
+    assert (none.value, none.low, none.high, none.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_ties_are_no_certainty():
+    """Three equal differences are no proof: their unit is all the spread that is known of them."""
     constant = paired([2.0, 2.0, 2.0])
-    assert (constant.p, constant.low, constant.high) == (0.0, 2.0, 2.0)
+    expected = scipy_stats.t.sf(math.sqrt(3), 2) * 2  # mean 2, standard deviation 2
+    assert constant.p == pytest.approx(expected)
+    assert constant.low < 0 < constant.high
 
 
 def test_fewer_than_three_seeds_allow_no_test():

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from datetime import date, timedelta
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from steppe.lab.errors import UserError
 from steppe.lab.store import records
 from steppe.lab.tasks.task import Task
 from steppe.lab.trials import trial
+from steppe.lab.trials.devices import name_of
 from steppe.lab.trials.finding import BASES, check_base, check_methods, has_radius, is_wrapper
 from steppe.lab.trials.optimizers import build, check_hyperparameters
 from steppe.lab.trials.records import _BY_EPOCH, Record, TrialConfig
@@ -84,6 +86,15 @@ def test_every_method_trains_and_is_deterministic(method):
     assert first.curve.gradient_evaluations == evaluations
     assert first.gradient_evaluations == evaluations[-1]
     assert first.curve.seconds == sorted(first.curve.seconds)
+
+
+def test_a_record_says_how_large_the_model_is_and_where_and_when_it_was_trained():
+    record = run_trial(config(), task(model=lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))))
+    assert record.parameters == 3 * 4 + 4 + 4 * 2
+    assert record.hardware == name_of("cpu") != ""
+    assert abs(date.fromisoformat(record.date) - date.today()) <= timedelta(days=1)
+    elsewhere = record.model_copy(update={"hardware": "another", "date": "2020-01-31", "parameters": 1})
+    assert elsewhere.config.key == record.key
 
 
 def test_methods_of_one_seed_share_weights_and_batches():

@@ -19,7 +19,7 @@ from torch import nn
 from steppe import cli
 from steppe.lab import UserError
 from steppe.lab.judge.comparison import Comparison
-from steppe.lab.judge.stats import holm
+from steppe.lab.judge.differences import holm
 from steppe.lab.plans import options as config
 from steppe.lab.plans.arms import Arm, find_arms
 from steppe.lab.plans.workers import Workers

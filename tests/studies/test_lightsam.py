@@ -114,6 +114,12 @@ def test_the_share_of_good_settings():
     assert found.statistic("% within 1 of the best", [2, 3]) == {0: 50.0}
 
 
+def test_settings_that_are_equally_good_are_told_apart_by_their_loss():
+    found = Grid([{}] * 4, {0: [90.0, 90.0, 90.0, 10.0]}, [0, 0, 1, 0], [0.3, 0.2, 0.1, 0.0])
+    assert found.best(range(4)) == 1
+    assert found.best([0, 2, 3]) == 0
+
+
 # Claims
 
 

@@ -60,12 +60,24 @@ def swept(planned):
     return Sweep(made, tuple(found))
 
 
+def test_ties_are_settled_by_the_validation_loss_and_then_by_order(swept):
+    def tied(slot, *losses):
+        found = point(slot, {"rho": 0.01, "lr": 0.1}, 1.0, 2.0)
+        seeds = zip(found.seeds, losses, strict=True)
+        return replace(found, seeds=tuple(seed.model_copy(update={"validation_loss": loss}) for seed, loss in seeds))
+
+    points = (tied(0, 0.4, 0.4), tied(1, 0.1, 0.5), tied(2, 0.3, 0.3), tied(3, None, None), point(4, {}, 0.9, 1.9))
+    for higher, order in ((False, [4, 1, 2, 0, 3]), (True, [1, 2, 0, 3, 4])):
+        found = Sweep(replace(swept.plan, higher_is_better=higher), points)
+        assert [one.slot for one in found.ranked] == order
+
+
 def test_the_answer(swept):
     assert swept.setting == {"rho": 0.01, "lr": 0.1}
     assert swept.edges == ["rho", "lr"]
     assert swept.verdict == [
-        "Best of 6: rho 0.01, lr 0.1, validation squared error 1.500 ± 0.500.",
-        "Its test squared error is 198.500 ± 0.500 (n=2).",
+        "Best of 6: rho 0.01, lr 0.1, validation squared error 1.500 [-4.853, 7.853].",
+        "Its test squared error is 198.500 [192.147, 204.853] (n=2).",
         "The best rho and lr lie at the edge of the grid; a wider one may have better settings.",
         "Of 6 settings, 1 diverged, 1 pruned (looked bad halfway), 1 given up (workers died at it).",
     ]
@@ -85,7 +97,7 @@ def test_the_files(swept, tmp_path):
     lines = [line.split("|")[1:-1] for line in (out / "table.md").read_text().splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line] for line in lines]
     assert cells[0] == ["", "rho", "lr", "validation squared error", "test squared error", "train loss", "seconds"]
-    assert cells[2] == ["1", "0.01", "0.1", "1.500 ± 0.500", "198.500 ± 0.500", "0.500", "3"]
+    assert cells[2] == ["1", "0.01", "0.1", "1.500 [-4.853, 7.853]", "198.500 [192.147, 204.853]", "0.500", "3"]
     assert [line[4] for line in cells[3:]] == ["-", "-"]  # the test data of the others is not shown
     width, height = struct.unpack(">II", (out / "heatmap.png").read_bytes()[16:24])
     assert width > 500
@@ -98,7 +110,8 @@ def test_the_json_has_everything_but_test_numbers_of_what_was_not_chosen(swept, 
     assert [p["state"] for p in content["points"]] == ["finished"] * 3 + ["diverged", "pruned", "given up"]
     assert content["points"][0]["seeds"][0]["curve"] == [6.0, 3.0]
     assert content["points"][3]["seeds"][0]["diverged"] == 2
-    assert content["best"]["test"] == {"value": 198.5, "error": 0.5, "n": 2}
+    ends = {"low": pytest.approx(192.147, abs=1e-3), "high": pytest.approx(204.853, abs=1e-3)}
+    assert content["best"]["test"] == {"value": 198.5, "error": 0.5, "n": 2, **ends}
     assert content["definition"]["grid"][0]["values"] == [0.01, 0.1, 1.0]
     text = json.dumps([p for p in content["points"] if p["setting"] != content["best"]["setting"]])
     assert "test" not in text
@@ -151,7 +164,7 @@ class Checked(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         named = dict(attributes)
-        if tag in ("script", "link", "iframe") or "src" in named or not named.get("href", "#").startswith("#"):
+        if tag in ("link", "iframe") or "src" in named or not named.get("href", "#").startswith("#"):
             self.outside.append((tag, attributes))
 
     def handle_data(self, data):
@@ -170,7 +183,7 @@ def test_the_page_is_self_contained_and_says_all(swept):
         "diverged in epoch 2",
         "pruned",
         "given up",
-        "1.500 ± 0.500",
+        "1.500 [-4.853, 7.853]",
         "rho=0.01:1:3log",
         "steppe sweep",
     ):
@@ -243,7 +256,7 @@ def test_progress_without_a_terminal(planned, capsys):
         "2/4  rho 0.2: diverged in epoch 2",
         "3/4  rho 0.4: pruned",
         "warning: odd",
-        "4/4  rho 0.3: validation squared error 1.000 ± 0.000, 3.0 s",
+        "4/4  rho 0.3: validation squared error 1.000 [1.000, 1.000], 3.0 s",
     ]
 
 
@@ -263,7 +276,7 @@ def test_the_end_on_the_console(swept, capsys):
     show(swept, Console())
     out = capsys.readouterr().out
     assert "square.py:task, sam, base sgd, 3 epochs, 6 settings, 2 seeds" in out
-    assert re.search(r"1 +0\.01 +0\.1 +1\.500 ± 0\.500 +198\.500 ± 0\.500", out)
+    assert re.search(r"1 +0\.01 +0\.1 +1\.500 \[-4\.853, 7\.853\] +198\.500 \[192\.147, 204\.853\]", out)
     assert out.splitlines()[-1].startswith("report: ")
 
 

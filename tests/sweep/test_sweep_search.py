@@ -36,6 +36,15 @@ def test_random_settings_depend_on_their_number_alone(planned, alone, tmp_path):
     assert min(setting["rho"] for setting in first) < 0.1  # equal ratios: half of them lie below
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_what_is_drawn_has_four_digits_and_stays_within_its_range(planned, alone, sampler):
+    low, high = 0.012345678, 0.012349999
+    made = planned(("rho=0.01:1:log", f"lr={low}:{high}"), sampler=sampler, trials=14, epochs=1)
+    for one in alone(made).points:
+        assert float(f"{one.setting['rho']:.4g}") == one.setting["rho"]
+        assert low <= one.setting["lr"] <= high
+
+
 def test_tpe_learns(planned, alone):
     """A third of all learning rates, by their logarithm, are good; after twenty, most that are tried are."""
     found = alone(planned(("lr=1e-6:1:log",), sampler="tpe", trials=40, epochs=1, method="sgd"))

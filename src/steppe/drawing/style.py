@@ -10,7 +10,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 # Paul Tol's "bright" scheme: distinguishable with every common kind of colour vision, on white and on black.
-_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+_NAMES = {
+    "#4477AA": "blue",
+    "#EE6677": "red",
+    "#228833": "green",
+    "#CCBB44": "yellow",
+    "#66CCEE": "cyan",
+    "#AA3377": "purple",
+}
+_COLOURS = tuple(_NAMES)
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^")
 INK = "#010203"  # stands for the text colour until the SVG is inlined
@@ -37,6 +45,11 @@ class Look:
     marker: str
 
     @property
+    def paint(self) -> str:
+        """The colour as a page writes it, which may have another one of that name in the dark."""
+        return "currentColor" if self.colour is None else _paint(self.colour)
+
+    @property
     def css(self) -> str:
         """The dash pattern for an SVG line of width 2."""
         return "none" if self.dashes == "-" else " ".join(str(2 * length) for length in self.dashes[1])
@@ -60,7 +73,11 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element for a web page; text and axes take the colour of the surrounding text."""
+    """Return a figure as an SVG element for a web page.
+
+    Text and axes take the colour of the surrounding text, rows that of the page's variables ``--blue`` and the like, if
+    it has such.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -69,7 +86,13 @@ def svg(figure: Figure) -> str:
     start, end = text.find("<metadata>"), text.find("</metadata>")
     if start >= 0:
         text = text[:start] + text[end + len("</metadata>") :]
+    for colour in _COLOURS:
+        text = text.replace(f": {colour.lower()}", f": {_paint(colour)}")
     return text.replace(INK, "currentColor").replace("<svg ", '<svg aria-hidden="true" ', 1)
+
+
+def _paint(colour: str) -> str:
+    return f"var(--{_NAMES[colour]}, {colour})"
 
 
 def literal(text: str) -> str:

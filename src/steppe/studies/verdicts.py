@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from ..lab.judge.stats import Difference, holm
+from ..lab.judge.differences import Difference, holm
 
 Verdict = Literal["replicated", "in part", "not replicated", "the opposite"]
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from ...drawing.markdown import table
 from ..judge.comparison import Comparison
-from ..judge.stats import LEVEL, MINIMUM_PAIRS, Row
+from ..judge.differences import MINIMUM_PAIRS
+from ..judge.noise import LEVEL
+from ..judge.stats import Row
 from ..tuning.candidates import Tuned
 from .entries import Bench
 

@@ -25,7 +25,7 @@ from ..tasks.task import Task
 
 
 def compare(
-    task: str | Callable[[], Task] = "mnist1d",
+    task: str | Callable[..., Task] = "mnist1d",
     *,
     methods: Sequence[str | Callable[..., Any]] | None = None,
     base: str | Callable[..., Any] = "adamw",
@@ -57,7 +57,8 @@ def compare(
 
     Args:
         task: ``mnist1d``, ``digits``, ``FILE.py:FUNCTION``, or a function at the top level of a file, or in a notebook,
-            that returns a `Task`.
+            that returns a `Task`. If its one parameter is called ``seed``, it is called with each trial's seed, and
+            splits the data anew for it; intervals then hold for other splits, too.
         methods: Names from ``steppe.methods.METHODS`` and of bases, arms of `settings`, and your own: ``FILE.py:NAME``,
             ``MODULE:NAME``, or a function or class, of a file or a notebook, that takes ``base``, or parameters, and
             hyper-parameters by name, and returns an optimizer; by default the base, all methods and all arms.

@@ -140,7 +140,7 @@ def _again(config: TrialConfig, source: TaskSource, folder: Path, workers: Worke
 def repeat(source: TaskSource, config: TrialConfig, say: Say | None) -> Record:
     """Run a trial on a task that is made anew, as in another session."""
     with _another_session():
-        work.load_anew(source)
+        work.load_anew(source, config)
     return work.run(source, config, False, None, say)[0]
 
 

@@ -46,7 +46,7 @@ def run(
 
     weights: dict[str, Any] = {}
     keep = weights.update if keep_weights else None
-    task = _task(source)
+    task = _task(source, config)
     with brought(code for code in source.along if config.is_by(code.name, code.digest)):
         if isinstance(task, Loop):
             record = run_loop(config, task, host, keep, say)
@@ -63,20 +63,37 @@ def _saved(weights: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+_KEPT = 2  # tasks of seeds of their own, each of which may hold the data
+
 _loaded: dict[TaskSource, Task | Loop] = {}
+_of_seeds: dict[tuple[TaskSource, int], Task | Loop] = {}  # the one that was used last comes last
 
 
-def _task(source: TaskSource) -> Task | Loop:
+def _task(source: TaskSource, config: TrialConfig) -> Task | Loop:
+    if config.own_split:
+        return _of_seed(source, config.seed)
     if source not in _loaded:
         _loaded[source] = source.load()
         _warm_up()
     return _loaded[source]
 
 
-def load_anew(source: TaskSource) -> None:
-    """Make a task once more, whatever was made of it before."""
+def load_anew(source: TaskSource, config: TrialConfig) -> None:
+    """Make the task of a trial once more, whatever was made of it before."""
     _loaded.pop(source, None)
-    _task(source)
+    _of_seeds.pop((source, config.seed), None)
+    _task(source, config)
+
+
+def _of_seed(source: TaskSource, seed: int) -> Task | Loop:
+    known = _of_seeds.pop((source, seed), None)
+    if known is None:
+        while len(_of_seeds) >= _KEPT:
+            del _of_seeds[next(iter(_of_seeds))]
+        known = source.load(seed)
+        _warm_up()
+    _of_seeds[source, seed] = known
+    return known
 
 
 def _warm_up() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -46,11 +48,7 @@ class SeedResult(Model):
     @classmethod
     def of(cls, record: Record) -> SeedResult:
         """Keep of a record what a sweep needs."""
-        numbers = (
-            record.final.model_dump(exclude={"sharpness", "validation_more", "test_more"})
-            if record.final is not None
-            else {}
-        )
+        numbers = record.final.model_dump(include=set(cls.model_fields)) if record.final is not None else {}
         return cls(
             seed=record.config.seed,
             diverged=record.diverged.epoch if record.diverged is not None else None,
@@ -89,6 +87,11 @@ class Point:
         """Likewise of the test metric. Only for a setting that was chosen already."""
         return self._mean("test_metric")
 
+    @cached_property
+    def validation_loss(self) -> Mean | None:
+        """Likewise of the validation loss; None also if a loop of the user's own does not tell it."""
+        return self._mean("validation_loss")
+
     @property
     def seconds(self) -> float:
         """Spent in training."""
@@ -120,6 +123,21 @@ def point(
     if diverged:  # whether later seeds were trained is a matter of chance
         return Point(slot, setting, "diverged", tuple(results[: diverged[0] + 1]), curve)
     return Point(slot, setting, "given up" if given_up else "finished", tuple(results), curve)
+
+
+def in_order(points: Iterable[Point], higher_is_better: bool) -> list[Point]:
+    """Return the settings that came to their end, the best first; ties go by the validation loss, then by order.
+
+    Args:
+        points: All.
+        higher_is_better: Whether a larger metric is better.
+    """
+
+    def rank(point: Point) -> tuple[float, float, int]:
+        metric, loss = score(point, higher_is_better), point.validation_loss
+        return -metric if higher_is_better else metric, math.inf if loss is None else loss.value, point.slot
+
+    return sorted((point for point in points if point.validation is not None), key=rank)
 
 
 def score(found: Point, higher_is_better: bool) -> float:

@@ -1,4 +1,4 @@
-"""The numbers of the table: means, standard errors, paired differences."""
+"""The numbers of the table: means, their intervals, paired differences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from ..trials.records import Final, Record
-
-MINIMUM_PAIRS = 3
-LEVEL = 0.05
+from .differences import MINIMUM_PAIRS, Difference, between, holm
+from .noise import LEVEL
+from .targets import Target, target, value_of
 
 COSTS = {"gradient_evaluations": "gradient evaluations", "examples": "example gradients"}
 """What trials may be charged for: a field of curves, records and rows, and its words."""
@@ -24,37 +24,15 @@ class Mean:
         value: The mean.
         error: Its standard error; None if there is one number only.
         n: How many numbers.
+        low: Lower end of the 95 % interval (Student's t); None if there is one number only.
+        high: Upper end.
     """
 
     value: float
     error: float | None
     n: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Method minus base, paired by seed.
-
-    Attributes:
-        value: The mean difference.
-        low: Lower end of the 95 % interval (Student's t, not corrected for the number of methods).
-        high: Upper end.
-        p: Of the two-sided paired t-test.
-        p_holm: The same, corrected by Holm for the number of methods.
-        n: Pairs.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    n: int
-
-    @property
-    def significant(self) -> bool:
-        """Whether the corrected p is below 0.05."""
-        return self.p_holm < LEVEL
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +54,8 @@ class Row:
         updates: Mean number of parameter updates per trial.
         seconds: Mean training time per trial.
         relative_time: Mean over seeds of training time divided by that of the base.
+        target: After how much its validation metric was that of the base at its end, and stayed there; None without a
+            base, like what is not known.
         more: Mean of every further metric on the test split over the seeds where it is finite; None where it nowhere
             is.
         sharpness: Likewise of every measure of sharpness.
@@ -95,12 +75,13 @@ class Row:
     updates: float | None = None
     seconds: float | None = None
     relative_time: float | None = None
+    target: Target | None = None
     more: dict[str, Mean | None] = field(default_factory=dict)
     sharpness: dict[str, Mean | None] = field(default_factory=dict)
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Return mean and standard error.
+    """Return mean, standard error and 95 % interval.
 
     Args:
         values: At least one number.
@@ -109,56 +90,23 @@ def mean(values: Sequence[float]) -> Mean:
         The mean, with the sample's standard deviation over the root of n as error.
 
     Example:
-        >>> mean([1.0, 3.0])
-        Mean(value=2.0, error=1.0, n=2)
+        >>> found = mean([1.0, 2.0, 3.0])
+        >>> [round(number, 3) for number in (found.value, found.error, found.low, found.high)]
+        [2.0, 0.577, -0.484, 4.484]
     """
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Mean(fmean(values), error, len(values))
+    n, centre = len(values), fmean(values)
+    if n < 2:
+        return Mean(centre, None, n)
+    error = stdev(values) / math.sqrt(n)
+    half = half_width(error, n)
+    return Mean(centre, error, n, centre - half, centre + half)
 
 
-def paired(differences: Sequence[float]) -> Difference | None:
-    """Test whether the mean of paired differences is zero.
-
-    Args:
-        differences: One number a seed.
-
-    Returns:
-        The difference with its interval, not yet corrected; None with fewer than 3 numbers.
-    """
-    n = len(differences)
-    if n < MINIMUM_PAIRS:
-        return None
+def half_width(error: float, n: int) -> float:
+    """Return how far the 95 % interval reaches to either side of a mean of n numbers with this standard error."""
     from scipy import stats
 
-    centre = mean(differences)
-    error = centre.error or 0.0
-    if error <= 1e-12 * abs(centre.value):  # all differences are equal: the t statistic is 0/0 or infinite
-        p = 1.0 if centre.value == 0 else 0.0
-        return Difference(centre.value, centre.value, centre.value, p, p, n)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
-    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return Difference(centre.value, centre.value - half, centre.value + half, p, p, n)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down method.
-
-    Args:
-        p_values: From 0 to 1.
-
-    Returns:
-        The corrected values in the same order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
+    return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
 
 
 def sharpness_and_metric(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
@@ -217,11 +165,12 @@ def _row(
     sign = 1.0 if higher else -1.0
     base_finals = _finals(reference)
     shared = [seed for seed in finals if seed in base_finals]
-    base_test = _tests(base_finals)
+    own_split = any(record.config.own_split for record in trials.values())
+    wanted = value_of(reference.values())
     return replace(
         row,
         metric=mean(list(row.test.values())),
-        difference=None if is_base else paired([row.test[seed] - base_test[seed] for seed in shared]),
+        difference=None if is_base else between(finals, base_finals, own_split),
         train_loss=_mean_of_all([final.train_loss for final in finals.values()]),
         gap=_mean_of_all(
             [
@@ -234,6 +183,7 @@ def _row(
         updates=fmean(trials[seed].updates for seed in finals),
         seconds=fmean(trials[seed].seconds for seed in finals),
         relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
+        target=None if wanted is None else target([trials[seed].curve for seed in finals], wanted, higher),
         more=_means([final.test_more for final in finals.values()]),
         sharpness=_means([final.sharpness for final in finals.values()]),
     )
@@ -243,6 +193,11 @@ def _mean_of_all(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if one is not known."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
+
+
+def finals_of(records: Sequence[Record], row: str) -> dict[int, Final]:
+    """Return what the trials of a row have found, by seed; without those that diverged."""
+    return _finals({record.config.seed: record for record in records if record.config.row == row})
 
 
 def _finals(trials: Mapping[int, Record]) -> dict[int, Final]:

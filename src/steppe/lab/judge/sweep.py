@@ -11,8 +11,8 @@ from ...drawing.summary import Summary
 from ..plans.grid import Setting, words
 from ..plans.sweep import SweepPlan
 from . import frames
-from .points import Point
-from .verdict import decimals_of, with_error
+from .points import Point, in_order
+from .words import decimals_of, with_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -34,10 +34,11 @@ class Sweep:
 
     @cached_property
     def ranked(self) -> list[Point]:
-        """The settings all of whose seeds came to their end, the best by mean validation metric first."""
-        sign = -1.0 if self.plan.higher_is_better else 1.0
-        found = [(point.validation.value, point) for point in self.points if point.validation is not None]
-        return [point for _, point in sorted(found, key=lambda pair: (sign * pair[0], pair[1].slot))]
+        """The settings all of whose seeds came to their end, the best by mean validation metric first.
+
+        Where metrics are equal, the one with the smaller validation loss is better.
+        """
+        return in_order(self.points, self.plan.higher_is_better)
 
     @property
     def best(self) -> Point | None:
@@ -71,12 +72,12 @@ class Sweep:
         if best is None or best.validation is None:
             sentences.append("No answer: no setting came to its end with finite numbers. Try smaller learning rates.")
         else:
-            value = with_error(best.validation, self.digits)
+            value = with_interval(best.validation, self.digits)
             sentences.append(
                 f"Best of {len(self.points)}: {words(best.setting)}, validation {asked.metric_name} {value}."
             )
             if best.test is not None:
-                test = with_error(best.test, self.digits)
+                test = with_interval(best.test, self.digits)
                 sentences.append(f"Its test {asked.metric_name} is {test} (n={best.test.n}).")
         if self.edges:
             names = " and ".join(self.edges)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from .stats import COSTS, MINIMUM_PAIRS, Difference, Mean, Row
+from .design import sight
+from .differences import MINIMUM_PAIRS
+from .group import Answer, answer
+from .stats import COSTS, Row
+from .words import decimals, names, tested, with_interval
 
 if TYPE_CHECKING:
     from ..plans.comparison import Plan
@@ -23,52 +27,37 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
         records: Of all trials.
 
     Returns:
-        One to four sentences; the first is the headline.
+        One to seven sentences; the first is the headline.
     """
     usable = [row for row in rows if row.metric is not None]
     if not usable:
         return ["No answer: every trial diverged, so there is nothing to compare. Try smaller learning rates."]
-    sentences = _answer(plan, rows, usable)
+    digits = decimals(usable)
+    found = answer(usable, records, plan.cost, plan.higher_is_better)
+    base = next((row for row in usable if row.is_base), None)
+    if base is None or not found.tested:
+        sentences = _untested(plan, rows, usable, digits)
+    elif found.best:
+        sentences = _yes(plan, base, found, digits)
+    else:
+        sentences = _no(plan, found, records, digits)
     diverged = [f"{row.method} ({row.diverged} of {row.trials})" for row in rows if row.diverged]
     if diverged:
         sentences.append(f"Some trials diverged and are left out of the means: {', '.join(diverged)}.")
-    base = next((row for row in usable if row.is_base), None)
-    others = [row for row in usable if not row.is_base]
-    better = [row for row in others if _sure(row) and _gain(row, plan.higher_is_better) > 0]
-    best = _best(better or others, plan.higher_is_better)  # the one that the answer names
-    if base is not None and best is not None:
-        sentences.append(_cost(plan, base, best, records, decimals(usable)))
+    named = found.choice or _best([row for row in usable if not row.is_base], plan.higher_is_better)
+    if base is not None and named is not None:
+        cheaper = "" if found.choice in (None, *found.best[:1]) else f"The cheaper choice is {named.method}. "
+        sentences.append(cheaper + _cost(plan, base, named, records, digits))
+        sentences += _target(plan, base, named, digits)
     return sentences
 
 
-def decimals(rows: Sequence[Row]) -> int:
-    """Return how many decimals show the metric of these rows."""
-    return decimals_of(row.metric.value for row in rows if row.metric is not None)
-
-
-def decimals_of(values: Iterable[float]) -> int:
-    """Return how many decimals show numbers of this size: two for percentages, more for small losses."""
-    largest = max(map(abs, values), default=0.0)
-    return 2 if largest == 0 else min(8, max(2, 3 - math.floor(math.log10(largest))))
-
-
-def signed(value: float, digits: int) -> str:
-    """Format a number with its sign, but zero without one."""
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def with_error(mean: Mean, digits: int) -> str:
-    """Format a mean with its standard error, if it has one."""
-    return f"{mean.value:.{digits}f}" + (f" ± {mean.error:.{digits}f}" if mean.error is not None else "")
-
-
-def _answer(plan: Plan, rows: Sequence[Row], usable: Sequence[Row]) -> list[str]:
+def _untested(plan: Plan, rows: Sequence[Row], usable: Sequence[Row], digits: int) -> list[str]:
     others = [row for row in usable if not row.is_base]
     top = _best(usable, plan.higher_is_better)
     assert top is not None
     assert top.metric is not None
-    value = with_error(top.metric, decimals(usable))
+    value = with_interval(top.metric, digits)
     highest = f"The best mean test {plan.metric_name} is that of {top.method}: {value} (n={top.metric.n})."
     base = next((row for row in rows if row.is_base), None)
     if base is None:
@@ -78,51 +67,49 @@ def _answer(plan: Plan, rows: Sequence[Row], usable: Sequence[Row]) -> list[str]
     if not others:
         reason = "is the only method here" if len(rows) == 1 else "is the only method that ever reached the end"
         return [f"No comparison: {plan.base} {reason}.", highest]
-    tested = [row for row in others if row.difference is not None]
-    if not tested:
-        few = f"fewer than {MINIMUM_PAIRS} seeds are shared with the base; run it with --seeds 10"
-        return [f"No answer yet: a difference cannot be told from chance when {few}.", highest]
-    return _tested_answer(plan, base, tested, decimals(usable))
+    few = f"fewer than {MINIMUM_PAIRS} seeds are shared with the base; run it with --seeds 10"
+    return [f"No answer yet: a difference cannot be told from chance when {few}.", highest]
 
 
-def _tested_answer(plan: Plan, base: Row, tested: Sequence[Row], digits: int) -> list[str]:
-    better = [row for row in tested if _sure(row) and _gain(row, plan.higher_is_better) > 0]
-    worse = [row for row in tested if _sure(row) and _gain(row, plan.higher_is_better) < 0]
-    best = _best(better, plan.higher_is_better)
-    also_worse = f" Significantly worse than {plan.base}: {_names(worse)}." if worse else ""
-    if best is None:
-        closest = max(tested, key=lambda row: _gain(row, plan.higher_is_better))
-        return [
-            f"No: none of the {len(tested)} methods tested is significantly better than {plan.base} here."
-            if len(tested) > 1
-            else f"No: {tested[0].method} is not significantly better than {plan.base} here.",
-            f"The most favourable difference is that of {closest.method}: {_difference(closest, len(tested), digits)}."
-            f"{also_worse}",
-        ]
-    rest = [row for row in better if row is not best]
-    also = f" Also significantly better: {_names(rest)}." if rest else ""
+def _yes(plan: Plan, base: Row, found: Answer, digits: int) -> list[str]:
+    best, tests = found.best, len(found.tested)
     assert base.metric is not None
-    assert best.metric is not None
-    return [
-        f"Yes: {best.method} takes the test {plan.metric_name} from {with_error(base.metric, digits)} to "
-        f"{with_error(best.metric, digits)}.",
-        f"The difference to {plan.base} is {_difference(best, len(tested), digits)}.{also}{also_worse}",
-    ]
+    before = with_interval(base.metric, digits)
+    values = [with_interval(row.metric, digits) for row in best if row.metric is not None]
+    if len(best) == 1:
+        headline = f"Yes: {best[0].method} takes the test {plan.metric_name} from {before} to {values[0]}."
+    else:
+        headline = (
+            f"Yes: {names(best)}, which this design cannot tell apart, take the test {plan.metric_name} from {before} "
+            f"to {', '.join(values[:-1])} and {values[-1]}."
+        )
+    assert best[0].difference is not None
+    which = f" of {best[0].method}" if len(best) > 1 else ""
+    text = f"The difference{which} to {plan.base} is {tested(best[0].difference, tests, digits)}."
+    if found.also_better:
+        text += f" Also significantly better, but less so: {names(found.also_better)}."
+    return [headline, text + _worse(plan, found)]
 
 
-def _difference(row: Row, tested: int, digits: int) -> str:
-    difference: Difference | None = row.difference
-    assert difference is not None
-    return (
-        f"{signed(difference.value, digits)} (95 % interval {signed(difference.low, digits)} to "
-        f"{signed(difference.high, digits)}, "
-        f"n={difference.n}, paired by seed, {_p(difference.p_holm)} corrected for "
-        f"{tested} {'method' if tested == 1 else 'methods'})"
-    )
+def _no(plan: Plan, found: Answer, records: Sequence[Record], digits: int) -> list[str]:
+    closest, tests = found.tested[0], len(found.tested)
+    assert closest.difference is not None
+    all_worse = len(found.worse) == tests
+    who = f"none of the {tests} methods tested is" if tests > 1 else f"{closest.method} is not"
+    if all_worse:
+        who = f"all of the {tests} methods tested are" if tests > 1 else f"{closest.method} is"
+    headline = f"No: {who} significantly {'worse' if all_worse else 'better'} than {plan.base} here."
+    difference = tested(closest.difference, tests, digits)
+    if all_worse:
+        which = "The difference" if tests == 1 else f"The smallest difference, that of {closest.method},"
+        return [headline, f"{which} is {difference}."]
+    sees = sight(closest, tests, records, digits, plan.higher_is_better)
+    favourable = f"The most favourable difference is that of {closest.method}: {difference}."
+    return [headline, favourable + _worse(plan, found), *([] if sees is None else [sees])]
 
 
-def _p(value: float) -> str:
-    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
+def _worse(plan: Plan, found: Answer) -> str:
+    return f" Significantly worse than {plan.base}: {names(found.worse)}." if found.worse else ""
 
 
 def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: int) -> str:
@@ -167,21 +154,24 @@ def _at_equal_cost(cost: str, base: Row, best: Row, records: Sequence[Record]) -
     return epoch, len(curves[best.method][0].validation_metric), value, reference
 
 
+def _target(plan: Plan, base: Row, named: Row, digits: int) -> list[str]:
+    """Say after how much the row was as good as the base at its end, as far as that is known."""
+    found = named.target
+    if found is None or plan.loop is not None:
+        return []
+    what = f"the final validation {plan.metric_name} of {base.method} ({found.value:.{digits}f})"
+    spent, whole = getattr(found, plan.cost), getattr(base, plan.cost)
+    if spent is None or found.seconds is None or not whole or not base.seconds:
+        return [f"It reached and kept {what} in {found.reached} of {found.trials} trials only."]
+    return [
+        f"It reached and kept {what} after {spent / whole:.1f} times the {COSTS[plan.cost]} and "
+        f"{found.seconds / base.seconds:.1f} times the seconds that {base.method} had in all "
+        f"({found.reached} of {found.trials} trials, median)."
+    ]
+
+
 def _best(rows: Sequence[Row], higher_is_better: bool) -> Row | None:
     """Return the row with the best mean; one with diverged trials only if there is no other."""
     whole = [row for row in rows if not row.diverged] or list(rows)
     sign = 1.0 if higher_is_better else -1.0
     return max(whole, key=lambda row: sign * row.metric.value if row.metric else float("-inf"), default=None)
-
-
-def _gain(row: Row, higher_is_better: bool) -> float:
-    value = row.difference.value if row.difference else 0.0
-    return value if higher_is_better else -value
-
-
-def _sure(row: Row) -> bool:
-    return row.difference is not None and row.difference.significant
-
-
-def _names(rows: Sequence[Row]) -> str:
-    return ", ".join(row.method for row in rows)

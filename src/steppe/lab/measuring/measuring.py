@@ -62,7 +62,7 @@ def measure_checkpoint(task: str, checkpoint: Path | None, request: Request) -> 
 
     Args:
         task: ``mnist1d``, ``digits`` or ``FILE.py:FUNCTION``; the function returns a `Task`, or a
-            `steppe.measure.Objective` whose model and data it has made itself.
+            `steppe.measure.Objective` whose model and data it has made itself. One that takes the seed is given 0.
         checkpoint: The model's weights; needed unless the function returns an Objective.
         request: How to measure.
 
@@ -99,7 +99,7 @@ def measure_checkpoint(task: str, checkpoint: Path | None, request: Request) -> 
 def measure_run(
     folder: Path, request: Request, rows: Sequence[str] | None = None, seeds: int = 1
 ) -> dict[tuple[str, int], Report]:
-    """Measure the kept weights of a comparison.
+    """Measure the kept weights of a comparison, where the task takes the seed each on the data of its own.
 
     Args:
         folder: Of the comparison; it was run with ``--keep-weights``.
@@ -132,8 +132,10 @@ def measure_run(
     task = comparison.load(plan.source)
     if not isinstance(task, Task):
         raise UserError(f"{plan.source.name} is a training loop; measure its weights by steppe.measure, in Python")
-    found = {}
+    found, seed = {}, 0
     for trial in kept:
+        if trial.own_split and trial.seed != seed:  # those of a seed come one after the other
+            seed, task = trial.seed, plan.source.task(trial.seed)
         objective = _objective(task, records.weights_path(folder, trial), request)
         found[trial.row, trial.seed] = _report(objective, request)
     return found

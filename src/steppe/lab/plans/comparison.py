@@ -31,7 +31,12 @@ METRIC = "metric"
 """What the metric of a training loop is called until it has returned one."""
 
 FIRST_SEED = 1000
-"""Of trials that choose settings; comparisons count their seeds from 0."""
+"""Of trials that choose settings; comparisons count their seeds from 0.
+
+Of a task that takes the seed those have other splits of the same data, drawn apart from those that are compared on. So
+test examples of a comparison may be among the training data of those trials. This is meant: what is found is what
+methods do on splits of this data, with settings that were chosen on other ones.
+"""
 
 
 _AnyPlan = TypeVar("_AnyPlan", bound="Plan")
@@ -222,6 +227,7 @@ class Plan:
                 base_digest=own[self.inner].digest if wraps[arm.method] and self.inner in own else None,
                 hyperparameters=arm.hyperparameters,
                 seed=seed,
+                own_split=self.source.takes_seed or None,
                 epochs=self.epochs,
                 batch_size=self.batch_size,
                 schedules=arm.schedules,
@@ -240,7 +246,7 @@ def _name(words: str, own: Mapping[str, Code]) -> str:
 
 
 def plan(
-    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, workers: Workers | None = None
+    task: str | Callable[..., Task], options: config.Options, out: Path | None = None, workers: Workers | None = None
 ) -> Plan:
     """Fill in all defaults and check everything that can be checked before training.
 
@@ -308,7 +314,7 @@ def named(asked: _AnyPlan, records: Sequence[Record]) -> _AnyPlan:
 
 
 def load(source: TaskSource, workers: Workers | None = None) -> Task | Loop:
-    """Load a task and try it, where it will be trained if that can be here.
+    """Load a task, that of seed 0 if it takes one, and try it, where it will be trained if that can be here.
 
     Raises:
         UserError: The task does not fit together, or cannot be sent to worker processes.

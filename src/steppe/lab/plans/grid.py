@@ -76,8 +76,13 @@ def shown(value: Any) -> str:
     return short if float(short) == value else repr(float(value))
 
 
+def rounded(value: float) -> float:
+    """Return a number with four significant digits, which can be read and pasted."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
 def words(setting: Mapping[str, Any]) -> str:
-    """Return a setting in words, such as ``rho 0.05, lr 0.1``; numbers that a sampler drew are rounded."""
+    """Return a setting in words, such as ``rho 0.05, lr 0.1``; long numbers are rounded."""
     return ", ".join(f"{name} {_brief(value)}" for name, value in setting.items())
 
 
@@ -182,7 +187,7 @@ def _between(low: float, high: float, count: int, log: bool) -> tuple[float, ...
     parts = [i / (count - 1) for i in range(1, count - 1)]
     ratio = math.log(high) - math.log(low) if log else 0.0
     exact = [low * _exp(ratio * part) if log else low + (high - low) * part for part in parts]
-    found = (low, *(float(f"{value:.{_DIGITS}g}") for value in exact), high)
+    found = (low, *map(rounded, exact), high)
     return found if all(a < b for a, b in itertools.pairwise(found)) else (low, *exact, high)
 
 

@@ -187,30 +187,29 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(grid, "", sep="\n")
     for sentence in comparison.verdict:
         console.print(escape(sentence), highlight=False, soft_wrap=not console.is_terminal)
-    console.print(f"[dim]{escape(table.NOTE)}[/]", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"[dim]{escape(table.note(comparison))}[/]", highlight=False, soft_wrap=not console.is_terminal)
     console.print(f"report: {escape(str(plan.out / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
 def _grids(comparison: Comparison, console: Console) -> list[Table]:
-    """Make the table, or several that fit: further columns then follow on their own."""
+    """Make the table, or several that fit: columns for which there is no room then follow, with the names again."""
+    titles = [*table.headers(comparison), *table.further(comparison)]
+    columns = [*_columns(table.cells(comparison)), *_columns(table.further_cells(comparison))]
 
-    def fits(grid: Table) -> bool:
-        return console.measure(grid, options=console.options.update(max_width=_ANY_WIDTH)).maximum <= console.width
+    def grid(chosen: Sequence[int]) -> Table:
+        return _grid(comparison, [titles[i] for i in chosen], [columns[i] for i in chosen])
 
-    titles, columns = table.headers(comparison), _columns(table.cells(comparison))
-    further, values = table.further(comparison), _columns(table.further_cells(comparison))
-    whole = _grid(comparison, [*titles, *further], [*columns, *values])
-    if not further or fits(whole):
-        return [whole]
-    found, start = [_grid(comparison, titles, columns)], 0
-    for end in range(1, len(further) + 1):
-        more = _grid(comparison, [titles[0], *further[start:end]], [columns[0], *values[start:end]])
-        if end == start + 1 or not fits(more):
-            start = end - 1
-            found.append(_grid(comparison, [titles[0], further[start]], [columns[0], values[start]]))
+    def fits(chosen: Sequence[int]) -> bool:
+        wide = console.options.update(max_width=_ANY_WIDTH)
+        return console.measure(grid(chosen), options=wide).maximum <= console.width
+
+    parts: list[list[int]] = []
+    for index in range(1, len(titles)):
+        if parts and fits([*parts[-1], index]):
+            parts[-1].append(index)
         else:
-            found[-1] = more
-    return found
+            parts.append([0, index])
+    return [grid(part) for part in parts]
 
 
 def _columns(cells: Sequence[Sequence[str]]) -> list[Sequence[str]]:

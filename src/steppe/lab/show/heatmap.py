@@ -123,17 +123,17 @@ def _curve(figure: Figure, axes: Axes, sweep: Sweep, axis: Axis) -> str:
     if means:
         x = np.array([at(point) for point, _ in means])
         middle = np.array([mean.value for _, mean in means])
-        error = np.array([mean.error or 0.0 for _, mean in means])
+        low = np.array([mean.value if mean.low is None else mean.low for _, mean in means])
+        high = np.array([mean.value if mean.high is None else mean.high for _, mean in means])
         line = "solid" if axis.numeric else "none"  # between true and false there is nothing
         axes.plot(
             x, middle, color=_LINE, linestyle=line, marker="o", markersize=4, linewidth=1.5, label="mean over seeds"
         )
-        if error.any() and not axis.numeric:
-            axes.errorbar(x, middle, error, color=_LINE, linestyle="", capsize=4, label="standard error")
-        elif error.any():
-            axes.fill_between(
-                x, middle - error, middle + error, color=_LINE, alpha=0.18, linewidth=0, label="standard error"
-            )
+        if (low < high).any() and not axis.numeric:
+            reach = (middle - low, high - middle)
+            axes.errorbar(x, middle, reach, color=_LINE, linestyle="", capsize=4, label="95 % interval")
+        elif (low < high).any():
+            axes.fill_between(x, low, high, color=_LINE, alpha=0.18, linewidth=0, label="95 % interval")
         for number, (point, mean) in enumerate(means):
             values = [result.validation_metric or 0.0 for result in point.seeds]
             if mean.n > 1:

@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing else: no script, no font, no address."""
+"""Reports as one HTML page that needs nothing else: no font, no address, and no script where none may run."""
 
 from __future__ import annotations
 

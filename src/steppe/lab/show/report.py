@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from matplotlib.ticker import MaxNLocator
 
-from ...drawing.style import Look, looks
+from ...drawing.style import looks
 from ..errors import RunError
 from ..files import write_atomically
-from ..judge.stats import Row, rank_correlation
-from ..judge.verdict import decimals, with_error
+from ..judge.design import test_examples
+from ..judge.stats import COSTS, Row, rank_correlation
 from ..plans.arms import Arm, each
 from ..trials.finding import shown
-from ..trials.records import Record, all_versions
+from ..trials.records import all_versions
 from ..trials.schedules import Constant
-from . import curves, page, sharpness, table
+from . import curves, dots, facts, page, sharpness, table
 
 if TYPE_CHECKING:
     from ..judge.comparison import Comparison
@@ -58,6 +56,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "metric": plan.metric_name,
         "higher_is_better": plan.higher_is_better,
         "seeds": list(plan.seeds),
+        "test_examples": test_examples(comparison.records),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "settings": {arm.name: arm.entry for arm in plan.arms},
@@ -65,83 +64,45 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "rows": [asdict(row) for row in comparison.rows],
         "rank_correlations": {name: rank_correlation(comparison.rows, name) for name in table.measures(comparison)},
+        **{f"n_{split}": facts.same(comparison.records, split) for split in ("train", "validation", "test")},
         "versions": all_versions(),
     }
 
 
 def html(comparison: Comparison) -> str:
-    """Return the report as one page that needs nothing else: no script, no font, no address."""
+    """Return the report as one page that needs nothing else, and works without its script."""
     from markupsafe import Markup
 
-    plan = comparison.plan
+    plan, records = comparison.plan, comparison.records
     chosen = looks(plan.names, plan.base)
-    scale = _Scale.of(comparison.rows)
+    scale = dots.Scale.of(comparison.rows)
+    drawn = curves.panels(plan, records)
     return page.render(
         "report.html",
         plan=plan,
         headline=comparison.verdict[0],
         sentences=comparison.verdict[1:],
         headers=[*table.headers(comparison), *table.further(comparison)],
-        rows=[
-            _line(row, cells, chosen[row.method], scale, decimals(comparison.rows))
-            for row, cells in _with_cells(comparison)
-        ],
+        rows=[(row, chosen[row.method], cells) for row, cells in _with_cells(comparison)],
+        seeds=dots.lines(comparison.rows, chosen, scale),
         scale=scale,
         # Drawn by matplotlib from numbers and registered names, which it escapes: safe to inline.
-        panels=[(title, Markup(svg)) for title, svg in curves.panels(plan, comparison.records)],
+        panels=[(panel.title, Markup(panel.svg)) for panel in drawn],
+        numbers=[panel.numbers for panel in drawn],
         sharpness=[(title, Markup(svg)) for title, svg in sharpness.panels(comparison)],
         correlation=sharpness.sentence(comparison),
         looks=list(chosen.items()),
-        note=table.NOTE,
-        facts=[*_facts(plan), *((arm.name, _settings(arm)) for arm in plan.arms)],
-        versions=_versions(comparison.records),
+        cost=COSTS[plan.cost],
+        note=table.note(comparison),
+        facts=[*_facts(plan), *facts.of_trials(records), *((arm.name, _settings(arm)) for arm in plan.arms)],
+        versions=facts.versions(records),
         command=plan.command,
     )
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Maps the test metric to 0..100 across the picture of the seeds."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> _Scale:
-        values = [value for row in rows for value in row.test.values()]
-        if not values:
-            return cls(0.0, 1.0)
-        margin = 0.06 * (max(values) - min(values)) or 0.5
-        return cls(min(values) - margin, max(values) + margin)
-
-    def at(self, value: float) -> float:
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        values = MaxNLocator(5).tick_values(self.low, self.high)
-        return [(self.at(value), f"{value:g}") for value in values if self.low <= value <= self.high]
 
 
 def _with_cells(comparison: Comparison) -> list[tuple[Row, list[str]]]:
     texts = zip(table.cells(comparison), table.further_cells(comparison), strict=True)
     return [(row, left + right) for row, (left, right) in zip(comparison.rows, texts, strict=True)]
-
-
-def _line(row: Row, cells: list[str], look: Look, scale: _Scale, digits: int) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "row": row,
-        "cells": cells,
-        "look": look,
-        "dots": [(seed, f"{value:.{digits}f}", scale.at(value)) for seed, value in row.test.items()],
-        "mean": None,
-    }
-    if row.metric is not None:
-        error = row.metric.error or 0.0
-        line["mean"] = scale.at(row.metric.value)
-        line["label"] = with_error(row.metric, digits)
-        line["low"], line["high"] = scale.at(row.metric.value - error), scale.at(row.metric.value + error)
-    return line
 
 
 def _settings(arm: Arm) -> str:
@@ -169,9 +130,3 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         *([("rho", each(plan.arms, {arm.name: arm.schedules.rho.words for arm in plan.arms}))] if radii else []),
         ("metric", f"{plan.metric_name}, {'higher' if plan.higher_is_better else 'lower'} is better"),
     ]
-
-
-def _versions(records: Sequence[Record]) -> str:
-    """Name the versions that the trials ran with, which need not be those of today."""
-    found = {", ".join(f"{name} {number}" for name, number in record.versions.items()) for record in records}
-    return "; ".join(sorted(found))

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..judge.points import Point
+from ..judge.points import Point, in_order
 from ..judge.sweep import Sweep
-from ..judge.verdict import decimals_of, with_error
+from ..judge.words import decimals_of, with_interval
 from ..plans.grid import words
 from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
@@ -52,18 +52,15 @@ class ConsoleObserver(LiveLine):
             self._update(best=f"best {value:.{decimals_of([value])}f}: {words(self._best.setting)}")
 
     def _compare(self, point: Point) -> None:
-        sign = 1.0 if self._asked.higher_is_better else -1.0
-        value = None if point.validation is None else sign * point.validation.value
-        best = None if self._best is None or self._best.validation is None else sign * self._best.validation.value
-        if value is not None and (best is None or value > best):
-            self._best = point
+        both = [point] if self._best is None else [self._best, point]
+        self._best = next(iter(in_order(both, self._asked.higher_is_better)), None)
 
     def _result(self, point: Point) -> str:
         text = f"{words(point.setting)}: "
         if point.validation is None:
             epochs = [result.diverged for result in point.seeds if result.diverged is not None]
             return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
-        mean = with_error(point.validation, decimals_of([point.validation.value]))
+        mean = with_interval(point.validation, decimals_of([point.validation.value]))
         return text + f"validation {self._asked.metric_name} {mean}, {point.seconds:.1f} s"
 
 

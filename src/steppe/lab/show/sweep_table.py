@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
 from ..judge.points import Point
-from ..judge.verdict import with_error
+from ..judge.words import with_interval
 from ..plans.grid import shown
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 NOTE = (
-    "Mean ± standard error over seeds. Settings are chosen by the validation metric; the test metric is shown for the "
-    "best one alone."
+    "Mean over seeds [its 95 % interval, Student's t]. Settings are chosen by the validation metric; the test metric "
+    "is shown for the best one alone."
 )
 
 
@@ -42,8 +42,8 @@ def _cells(sweep: Sweep, rank: int, point: Point) -> list[str]:
     return [
         str(rank),
         *(shown(setting[axis.name]) for axis in sweep.plan.grid),
-        with_error(point.validation, digits) if point.validation is not None else "n/a",
-        with_error(point.test, digits) if point is sweep.best and point.test is not None else "-",
+        with_interval(point.validation, digits) if point.validation is not None else "n/a",
+        with_interval(point.test, digits) if point is sweep.best and point.test is not None else "-",
         f"{sum(losses) / len(losses):#.3g}" if losses else "n/a",
         f"{point.seconds:.3g}",
     ]

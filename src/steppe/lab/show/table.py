@@ -6,17 +6,32 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
+from ..judge.design import covers
 from ..judge.stats import Mean, Row
-from ..judge.verdict import decimals, signed, with_error
+from ..judge.words import decimals, signed, with_interval
+from . import facts
 
 if TYPE_CHECKING:
     from ..judge.comparison import Comparison
 
-NOTE = (
-    "Mean ± standard error over seeds; differences to the base are paired by seed, with the 95 % interval of "
-    "Student's t; * means p < 0.05 after Holm's correction for all methods. Gap: how much worse the metric is on test "
-    "than on training data."
-)
+
+def note(comparison: Comparison) -> str:
+    """Say what the columns are, what the intervals are for, and on how many examples the test metric is."""
+    n = facts.examples(comparison.records, "test")
+    texts = [
+        "Mean over seeds [its 95 % interval for other seeds]; differences to the base are paired by seed [95 % "
+        f"interval for {covers(comparison.records)}]; * means p < 0.05 after Holm's correction for all methods. Gap: "
+        "how much worse the metric is on test than on training data.",
+        "" if n is None else f"The test data has {facts.counted(n)} examples.",
+    ]
+    found = next((row.target for row in comparison.rows if row.target is not None), None)
+    if found is not None:
+        wanted = f"{comparison.plan.metric_name} of {found.value:.{decimals(comparison.rows)}f}"
+        texts.append(
+            f"To target: until a validation {wanted}, the base's final "
+            "mean, was reached and kept, median over trials; n/a where half of them or more did not."
+        )
+    return " ".join(text for text in texts if text)
 
 
 def headers(comparison: Comparison) -> list[str]:
@@ -47,16 +62,31 @@ def measures(comparison: Comparison) -> list[str]:
 
 def further(comparison: Comparison) -> list[str]:
     """Return the titles of further columns: metrics that do not decide, and measures of sharpness."""
-    return [*(f"test {name}" for name in _more(comparison)), *measures(comparison)]
+    unit = "gradients" if comparison.plan.cost == "gradient_evaluations" else "example grads"
+    targets = [f"{unit} to target", "s to target"] if _targets(comparison) else []
+    return [*targets, *(f"test {name}" for name in _more(comparison)), *measures(comparison)]
 
 
 def further_cells(comparison: Comparison) -> list[list[str]]:
     """Return the texts of the further columns, row by row."""
     more, names = _more(comparison), measures(comparison)
     return [
-        [*(_mean(row.more.get(name)) for name in more), *(_mean(row.sharpness.get(name)) for name in names)]
+        [
+            *(_spent(row, name) for name in (comparison.plan.cost, "seconds") if _targets(comparison)),
+            *(_mean(row.more.get(name)) for name in more),
+            *(_mean(row.sharpness.get(name)) for name in names),
+        ]
         for row in comparison.rows
     ]
+
+
+def _targets(comparison: Comparison) -> bool:
+    return any(row.target is not None for row in comparison.rows)
+
+
+def _spent(row: Row, name: str) -> str:
+    value = None if row.target is None else getattr(row.target, name)
+    return "n/a" if value is None else f"{value:.0f}" if name != "seconds" else _three(value)
 
 
 def _more(comparison: Comparison) -> list[str]:
@@ -69,7 +99,7 @@ def summary(comparison: Comparison) -> Summary:
     titles = [*headers(comparison), *further(comparison)]
     texts = [left + right for left, right in zip(cells(comparison), further_cells(comparison), strict=True)]
     strong = [i for i, row in enumerate(comparison.rows) if stands_out(row)]
-    return Summary(plan.title, [titles, *texts], comparison.verdict, NOTE, plan.command, strong)
+    return Summary(plan.title, [titles, *texts], comparison.verdict, note(comparison), plan.command, strong)
 
 
 def stands_out(row: Row) -> bool:
@@ -91,7 +121,7 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
     spent = getattr(row, cost)
     texts = [
         row.method,
-        "n/a" if row.metric is None else with_error(row.metric, digits),
+        "n/a" if row.metric is None else with_interval(row.metric, digits),
         _difference(row, digits),
         "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
         "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
@@ -104,7 +134,9 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
 def _mean(mean: Mean | None) -> str:
     if mean is None:
         return "n/a"
-    return _three(mean.value) + ("" if mean.error is None else f" ± {_three(mean.error)}")
+    if mean.low is None or mean.high is None:
+        return _three(mean.value)
+    return f"{_three(mean.value)} [{_three(mean.low)}, {_three(mean.high)}]"
 
 
 def _three(value: float) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -14,7 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
 from ..judge.points import Point, score
-from ..plans.grid import Axis, Setting
+from ..plans.grid import Axis, Setting, rounded
 from ..plans.sweep import SweepPlan
 
 
@@ -87,8 +88,32 @@ class Sampler:
         # and 3 are nearly the same.
         seed = Random(slot).getrandbits(32)
         if self._asked.sampler == "random":
-            return RandomSampler(seed)
-        return TPESampler(seed=seed, constant_liar=True)  # of settings that still run it expects the worst
+            return _RoundRandomSampler(seed)
+        return _RoundTPESampler(seed=seed, constant_liar=True)  # of settings that still run it expects the worst
+
+
+class _RoundRandomSampler(RandomSampler):
+    """Draws numbers that can be read and pasted."""
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return _round(super().sample_independent(study, trial, param_name, param_distribution), param_distribution)
+
+
+class _RoundTPESampler(TPESampler):
+    """Likewise."""
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        found = super().sample_relative(study, trial, search_space)
+        return {name: _round(value, search_space[name]) for name, value in found.items()}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: BaseDistribution) -> Any:
+        return _round(super().sample_independent(study, trial, param_name, param_distribution), param_distribution)
+
+
+def _round(value: Any, distribution: BaseDistribution) -> Any:
+    if not isinstance(distribution, FloatDistribution):
+        return value
+    return min(max(rounded(value), distribution.low), distribution.high)
 
 
 def direction(plan: SweepPlan) -> StudyDirection:

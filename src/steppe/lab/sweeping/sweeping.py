@@ -35,7 +35,7 @@ Observer: TypeAlias = Watching[Point]
 
 
 def sweep(
-    task: str | Callable[[], Task] = "mnist1d",
+    task: str | Callable[..., Task] = "mnist1d",
     method: str | Callable[..., Any] = "sam",
     grid: Sequence[str] | Mapping[str, str | Sequence[Value]] = ("rho=0.01:1:7log",),
     *,
@@ -71,7 +71,8 @@ def sweep(
     It costs as many trainings as there are settings times seeds, less those of settings that diverge or are pruned.
 
     Args:
-        task: As of `steppe.lab.compare`.
+        task: As of `steppe.lab.compare`. If it takes the seed, settings are chosen on other splits of the same data
+            than a comparison has, whose test examples may be among what is trained on here.
         method: The name of a method, or of an arm in `settings`, or your own as of `steppe.lab.compare`.
         grid: What is varied: ``NAME=LOW:HIGH:COUNT`` for values at equal distances, ``NAME=LOW:HIGH:COUNTlog`` at equal
             ratios, ``NAME=A,B,C``; or values by name, such as ``{"rho": [0.05, 0.1], "lr": "1e-4:1e-1:4log"}``.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_atomically
+from .randomness import drawing_apart
 from .task import Task
 
 _ARRAYS = ("x", "y", "x_test", "y_test")
@@ -95,7 +95,7 @@ def _draw(seed: int | None) -> Mapping[str, Any]:
     arguments = get_dataset_args()
     if seed is not None:
         arguments.seed = seed
-    with _global_random_state():
+    with drawing_apart():
         made = make_dataset(arguments)
     drawn = {name: made[name] for name in _ARRAYS}
     content = io.BytesIO()
@@ -104,17 +104,6 @@ def _draw(seed: int | None) -> Mapping[str, Any]:
         with suppress(OSError):
             write_atomically(path, content.getvalue())
     return drawn
-
-
-@contextmanager
-def _global_random_state() -> Iterator[None]:
-    """Undo what the generator does to the global random state."""
-    state, array_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(array_state)
 
 
 def _tensors(x: Any, y: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, overload
 from ..errors import UserError
 from .task import check_name, kind
 
-Train = Callable[[Any], Mapping[str, float]]
+Train = Callable[[Any], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Loop:
     """A function that trains by itself, given a `steppe.lab.Run`, and returns what came of it.
 
     Args:
-        train: ``train(run)`` -> numbers on test data by name, of which the first decides.
+        train: ``train(run)`` -> numbers on test data by name, of which the first decides; in place of a mean, a tensor,
+            an array or a list with one number for each test example.
         metric_name: What the first of them is called; by default as the function says it.
         higher_is_better: Whether a larger one is better; by default as its name says it. Both must be said here where
             settings are chosen, by `steppe sweep` or ``--tune``.
@@ -41,7 +42,7 @@ class Loop:
         if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or self.epochs < 0:
             raise UserError(f"loop: epochs must be a whole number of at least 0, got {self.epochs!r}")
 
-    def __call__(self, run: Any) -> Mapping[str, float]:
+    def __call__(self, run: Any) -> Mapping[str, Any]:
         """Train."""
         return self.train(run)
 

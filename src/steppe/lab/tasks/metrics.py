@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..._examples import Examples
 from ..._parts import moved
+from .outcomes import Outcomes, of_means, of_metric
+from .randomness import drawing_apart
 
 Metric: TypeAlias = "Callable[[Any, Any], Any]"
 """``metric(outputs, targets)`` over a split; or an object with ``update``, ``compute`` and ``reset``."""
 
 _ERRORS = ("error", "loss", "mse", "mae", "rmse", "perplexity", "distance", "brier")
+_MOST_KEPT = 64 * 2**20  # bytes of outputs and targets, for metrics that do not need them all at once
+_ZERO = 1e-7
+_ALIKE = 1e-4  # relative: so much may a metric over all batches at once differ from that over one after the other
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -34,6 +42,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
         >>> accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
         50.0
     """
+    return 100.0 * float(_right(outputs, targets).mean())
+
+
+def _right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 for every row that is right, and 0 for all others."""
     if not isinstance(outputs, Tensor):
         raise ValueError(
             f"accuracy needs scores in a tensor as outputs, got {type(outputs).__name__}; give another metric="
@@ -44,7 +57,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
             f"accuracy needs whole class indices of shape {tuple(found.shape)} as targets, got shape "
             f"{tuple(targets.shape)} of {targets.dtype}; give another metric="
         )
-    return 100.0 * float((found == targets).double().mean())
+    return (found == targets).double()
 
 
 def is_object(metric: object) -> bool:
@@ -77,13 +90,18 @@ class Measuring:
     Args:
         metrics: By name.
         device: Where the batches are.
+        outcomes: Whether `outcomes` will be asked for.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, metrics: Mapping[str, Metric], device: torch.device | str = "cpu", *, outcomes: bool = False
+    ) -> None:
         """See the class."""
+        self._first = next(iter(metrics.values()), None)
         self._functions = {name: metric for name, metric in metrics.items() if not is_object(metric)}
         self._objects = {name: _new(metric, device) for name, metric in metrics.items() if is_object(metric)}
         self._order = list(metrics)
+        self._left = math.inf if self._functions else _MOST_KEPT if outcomes else 0  # bytes that may be kept
         self._read: list[tuple[Any, Any]] = []
 
     def add(self, outputs: Any, targets: Any) -> None:
@@ -91,8 +109,11 @@ class Measuring:
         outputs, targets = plain(outputs), plain(targets)
         for metric in self._objects.values():
             metric.update(outputs, targets)
-        if self._functions:
+        if self._left > 0:
             self._read.append((moved(outputs, "cpu"), moved(targets, "cpu")))
+            self._left -= _bytes(outputs) + _bytes(targets)
+            if self._left <= 0:
+                self._read.clear()
 
     def results(self) -> dict[str, float]:
         """Return the metrics, in the order that they were given in.
@@ -102,9 +123,52 @@ class Measuring:
         """
         found = {name: _number(metric.compute()) for name, metric in self._objects.items()}
         if self._functions:
-            outputs, targets = joined([o for o, _ in self._read]), joined([t for _, t in self._read])
+            outputs, targets = self._all()
             found |= {name: _number(metric(outputs, targets)) for name, metric in self._functions.items()}
         return {name: found[name] for name in self._order}
+
+    def outcomes(self, whole: float, examples: int | None) -> Outcomes | None:
+        """Return what single examples do to the first metric, which is what it was afterwards.
+
+        Args:
+            whole: What `results` has returned for it.
+            examples: How many there are; None if nobody knows.
+
+        Returns:
+            None if that cannot be said: rows of outputs are no examples, an object has seen more than 64 MB, or the
+            metric fails on fewer examples, is not finite there, or is another one of all examples at once than of
+            batches.
+        """
+        if not self._read or examples is None:
+            return None
+        try:
+            with drawing_apart(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of fewer examples, which are nobody's
+                return self._outcomes(whole, examples)
+        except Exception:  # whatever a user's metric raises: what it is of all examples is known
+            return None
+
+    def _outcomes(self, whole: float, examples: int) -> Outcomes | None:
+        outputs, targets = self._all()
+        if self._first is accuracy:
+            right = _right(outputs, targets)
+            return of_means(100.0 * right, step=100.0 / examples) if len(right) == examples else None
+        both = Examples((outputs, targets))
+        if both.n != examples:
+            return None
+        metric: Any = _alone(self._first)
+
+        def over(indices: Tensor) -> float:
+            value = _over(metric, *both.take(indices))
+            if not math.isfinite(value):
+                raise ValueError(value)
+            return value
+
+        again = over(torch.arange(examples))
+        return of_metric(over, again, examples) if math.isclose(again, whole, rel_tol=_ALIKE, abs_tol=_ZERO) else None
+
+    def _all(self) -> tuple[Any, Any]:
+        return joined([outputs for outputs, _ in self._read]), joined([targets for _, targets in self._read])
 
 
 def plain(value: Any) -> Any:
@@ -156,6 +220,32 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"it must return a number, got {type(value).__name__}") from error
+
+
+def _over(metric: Any, outputs: Any, targets: Any) -> float:
+    """Return a metric over some examples, whatever it was given before."""
+    if not is_object(metric):
+        return _number(metric(outputs, targets))
+    metric.reset()
+    metric.update(outputs, targets)
+    return _number(metric.compute())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return sum(map(_bytes, parts))
+
+
+def _alone(metric: Any) -> Any:
+    """Return a copy on the CPU, of which other processes know nothing."""
+    if not is_object(metric):
+        return copy.deepcopy(metric)
+    made = _new(metric, "cpu")
+    if hasattr(made, "distributed_available_fn"):  # of torchmetrics, which would else wait for them
+        made.distributed_available_fn = lambda: False
+    return made
 
 
 def _new(metric: Any, device: torch.device | str) -> Any:

@@ -154,12 +154,17 @@ def apart(make: Callable[[], Iterable[Any]], seed: int) -> Iterator[Any]:
 
 def examples_in(batch: Any) -> int:
     """Return how many examples a batch has; 1 if nothing says it."""
+    return known_examples_in(batch) or 1
+
+
+def known_examples_in(batch: Any) -> int | None:
+    """Return how many examples a batch has; None if nothing says it."""
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
         return len(batch[0])
     try:
         return Examples(batch).n
     except (TypeError, ValueError):
-        return 1
+        return None
 
 
 def _columns(split: Any) -> list[Tensor]:

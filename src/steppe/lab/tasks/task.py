@@ -36,6 +36,9 @@ class Task:
     several inputs and the targets last, or a mapping with the targets under ``"labels"``; for any other, also inputs
     alone, ``(x,)``, say with `forward` or `step` what is done with it. Tensors in it are moved to the device.
 
+    A function that returns a task is called without arguments; or, if its one parameter is called ``seed``, with the
+    seed of each trial, to split the data anew for it, or to draw it, the same for all methods.
+
     Args:
         model: Makes a new model; called once a trial, after the random seed was set. Of a pretrained one, a copy.
         train: Training data.
@@ -45,7 +48,8 @@ class Task:
             what it calls ``logits`` there.
         metric: ``metric(outputs, targets)`` -> number, over a whole split, on the CPU; or an object that takes batch
             after batch, of torchmetrics; or several by name, of which the first one decides. With `step` the loss, by
-            default.
+            default. At the end the first one is also called, up to some 200 times, on parts of the test split, to see
+            what single examples do to it.
         metric_name: What the metric is called in tables and plots; by default its own name.
         higher_is_better: Whether a larger metric is better; by default what torchmetrics says, or yes.
         batch_size: Examples in a batch, at least 1; that of `train` if it is a loader.

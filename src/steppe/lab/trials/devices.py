@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 from ..errors import UserError
 
 AUTO = "auto"
+_PROCESSORS = Path("/proc/cpuinfo")  # of Linux
 
 
 def find_device(asked: str, *, elsewhere: bool = False) -> str:
@@ -73,11 +77,23 @@ def kind(device: str) -> str:
 
 
 def name_of(device: str) -> str:
-    """Return what a device is called by those who made it, as far as torch knows."""
+    """Return what a device is called by those who made it, as far as it is known."""
     import torch
 
+    if kind(device) == "cpu":
+        return _processor()
     module = getattr(torch, kind(device), None)
     try:
         return str(module.get_device_name(device))  # type: ignore[union-attr]
     except (AttributeError, RuntimeError, ValueError, TypeError):
         return kind(device)
+
+
+def _processor() -> str:
+    try:
+        lines = _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = (line.partition(":") for line in lines)
+    named = (value.strip() for name, _, value in told if name.strip() == "model name")
+    return next(filter(None, named), "") or platform.processor() or platform.machine()

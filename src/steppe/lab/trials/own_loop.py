@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import UserError
 from ..tasks.loop import Loop
-from ..tasks.task import kind
+from ..tasks.outcomes import of_means
+from ..tasks.task import Task, kind
 from .devices import name_of, use
 from .host import Host
 from .quiet import quiet_hosts
@@ -45,10 +51,11 @@ def run_loop(
     with reproducible(config.seed, host.threads, str(host.device), inexact):
         run = Run(config, host, loop, each_epoch)
         try:
-            found = _numbers(_trained(loop, run), loop)
-            finite = all(map(math.isfinite, found.values()))
+            values = _values(_trained(loop, run), loop)
         except Diverging:
-            found, finite = {}, False
+            values = {}
+        found = {name: float(value.mean()) for name, value in values.items()}
+        finite = bool(found) and all(map(math.isfinite, found.values()))
     if not run.updates and finite:
         raise UserError(
             f"{loop.__name__} has made no step of an optimizer from run.optimizer(model), so that there is nothing to "
@@ -67,13 +74,15 @@ def run_loop(
         status="finished" if finite else "diverged",
         diverged=None if finite else Diverged(epoch=len(run.curve.seconds) + 1, step=max(1, run.updates)),
         curve=run.curve,
-        final=_final(run, found, name) if finite else None,
+        final=_final(run, found, values[name]) if finite else None,
         gradient_evaluations=run.gradient_evaluations,
         examples=run.examples,
         updates=run.updates,
         seconds=run.seconds,
         versions=all_versions(),
-        hardware=None if config.device is None else name_of(str(host.device)),
+        hardware=name_of(str(host.device)),
+        parameters=run.parameters,
+        date=date.today().isoformat(),
         not_deterministic=sorted(inexact),
         metric_name=name or None,
     )
@@ -92,23 +101,48 @@ def _trained(loop: Loop, run: Run) -> object:
     return found
 
 
-def _numbers(found: object, loop: Loop) -> dict[str, float]:
+def _values(found: object, loop: Loop) -> dict[str, Tensor]:
+    """Return what the loop has found by name: numbers, or outcomes of test examples."""
+    if isinstance(found, Task):
+        raise UserError(
+            f"{loop.__name__} returned a Task, and was taken for a training loop since it takes an argument; a "
+            "function that makes a Task takes none, or the trial's seed by the name seed"
+        )
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{loop.__name__} must return numbers by name, such as {{'accuracy': 0.9}}, got {kind(found)}")
     try:
-        return {str(name): float(value) for name, value in found.items()}
+        values = {str(name): _value(value) for name, value in found.items()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{loop.__name__} must return numbers by name, got {dict(found)!r}") from error
+    for name, value in values.items():
+        if value.ndim > 1 or not value.numel():
+            raise UserError(
+                f"{loop.__name__} must return {name!r} as a number, or as one number for each test example, got shape "
+                f"{tuple(value.shape)}"
+            )
+    return values
 
 
-def _final(run: Run, found: Mapping[str, float], name: str) -> Final:
+def _value(value: Any) -> Tensor:
+    if not (isinstance(value, (list, tuple)) or getattr(value, "ndim", None)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    made = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value, dtype=np.float64))
+    return (made.squeeze() if made.numel() == 1 else made).to("cpu", torch.float64)
+
+
+def _final(run: Run, found: Mapping[str, float], outcomes: Tensor) -> Final:
     def last(values: list[float]) -> float | None:
         return values[-1] if values else None
 
+    name, *others = found
+    single = of_means(outcomes) if outcomes.ndim else None
     return Final(
         train_loss=last(run.curve.train_loss),
         validation_loss=last(run.curve.validation_loss),
         validation_metric=last(run.curve.validation_metric),
         test_metric=found[name],
-        test_more={other: value for other, value in found.items() if other != name},
+        test_more={other: found[other] for other in others},
+        test_examples=len(outcomes) if outcomes.ndim else None,
+        test_parts=None if single is None else single.parts,
+        test_step=None if single is None else single.step,
     )

@@ -17,7 +17,7 @@ SCHEMA = 2
 
 Value = float | bool | tuple[float, ...]
 
-_LATER = ("method_digest", "base_digest", "device", "precision")
+_LATER = ("method_digest", "base_digest", "device", "precision", "own_split")
 
 
 class TrialConfig(Model):
@@ -33,6 +33,7 @@ class TrialConfig(Model):
         base_digest: For a user's base, likewise.
         hyperparameters: Of method and base together.
         seed: Determines initial weights and batch order.
+        own_split: True if the task takes the seed, so that data and splits are others for each seed; else None.
         epochs: At least 1: what was asked for. It has no effect if there is a budget of updates.
         batch_size: At least 1: that of the task. It has no effect if there is a schedule of batch sizes.
         schedules: Of learning rate, batch size and radius.
@@ -53,6 +54,7 @@ class TrialConfig(Model):
     base_digest: str | None = None
     hyperparameters: dict[str, Value]
     seed: int
+    own_split: bool | None = None
     epochs: int
     batch_size: int
     schedules: Schedules = DEFAULTS
@@ -127,7 +129,16 @@ class Curve(Model):
 class Final(Model):
     """Loss and metrics over whole splits after the last epoch, all metrics but the first by name, and sharpness.
 
-    What is not asked for is None, as what is not finite.
+    What is not asked for is None, as what is not finite, and what is not known of a loop of the user's own.
+
+    Attributes:
+        train_examples: How many there are, without augmentation; likewise of the other splits.
+        test_parts: What groups of test examples say of `test_metric`: pseudo-values of the jackknife, to seven digits.
+            Example i, in the order of evaluation, belongs to group i % G, the same one in all trials on the same split;
+            there are G = 100 groups, of metrics that take long 20, but no more than examples. Of a metric that is a
+            mean over examples they are the means of the groups. Where only the losses of batches are known, batches
+            take the place of examples.
+        test_step: What one test example can change `test_metric` by.
     """
 
     train_loss: float | None = None
@@ -139,16 +150,24 @@ class Final(Model):
     validation_more: dict[str, float | None] = {}
     test_more: dict[str, float | None] | None = None
     sharpness: dict[str, float | None] | None = None
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    test_examples: int | None = None
+    test_parts: list[float] | None = None
+    test_step: float | None = None
 
     @property
     def flat(self) -> dict[str, float | None]:
-        """All numbers, each under a name of its own: further metrics as ``test NAME``, sharpness by its measures."""
+        """All losses, metrics and measures, each under a name of its own: further metrics as ``test NAME``."""
         more = {"validation": self.validation_more, "test": self.test_more or {}}
         return {
-            **self.model_dump(exclude={"validation_more", "test_more", "sharpness"}),
+            **self.model_dump(include=_NUMBERS),
             **{f"{split} {name}": value for split, found in more.items() for name, value in found.items()},
             **(self.sharpness or {}),
         }
+
+
+_NUMBERS = {f"{split}_{name}" for split in ("train", "validation", "test") for name in ("loss", "metric")}
 
 
 class Diverged(Model):
@@ -174,7 +193,10 @@ class Record(Model):
         updates: Parameter updates in all.
         seconds: Spent in training steps, evaluation excluded.
         versions: Of torch, steppe and Python.
-        hardware: What the accelerator is called, if there was one.
+        hardware: What the accelerator is called, or without one the processor.
+        parameters: How many numbers the model's parameters are, frozen ones included; in a loop of the user's own
+            those that its optimizers were given.
+        date: The day on which the trial ended, such as ``2026-01-31``.
         metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
         not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
     """
@@ -192,6 +214,8 @@ class Record(Model):
     seconds: float
     versions: dict[str, str]
     hardware: str | None = None
+    parameters: int | None = None
+    date: str | None = None
     not_deterministic: list[str] = []
     metric_name: str | None = None
 

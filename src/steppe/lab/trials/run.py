@@ -64,6 +64,7 @@ class Run:
         self.metric_name = loop.metric_name
         self._config, self._host, self._each_epoch = config, host, each_epoch
         self._counts: list[list[int]] = []  # of backward passes, for two parameters of each optimizer
+        self._sizes: dict[int, int] = {}  # of every parameter that an optimizer was given
         self._examples = self._updates = 0
         self._begun: float | None = None
         self._apart = 0.0
@@ -199,6 +200,11 @@ class Run:
         return self._updates
 
     @property
+    def parameters(self) -> int:
+        """How many numbers the optimizers were given, those that are frozen included."""
+        return sum(self._sizes.values())
+
+    @property
     def seconds(self) -> float:
         """Since the first optimizer was made, less what was paused."""
         return 0.0 if self._begun is None else max(0.0, time.perf_counter() - self._begun - self._apart)
@@ -210,7 +216,9 @@ class Run:
                 schedule.step()
 
         base.register_step_post_hook(stepped)
-        trained = [p for group in base.param_groups for p in group["params"] if p.requires_grad]
+        given = [p for group in base.param_groups for p in group["params"]]
+        self._sizes |= {id(p): p.numel() for p in given}
+        trained = [p for p in given if p.requires_grad]
         if not trained:
             raise UserError(
                 "run.optimizer was given no parameter that requires a gradient, so that nothing would train"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from statistics import fmean
 from typing import Any
 
@@ -81,7 +82,9 @@ def run_trial(
             updates=training.step,
             seconds=training.seconds,
             versions=all_versions(),
-            hardware=None if config.device is None else name_of(str(host.device)),
+            hardware=name_of(str(host.device)),
+            parameters=sum(parameter.numel() for parameter in training.model.parameters()),
+            date=date.today().isoformat(),
             not_deterministic=sorted(inexact),
         )
 
@@ -133,7 +136,7 @@ class Training:
     def finish(self) -> Final | None:
         """Evaluate on all splits; None if a number is not finite."""
         train, validation = self._evaluate(self.task.plain_train), self._evaluate(self.task.validation)
-        test = self._evaluate(self.task.test) if self.config.test else None
+        test = self._evaluate(self.task.test, outcomes=True) if self.config.test else None
         found = [scores for scores in (train, validation, test) if scores is not None]
         if not all(math.isfinite(number) for scores in found for number in (scores.loss, scores.metric)):
             self._mark_diverged()
@@ -148,6 +151,11 @@ class Training:
             test_metric=None if test is None else test.metric,
             test_more=None if test is None else _finite(test.more),
             sharpness=self._measure() if self.config.measure else None,
+            train_examples=train.examples,
+            validation_examples=validation.examples,
+            test_examples=None if test is None else test.examples,
+            test_parts=None if test is None or test.outcomes is None else test.outcomes.parts,
+            test_step=None if test is None or test.outcomes is None else test.outcomes.step,
         )
 
     def train(self) -> float:
@@ -200,8 +208,8 @@ class Training:
     def _mark_diverged(self) -> None:
         self.diverged = Diverged(epoch=self.epoch, step=self.step)
 
-    def _evaluate(self, split: Split) -> Scores:
-        return evaluate(self.model, self.task, split, self.host.device, self.host.forward)
+    def _evaluate(self, split: Split, *, outcomes: bool = False) -> Scores:
+        return evaluate(self.model, self.task, split, self.host.device, self.host.forward, outcomes=outcomes)
 
     def _measure(self) -> dict[str, float | None]:
         from ...measure.quick import quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,7 @@ class Tuned:
 
 
 def tune(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -57,6 +58,8 @@ def tune(
     observer: Observer | None = None,
 ) -> dict[str, Tuned]:
     """Try all candidates of all rows, and return the best of each by the final validation metric.
+
+    Ties are settled by the validation loss, then by order.
 
     Args:
         task, base, candidates, seeds, epochs, out, workers, observer: As `try_all` takes them.
@@ -75,13 +78,13 @@ def tune(
         finite = [i for i, score in enumerate(scores) if score is not None]
         if not finite:
             raise RunError(f"every setting of {name} diverged on {found[name][0][0].config.task}")
-        index = max(finite, key=lambda i: sign * (scores[i] or 0.0))
+        index = max(finite, key=lambda i: (sign * (scores[i] or 0.0), -_loss(found[name][i])))
         best[name] = Tuned(dict(entries[index]), scores[index] or 0.0, tuple(map(dict, entries)), tuple(scores))
     return best
 
 
 def try_all(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     candidates: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
@@ -98,7 +101,8 @@ def try_all(
         base: What wrapping methods wrap.
         candidates: By row: entries as in the ``settings`` of `compare`; without ``method`` the row's name is the
             method.
-        seeds: How many, at least 1; they are counted from `FIRST_SEED`.
+        seeds: How many, at least 1; they are counted from `FIRST_SEED`, which says what that means for tasks that take
+            the seed.
         epochs: Of every trial; by default the task's own.
         out: Finished trials are kept in here.
         workers: Who carries trials out; by default processes here.
@@ -128,7 +132,7 @@ def try_all(
 
 
 def plan_of(
-    task: str | Callable[[], Task],
+    task: str | Callable[..., Task],
     base: str,
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,
@@ -162,6 +166,12 @@ def _score(group: Sequence[Record]) -> float | None:
     found = [record.final.validation_metric for record in group if record.final is not None]
     known = [value for value in found if value is not None]
     return fmean(known) if len(known) == len(group) else None
+
+
+def _loss(group: Sequence[Record]) -> float:
+    found = [record.final.validation_loss for record in group if record.final is not None]
+    known = [value for value in found if value is not None]
+    return fmean(known) if known else math.inf
 
 
 def _is_number(value: object) -> bool:

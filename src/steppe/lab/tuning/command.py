@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ..judge.verdict import with_error
+from ..judge.words import with_interval
 from ..plans.grid import words
 from ..plans.options import Options
 from ..plans.sweep import SweepPlan
@@ -23,7 +23,7 @@ def tuned(asked: Options, trials: int, console: Console) -> Options:
     for name, sweep in found.items():
         assert sweep.best is not None
         assert sweep.best.validation is not None
-        metric = f"validation {sweep.plan.metric_name} {with_error(sweep.best.validation, sweep.digits)}"
+        metric = f"validation {sweep.plan.metric_name} {with_interval(sweep.best.validation, sweep.digits)}"
         chosen = f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}"
         console.print(chosen, highlight=False, markup=False, soft_wrap=True)
     return options

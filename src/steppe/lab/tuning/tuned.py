@@ -35,7 +35,9 @@ def tune(
     For every row Optuna's TPE tries so many settings, each from two seeds that the comparison does not use. It varies
     two numbers by factors of 1/10 to 10 around what they would be otherwise: learning rate and radius, or, of methods
     without a radius, learning rate and weight decay. The sweeps are kept in ``tuning`` in the folder of the comparison,
-    so that the same call goes on where it was stopped, and finished ones cost nothing.
+    so that the same call goes on where it was stopped, and finished ones cost nothing. A task that takes the seed
+    splits the same data otherwise for those two seeds; test examples of the comparison may be among what they train
+    on.
 
     Args:
         asked: As of the comparison.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from ...lab.judge.stats import Difference, paired
+from ...lab.judge.differences import Difference, paired
 from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from .design import MOMENTA, row

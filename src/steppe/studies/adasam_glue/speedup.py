@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ...lab.judge.comparison import Comparison
-from ...lab.judge.stats import Difference, paired
+from ...lab.judge.differences import Difference, paired
 from ...lab.trials.records import Record
 
 BATCHES = (4, 8, 16, 32)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...lab.judge.stats import Difference, paired
+from ...lab.judge.differences import Difference, paired
 from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from .design import OPTIMIZERS

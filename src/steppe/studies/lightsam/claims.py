@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from ...lab.judge.stats import Difference, paired
+from ...lab.judge.differences import Difference, paired
 from ..verdicts import Verdict, corrected, verdict
 from .design import LIGHT, Preset, Width
 from .grids import Grid

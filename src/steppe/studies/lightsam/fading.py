@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ...lab.judge.stats import Difference, paired
+from ...lab.judge.differences import Difference, paired
 from ...lab.trials.records import Record
 from ..verdicts import Verdict, corrected, verdict
 from . import held

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, pstdev
+from statistics import fmean, median, pstdev
 
 from ...lab.judge.stats import Mean, mean
 from ...lab.trials.records import Record
@@ -31,11 +32,13 @@ class Grid:
         settings: Of the wide grid, radii in rows, learning rates in columns.
         values: By seed, the validation metric of every setting; of a diverged one that of guessing.
         diverged: By setting, how many seeds diverged.
+        losses: By setting, the mean validation loss of the seeds that did not, by which ties are settled.
     """
 
     settings: Sequence[Mapping[str, object]]
     values: Mapping[int, Sequence[float]]
     diverged: Sequence[int]
+    losses: Sequence[float] = ()
 
     @property
     def means(self) -> list[float]:
@@ -44,8 +47,8 @@ class Grid:
 
     def best(self, inside: Sequence[int]) -> int:
         """Return which setting, of those inside, has the best mean; one that never diverged, if there is one."""
-        means = self.means
-        return max(inside, key=lambda index: (not self.diverged[index], means[index]))
+        means, losses = self.means, self.losses or [0.0] * len(self.settings)
+        return max(inside, key=lambda index: (not self.diverged[index], means[index], -losses[index]))
 
     def statistic(self, name: str, inside: Sequence[int]) -> dict[int, float]:
         """Return a statistic of the settings inside, by seed."""
@@ -57,13 +60,15 @@ def grid(preset: Preset, settings: Sequence[Mapping[str, object]], records: Sequ
     seeds = sorted({record.config.seed for record in records[0]})
     values = {seed: [preset.guessing] * len(settings) for seed in seeds}
     diverged = [0] * len(settings)
+    losses: list[list[float]] = [[] for _ in settings]
     for index, group in enumerate(records):
         for record in group:
             if record.final is None or record.final.validation_metric is None:
                 diverged[index] += 1
             else:
                 values[record.config.seed][index] = record.final.validation_metric
-    return Grid(settings, values, diverged)
+                losses[index].append(math.inf if record.final.validation_loss is None else record.final.validation_loss)
+    return Grid(settings, values, diverged, [fmean(found) if found else math.inf for found in losses])
 
 
 def summary(found: Grid, preset: Preset, method: str, width: Width) -> dict[str, Mean]:

@@ -158,6 +158,12 @@ def test_it_is_found_in_worker_processes_too(asked, what):
         asked((STATEFUL | UNSEEDED)[what], jobs=1)
 
 
+def test_what_every_new_process_draws_alike_is_the_same(asked):
+    noting = Noting()
+    asked(UNSEEDED["data of torch"], jobs=1, observer=noting)
+    assert noting.notes == ["sgd, seed 1, repeated in a new process: the same to the last digit"]
+
+
 @pytest.mark.parametrize(("jobs", "where", "then"), [(0, "", "sam"), (2, " in a new process", "sgd")])
 def test_a_finished_comparison_is_checked_once(asked, jobs, where, then):
     first, second = Noting(), Noting()

@@ -238,7 +238,7 @@ def test_a_thread_that_a_task_has_left_running_holds_nobody_up(start, task_file,
         "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
         "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
-    words = ("--methods", "sgd", "--seeds", 1, "--base", "sgd", "--out", tmp_path / "out", "--no-check")
+    words = ("--methods", "sgd", "--seeds", 1, "--base", "sgd", "--out", tmp_path / "out")
     done = start(["compare", "--task", name, *words])
     _, error = done.communicate(timeout=100)
     assert (done.returncode, error) == (0, "")

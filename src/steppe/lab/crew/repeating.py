@@ -138,15 +138,15 @@ def _again(config: TrialConfig, source: TaskSource, folder: Path, workers: Worke
 
 
 def repeat(source: TaskSource, config: TrialConfig, say: Say | None) -> Record:
-    """Run a trial on a task that is made anew, while random generators stand elsewhere than they otherwise would."""
-    with _unseeded():
+    """Run a trial on a task that is made anew, as in another session."""
+    with _another_session():
         work.load_anew(source, config)
     return work.run(source, config, False, None, say)[0]
 
 
 @contextmanager
-def _unseeded() -> Iterator[None]:
-    """Within this, what is drawn without a seed is like nothing that was drawn before."""
+def _another_session() -> Iterator[None]:
+    """Within this, generators stand as they may in another session; torch's is the same in every new process."""
     import random
 
     import numpy as np
@@ -157,7 +157,6 @@ def _unseeded() -> Iterator[None]:
         try:
             random.seed()
             np.random.seed()
-            torch.default_generator.seed()
             yield
         finally:
             random.setstate(python_state)

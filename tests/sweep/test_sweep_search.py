@@ -40,9 +40,9 @@ def test_random_settings_depend_on_their_number_alone(planned, alone, tmp_path):
 def test_what_is_drawn_has_four_digits_and_stays_within_its_range(planned, alone, sampler):
     low, high = 0.012345678, 0.012349999
     made = planned(("rho=0.01:1:log", f"lr={low}:{high}"), sampler=sampler, trials=14, epochs=1)
-    for point in alone(made).points:
-        assert float(f"{point.setting['rho']:.4g}") == point.setting["rho"]
-        assert low <= point.setting["lr"] <= high
+    for found in alone(made).points:
+        assert float(f"{found.setting['rho']:.4g}") == found.setting["rho"]
+        assert low <= found.setting["lr"] <= high
 
 
 def test_tpe_learns(planned, alone):

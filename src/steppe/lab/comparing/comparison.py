@@ -12,14 +12,17 @@ from ..crew import runner
 from ..crew.runner import Observer, Silence
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
+from ..plans import budget
 from ..plans import options as config
-from ..plans.comparison import Plan, named, plan
+from ..plans.comparison import Plan, named, planned
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.console import ConsoleObserver, watched
 from ..show.report import write_report
 from ..show.trackers import logged
+from ..show.tuning_console import TuningObserver
 from ..tasks.task import Task
+from ..tuning import tuned
 
 
 def compare(
@@ -41,6 +44,7 @@ def compare(
     updates: int | None = None,
     keep_weights: bool = False,
     measure: bool = False,
+    tune: int | str = 0,
     log: str | Sequence[str] | None = None,
     observer: Observer | None = None,
 ) -> Comparison:
@@ -85,6 +89,9 @@ def compare(
         updates: Parameter updates of every trial, at least 1, in place of `epochs`.
         keep_weights: Whether to write the final weights of every trial to ``out/weights``.
         measure: Whether to measure sharpness on up to 1024 training examples after training.
+        tune: What each row may first choose its settings out of, on validation data: 0 trains what the call says;
+            ``"auto"`` is what ``steppe compare`` does unless it is told otherwise, 6 settings on a task of your own; or
+            a number of settings, or a time such as ``"5min"`` for all of it.
         log: Trackers that every trial becomes a run of once it is finished: ``tensorboard`` (in ``out/tensorboard``),
             ``mlflow``, ``wandb``, ``trackio``.
         observer: Is told how the comparison proceeds; by default a line in a notebook, and nobody elsewhere.
@@ -121,12 +128,17 @@ def compare(
             "keep_weights": keep_weights,
             "measure": measure,
             "log": log,
+            "tune": tune,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         }
     )
-    comparison_plan = plan(task, options, None if out is None else Path(out))
-    with watched(observer, lambda console: ConsoleObserver(comparison_plan.metric_name, console)) as observer:
-        return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None)
+    executor = crew if isinstance(crew, Executor) else None
+    asked, loaded = planned(task, options, None if out is None else Path(out))
+    tuning = tuned.prepare(asked, loaded, options.tune or budget.AUTO, executor)
+    with watched(None, TuningObserver) as watching:
+        asked, _ = tuned.tune(tuning, watching or Silence(), executor)
+    with watched(observer, lambda console: ConsoleObserver(asked.metric_name, console)) as observer:
+        return run(asked, observer, executor)
 
 
 def run(comparison_plan: Plan, observer: Observer | None = None, executor: Executor | None = None) -> Comparison:

@@ -162,6 +162,16 @@ class Plan:
             **dict.fromkeys(self._flags, True),
             **({"log": list(self.log)} if self.log else {}),
             "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
+            **({"tuned": self.tuned} if self.tuned else {}),
+        }
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """How rows got settings that were chosen on validation data, ready for JSON and YAML."""
+        return {
+            arm.name: arm.choice.model_dump(mode="json", exclude_defaults=True)
+            for arm in self.arms
+            if arm.choice is not None
         }
 
     @property
@@ -247,6 +257,13 @@ def plan(
     Raises:
         UserError: The input is wrong.
     """
+    return planned(task, options, out, workers)[0]
+
+
+def planned(
+    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, workers: Workers | None = None
+) -> tuple[Plan, Task | Loop]:
+    """Return as well the task, which was loaded for it."""
     name, base = base_of(options)
     source = find_task(task)
     arms = find_arms(source.name, base, options)
@@ -263,7 +280,7 @@ def plan(
     check_arms(arms, base, epochs, loaded, workers.sharing, model)
     folder = out or Path("runs") / f"{source.file_name}-{name}"
     check_writable(folder, "trials")
-    return Plan(
+    made = Plan(
         source=source,
         base=name,
         arms=arms,
@@ -280,6 +297,7 @@ def plan(
         log=options.log or (),
         wrapped=base,
     )
+    return made, loaded
 
 
 def counted(number: int, what: str) -> str:

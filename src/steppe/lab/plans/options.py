@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, Validat
 from ..errors import UserError, nearest, one_line, shortened
 from ..trials.fields import Count, Model, Number, as_number
 from ..trials.schedules import DEFAULTS, Schedules, known_fields
+from .budget import Budget, budget_of
+from .choices import Choice
 from .reading import read
 from .trackers import TRACKERS
 
@@ -36,6 +38,10 @@ def _tracker_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if name not in TRACKERS:
             raise ValueError(f"unknown tracker {name!r}{nearest(name, TRACKERS)}")
     return names if names is None else tuple(dict.fromkeys(names))
+
+
+def _budget(value: object) -> Budget | None:
+    return None if value is None else budget_of(value)
 
 
 def _words(value: object) -> object:
@@ -135,6 +141,8 @@ class Options(Model):
         keep_weights: Whether the final weights of every trial are written.
         measure: Whether sharpness is measured after training.
         settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
+        tune: How much is tuned before a comparison begins.
+        tuned: By row: how what stands in `settings` was chosen.
     """
 
     task: str | None = None
@@ -155,6 +163,8 @@ class Options(Model):
     keep_weights: StrictBool | None = None
     measure: StrictBool | None = None
     settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
+    tune: Annotated[Budget | None, BeforeValidator(_budget)] = None
+    tuned: dict[str, Choice] = {}
 
 
 def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:

@@ -39,6 +39,7 @@ class SweepPlan(Plan):
         grid: What is varied.
         sampler: What chooses settings, of `SAMPLERS`.
         tried: How many settings a sampler chooses; None if those of the grid are tried.
+        first: The first of them, if the sampler is not to choose that.
         prune: Whether settings that look bad are given up early.
         storage: The database that gets a copy, as a URL; None if none does.
         study: The sweep's name in it; None is one made of task, base and method.
@@ -48,6 +49,7 @@ class SweepPlan(Plan):
     grid: tuple[Axis, ...]
     sampler: str = "grid"
     tried: int | None = None
+    first: Setting | None = None
     prune: bool = False
     storage: str | None = field(default=None, repr=False)  # it may have a password
     study: str | None = None
@@ -94,6 +96,7 @@ class SweepPlan(Plan):
             "grid": [axis.model_dump(mode="json") for axis in self.grid],
             "sampler": self.sampler,
             "trials": self.tried,
+            **({} if self.first is None else {"first": self.first}),
             "prune": self.prune,
             "metric": self.metric_name,
             "higher_is_better": self.higher_is_better,
@@ -156,7 +159,7 @@ class SweepPlan(Plan):
     @property
     def options(self) -> dict[str, Any]:
         """What the command line does not say, as the content of a file for ``--config``."""
-        return {name: value for name, value in super().options.items() if name != "methods"}
+        return {name: value for name, value in super().options.items() if name not in ("methods", "tuned")}
 
     @property
     def _as_packaged(self) -> bool:

@@ -11,12 +11,13 @@ from rich.table import Table
 
 from ..judge.points import Point, in_order
 from ..judge.sweep import Sweep
-from ..judge.verdict import decimals_of, with_error
+from ..judge.verdict import decimals_of
 from ..plans.grid import words
 from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
 from . import sweep_table as table
 from .console import WIDE, LiveLine
+from .tuning_console import result
 
 
 class ConsoleObserver(LiveLine):
@@ -46,7 +47,7 @@ class ConsoleObserver(LiveLine):
     def finished(self, found: Point) -> None:
         """Count a setting."""
         self._compare(found)
-        self._count(self._result(found))
+        self._count(result(self._asked, found))
         if self._best is not None and self._best.validation is not None:
             value = self._best.validation.value
             self._update(best=f"best {value:.{decimals_of([value])}f}: {words(self._best.setting)}")
@@ -54,14 +55,6 @@ class ConsoleObserver(LiveLine):
     def _compare(self, point: Point) -> None:
         both = [point] if self._best is None else [self._best, point]
         self._best = next(iter(in_order(both, self._asked.higher_is_better)), None)
-
-    def _result(self, point: Point) -> str:
-        text = f"{words(point.setting)}: "
-        if point.validation is None:
-            epochs = [result.diverged for result in point.seeds if result.diverged is not None]
-            return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
-        mean = with_error(point.validation, decimals_of([point.validation.value]))
-        return text + f"validation {self._asked.metric_name} {mean}, {point.seconds:.1f} s"
 
 
 def show(sweep: Sweep, console: Console) -> None:

@@ -88,7 +88,9 @@ def test_a_budget_is_settings_or_a_time(text, budget):
 
 @pytest.mark.parametrize("text", [1, "1", -1, True, "often", "5 parsecs", "0s", 2.5, "99999999999", "1e9"])
 def test_what_is_no_budget_is_refused(text):
-    with pytest.raises(UserError, match=r"^tune: must be auto, 0, a whole number of settings from 2 to 10000, or a time"):
+    with pytest.raises(
+        UserError, match=r"^tune: must be auto, 0, a whole number of settings from 2 to 10000, or a time"
+    ):
         config.from_flags({"tune": text}, prefix="")
 
 
@@ -124,9 +126,7 @@ def test_every_row_chooses_out_of_as_many_and_keeps_what_the_user_says(task, tmp
             "varied": tuple(sweep.setting),
             "chosen": sweep.setting,
             "validation": sweep.best.validation.value,
-            "tried": tuple(
-                {"setting": point.setting, "validation": point.validation.value} for point in sweep.points
-            ),
+            "tried": tuple({"setting": point.setting, "validation": point.validation.value} for point in sweep.points),
         }
     mine = after["mine"]
     assert (mine.method, mine.updates, mine.hyperparameters["momentum"], mine.set_by) == ("sam", 7, 0.5, "chosen")
@@ -195,7 +195,9 @@ def test_what_will_be_done_is_said_with_its_time(task, tmp_path):
         "2 rows choose out of 3 settings (12 trainings, about 24 s), then 10 trainings (about 20 s); "
         "--tune 0 leaves settings as they are"
     )
-    assert replace(made, time=None).words.startswith("2 rows choose out of 3 settings (12 trainings), then 10 trainings;")
+    assert replace(made, time=None).words.startswith(
+        "2 rows choose out of 3 settings (12 trainings), then 10 trainings;"
+    )
     assert made.time.at_once == 1
     assert made.time.rows["mine"] > 0
 

@@ -15,6 +15,7 @@ from ..judge.stats import summarize
 from ..plans import budget
 from ..plans import options as config
 from ..plans.comparison import Plan, named, planned
+from ..plans.comparison import plan as plan  # the door has it too
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.console import ConsoleObserver, watched

@@ -191,13 +191,16 @@ def _arm(task: str, base: str, name: str, method: str, options: Options) -> Arm:
     updates = entry.updates if "updates" in entry.model_fields_set else options.updates
     choice = options.tuned.get(name)
     choice = choice if choice is not None and choice.fits(found) else None
-    return Arm(name, method, found, schedules, updates, _set_by(task, base, method, entry, choice), choice)
+    given = bool(entry.hyperparameters)
+    if name in options.as_packaged:  # unless somebody has changed it in the file since
+        given = found != _hyperparameters(task, base, method, {})
+    return Arm(name, method, found, schedules, updates, _set_by(task, base, method, given, choice), choice)
 
 
-def _set_by(task: str, base: str, method: str, entry: Entry, choice: Choice | None) -> SetBy:
-    if choice is not None:
-        return "default" if choice.chosen is None else "chosen"
-    if entry.hyperparameters:
+def _set_by(task: str, base: str, method: str, given: bool, choice: Choice | None) -> SetBy:
+    if choice is not None and choice.chosen is not None:
+        return "chosen"
+    if given:
         return "given"
     return "packaged" if method in config.packaged_settings().get(task, {}).get(base, {}) else "default"
 

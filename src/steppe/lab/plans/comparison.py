@@ -110,7 +110,10 @@ class Plan:
         words += [word for name, value in self.workers.asked.items() for word in (f"--{name}", str(value))]
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         words += ["--log", ",".join(self.log)] if self.log else []
-        words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
+        if not self._as_packaged:
+            words += ["--config", str(self.out / "config.yaml")]
+        elif self._untuned:
+            words += ["--tune", "0"]
         return shlex.join(words)
 
     @property
@@ -145,11 +148,18 @@ class Plan:
         """Whether all rows are as they are if nobody says anything."""
         with brought(self.source.along):
             usual = [packaged(self.source.name, self.inner, arm.method) for arm in self.arms]
-        return [*self.arms] == usual and self.base_words == self.inner
+        return [*self.arms] == usual and self.base_words == self.inner and not self.tuned
+
+    @property
+    def _untuned(self) -> bool:
+        """Whether there are rows that were not tuned, as they would be if nobody said anything."""
+        left = any(arm.set_by == "default" and arm.choice is None for arm in self.arms)
+        return left and self.source.name not in config.packaged_settings()
 
     @property
     def options(self) -> dict[str, Any]:
         """All of this as the content of a file for ``--config``."""
+        usual = [arm.name for arm in self.arms if arm.set_by in ("default", "packaged")]
         named = {} if self.base_words == self.inner else {self.base: {"method": self.inner}}
         return {
             "task": self.task_words,
@@ -162,7 +172,9 @@ class Plan:
             **dict.fromkeys(self._flags, True),
             **({"log": list(self.log)} if self.log else {}),
             "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
+            **({"tune": 0} if self._untuned else {}),
             **({"tuned": self.tuned} if self.tuned else {}),
+            **({"as_packaged": usual} if usual else {}),
         }
 
     @property

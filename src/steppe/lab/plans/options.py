@@ -143,6 +143,7 @@ class Options(Model):
         settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
         tune: How much is tuned before a comparison begins.
         tuned: By row: how what stands in `settings` was chosen.
+        as_packaged: Rows whose `settings` are what they would be anyway.
     """
 
     task: str | None = None
@@ -165,6 +166,7 @@ class Options(Model):
     settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
     tune: Annotated[Budget | None, BeforeValidator(_budget)] = None
     tuned: dict[str, Choice] = {}
+    as_packaged: tuple[str, ...] = ()
 
 
 def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:

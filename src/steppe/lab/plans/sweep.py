@@ -28,6 +28,7 @@ from .rows import base_of, codes, rows
 from .trackers import check_installed
 from .workers import workers_of
 
+_OF_COMPARISONS = ("methods", "tune", "tuned", "as_packaged")
 SAMPLERS = ("grid", "tpe", "random")
 
 
@@ -159,7 +160,7 @@ class SweepPlan(Plan):
     @property
     def options(self) -> dict[str, Any]:
         """What the command line does not say, as the content of a file for ``--config``."""
-        return {name: value for name, value in super().options.items() if name not in ("methods", "tuned")}
+        return {name: value for name, value in super().options.items() if name not in _OF_COMPARISONS}
 
     @property
     def _as_packaged(self) -> bool:
@@ -236,7 +237,8 @@ def plan(
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting}, model)
     check_arms([arm], base, epochs, loaded, workers.sharing, model)
-    name = f"{source.file_name}-{base_name}-{arm.name}"
+    # What is varied stands in the name, so that sweeps of other things do not replace each other's report.
+    name = "-".join([source.file_name, base_name, arm.name, *(axis.name for axis in axes)])
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}

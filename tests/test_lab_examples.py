@@ -39,7 +39,20 @@ def test_an_example_says_its_command_and_is_on_the_page(example, metrics, higher
 
 @pytest.mark.parametrize(("example", "metrics", "higher", "updates"), COMPARED, ids=[row[0] for row in COMPARED])
 def test_an_example(example, metrics, higher, updates, tmp_path, capsys):
-    words = ["--methods", "adamw,sam", "--seeds", "1", "--epochs", "1", "--jobs", "1", "--out", str(tmp_path)]
+    words = [
+        "--methods",
+        "adamw,sam",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+        "--tune",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(["compare", "--task", str(EXAMPLES / example), *words]) == 0
     assert capsys.readouterr().err == ""
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))

@@ -52,7 +52,7 @@ def planned(tiny, tmp_path):
 
 def test_an_arm_from_yaml(command, tiny, tmp_path, written):
     out = tmp_path / "out"
-    words = ("compare", "--task", tiny, "--config", written(ARMS), "--seeds", 3, "--jobs", 1, "--out", out)
+    words = ("compare", "--tune", 0, "--task", tiny, "--config", written(ARMS), "--seeds", 3, "--jobs", 1, "--out", out)
     code, text, error = command(*words)
     assert (code, error) == (0, "")
     assert "sam+B, seed 2: test accuracy" in text

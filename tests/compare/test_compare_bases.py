@@ -125,7 +125,21 @@ def test_muon_says_what_it_takes_and_what_to_do(planned, methods):
 def test_rows_are_called_by_their_names_alone(command, tiny, own, tmp_path):
     out = tmp_path / "out"
     rows = f"{own}:split,sam,{own}:twice"
-    words = ("compare", "--task", tiny, "--base", f"{own}:split", "--methods", rows, "--seeds", 2, "--jobs", 1)
+    words = (
+        "compare",
+        "--tune",
+        0,
+        "--task",
+        tiny,
+        "--base",
+        f"{own}:split",
+        "--methods",
+        rows,
+        "--seeds",
+        2,
+        "--jobs",
+        1,
+    )
     code, text, error = command(*words, "--out", out)
     assert (code, error) == (0, "")
     assert "split, seed 1: test accuracy" in text

@@ -205,7 +205,7 @@ def printed(*words, **more):
 
 
 def test_a_terminal_that_knows_no_letter_but_ascii(command, tiny, tmp_path):
-    words = ["compare", "--task", tiny, "--methods", "sgd,sam", "--base", "sgd", "--seeds", 2, "--jobs", 1]
+    words = ["compare", "--tune", 0, "--task", tiny, "--methods", "sgd,sam", "--base", "sgd", "--seeds", 2, "--jobs", 1]
     assert "\u00b1" in command(*words, "--out", tmp_path / "o")[1]
     ascii = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(SOURCE)}
     done = printed(*words, "--out", tmp_path / "o", stdout=subprocess.PIPE, env=ascii)
@@ -216,7 +216,7 @@ def test_a_terminal_that_knows_no_letter_but_ascii(command, tiny, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has such a device")
 def test_an_output_that_takes_nothing(tiny, tmp_path):
-    words = ["compare", "--task", tiny, "--methods", "sgd", "--base", "sgd", "--seeds", 1, "--jobs", 1]
+    words = ["compare", "--tune", 0, "--task", tiny, "--methods", "sgd", "--base", "sgd", "--seeds", 1, "--jobs", 1]
     with open("/dev/full", "w") as full:
         for again in (["--help"], [*words, "--out", tmp_path / "o"]):
             done = printed(*again, stdout=full)

@@ -68,7 +68,19 @@ def records(folder):
 @pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this torch knows no devices in Python")
 def test_an_accelerator_is_taken_without_a_flag(file, tmp_path):
     log = tmp_path / "devices.log"
-    words = ["compare", "--task", f"{file}:task", "--methods", "sgd,sam", "--base", "sgd", "--seeds", "2"]
+    words = [
+        "compare",
+        "--tune",
+        "0",
+        "--task",
+        f"{file}:task",
+        "--methods",
+        "sgd,sam",
+        "--base",
+        "sgd",
+        "--seeds",
+        "2",
+    ]
     command(*words, "--out", tmp_path / "out", PRETEND_DEVICE_LOG=str(log))
     found = records(tmp_path / "out")
     assert {(record.config.device, record.hardware) for record in found} == {("pretend", "pretend")}

@@ -255,7 +255,7 @@ def test_a_loop_of_a_cell_is_compared_and_swept(notebook):
     assert [point.state for point in found.points] == ["finished", "finished"]
     assert found.command == (
         "steppe.lab.sweep(train, Wide, ['rho=0.05,0.1'], base='adamw', seeds=1, "
-        "out='runs/sweep-notebook-train-adamw-Wide')"
+        "out='runs/sweep-notebook-train-adamw-Wide-rho')"
     )
 
 

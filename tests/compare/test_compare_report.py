@@ -48,7 +48,8 @@ def compared(record, tmp_path):
 
 
 def test_yes(compared):
-    first, second, cost, target = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
+    first, second, settings, cost, target = compared({"adamw": BASE, "sam": SAM, "gsam": SAME}).verdict
+    assert settings.startswith("Settings are ")
     assert first == "Yes: sam takes the test accuracy (%) from 65.64 [64.34, 66.94] to 70.28 [69.02, 71.54]."
     assert second.startswith("The difference to adamw is +4.64 (95 % interval +3.")
     assert "corrected for 2 methods" in second
@@ -73,7 +74,7 @@ def test_a_method_that_costs_no_more(compared):
     found = compared({"adamw": BASE, "sam": SAM})
     cheap = [record.model_copy(update={"gradient_evaluations": 10}) for record in found.records]
     again = Comparison(found.plan, cheap, summarize(cheap, "adamw", True))
-    assert again.verdict[2] == (
+    assert again.verdict[3] == (
         "At equal epochs sam takes as many gradient evaluations as adamw and 2.0 times its training time."
     )
 

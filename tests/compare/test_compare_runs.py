@@ -65,7 +65,9 @@ def slow(tmp_path):
 
 def test_results_do_not_depend_on_the_number_of_jobs(command, tiny, tmp_path):
     for jobs in (1, 2):
-        code, out, error = command("compare", "--task", tiny, *WORDS, "--jobs", jobs, "--out", tmp_path / str(jobs))
+        code, out, error = command(
+            "compare", "--tune", 0, "--task", tiny, *WORDS, "--jobs", jobs, "--out", tmp_path / str(jobs)
+        )
         assert (code, error) == (0, "")
     assert len(read(tmp_path / "1")) == 9
     assert read(tmp_path / "1") == read(tmp_path / "2")
@@ -78,7 +80,7 @@ def test_results_do_not_depend_on_the_number_of_jobs(command, tiny, tmp_path):
 
 
 def test_finished_trials_are_skipped_and_damaged_records_stand_until_they_are_moved_away(command, tiny, tmp_path):
-    words = ("compare", "--task", tiny, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
+    words = ("compare", "--tune", 0, "--task", tiny, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
     assert command(*words)[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").iterdir()}
     first, expected = table(tmp_path / "out"), read(tmp_path / "out")
@@ -102,7 +104,7 @@ def test_finished_trials_are_skipped_and_damaged_records_stand_until_they_are_mo
 
 
 def test_killed_and_resumed_equals_uninterrupted(start, command, slow, tmp_path):
-    words = ("compare", "--task", slow, "--methods", "adamw,sam", "--seeds", "4", "--jobs", "2", "--out")
+    words = ("compare", "--tune", 0, "--task", slow, "--methods", "adamw,sam", "--seeds", "4", "--jobs", "2", "--out")
     process = start([*words, tmp_path / "killed"])
     trials = tmp_path / "killed/trials"
     wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 2)
@@ -121,7 +123,21 @@ def test_killed_and_resumed_equals_uninterrupted(start, command, slow, tmp_path)
 
 def test_ctrl_c(start, slow, tmp_path):
     process = start(
-        ["compare", "--task", slow, "--methods", "sgd,sam", "--seeds", "99", "--jobs", "2", "--out", tmp_path / "out"]
+        [
+            "compare",
+            "--tune",
+            0,
+            "--task",
+            slow,
+            "--methods",
+            "sgd,sam",
+            "--seeds",
+            "99",
+            "--jobs",
+            "2",
+            "--out",
+            tmp_path / "out",
+        ]
     )
     trials = tmp_path / "out/trials"
     wait_until(lambda: trials.is_dir() and len(list(trials.glob("*.json"))) >= 1)
@@ -150,7 +166,7 @@ def test_a_trial_that_diverges_is_in_the_table(command, task_file, tmp_path):
         "    return nn.functional.cross_entropy(o, t) * (float('nan') if multiprocessing.parent_process() else 1)\n"
         "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss, epochs=1)"
     )
-    code, out, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
+    code, out, error = command("compare", "--tune", 0, "--task", name, *WORDS, "--jobs", 1, "--out", tmp_path / "out")
     assert (code, error) == (0, "")
     assert "adamw, seed 0: diverged in epoch 1" in out
     assert "No answer: every trial diverged" in out
@@ -166,7 +182,9 @@ def test_an_error_in_the_users_model(command, task_file, tmp_path):
         "return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     out = tmp_path / "out"
-    code, _, error = command("compare", "--task", name, "--methods", "sgd", "--seeds", 9, "--jobs", 1, "--out", out)
+    code, _, error = command(
+        "compare", "--tune", 0, "--task", name, "--methods", "sgd", "--seeds", 9, "--jobs", 1, "--out", out
+    )
     assert code == 1
     assert re.fullmatch(
         r"steppe: the trial sgd, seed (\d) failed with ValueError: too heavy \(mine.py, line 11\); "
@@ -197,7 +215,7 @@ def test_a_task_that_ends_its_process_has_failed(command, task_file, tmp_path, e
         f"        if {when}:\n            {end}\n        return super().forward(x)\n"
         "return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
-    code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 2, "--out", tmp_path / "out")
+    code, _, error = command("compare", "--tune", 0, "--task", name, *WORDS, "--jobs", 2, "--out", tmp_path / "out")
     assert code != 0
     assert re.search(rf"failed .*with SystemExit{': ' if said else ''}{said} \(mine\.py, line 11\)", error), error
     assert error.count("\n") == 1
@@ -221,7 +239,7 @@ def test_a_trial_whose_worker_is_killed_is_repeated(command, task_file, tmp_path
     (tmp_path / "counted").mkdir()
     name = task_file(KILLS.format(folder=str(tmp_path / "counted"), times=times).strip())
     words = ("--methods", "sgd", "--base", "sgd", "--seeds", 1, "--jobs", 1, "--out", tmp_path / "out")
-    code, out, error = command("compare", "--task", name, *words)
+    code, out, error = command("compare", "--tune", 0, "--task", name, *words)
     died = "a worker process died at the trial sgd, seed 0 (signal 9)"
     assert out.count(f"{died}; another one begins with it anew") == 2
     if times == 2:
@@ -239,7 +257,7 @@ def test_a_thread_that_a_task_has_left_running_holds_nobody_up(start, task_file,
         "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     words = ("--methods", "sgd", "--seeds", 1, "--base", "sgd", "--out", tmp_path / "out")
-    done = start(["compare", "--task", name, *words])
+    done = start(["compare", "--tune", 0, "--task", name, *words])
     _, error = done.communicate(timeout=100)
     assert (done.returncode, error) == (0, "")
 
@@ -250,7 +268,7 @@ def test_a_trial_that_takes_too_long_is_ended(command, task_file, tmp_path):
         "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
     words = ("--methods", "sgd", "--base", "sgd", "--seeds", 1, "--timeout", 2, "--out", tmp_path / "out")
-    code, _, error = command("compare", "--task", name, *words)
+    code, _, error = command("compare", "--tune", 0, "--task", name, *words)
     assert code == 1
     assert error.startswith(
         "steppe: the trial sgd, seed 0 failed: it took longer than the 2 seconds of --timeout; 0 of 1"
@@ -276,7 +294,7 @@ def test_a_record_that_cannot_be_written(command, task_file, tmp_path):
         f"import multiprocessing, shutil\nif multiprocessing.parent_process():\n    shutil.rmtree({str(out)!r})\n"
         f"    open({str(out)!r}, 'w').close()\nreturn Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=1)"
     )
-    code, _, error = command("compare", "--task", name, *WORDS, "--jobs", 1, "--out", out)
+    code, _, error = command("compare", "--tune", 0, "--task", name, *WORDS, "--jobs", 1, "--out", out)
     assert code == 1
     assert error.startswith(f"steppe: the record of adamw, seed 0 cannot be written to {out}: Not a directory; 0 of 9")
 

@@ -45,7 +45,7 @@ def weights(folder: Path) -> dict[str, int]:
 
 def test_weights_are_kept_and_trained_again_when_missing(command, tiny, tmp_path):
     out = tmp_path / "out"
-    words = ("compare", "--task", tiny, "--methods", "sgd,sam", "--seeds", 2, "--jobs", 1, "--out", out)
+    words = ("compare", "--tune", 0, "--task", tiny, "--methods", "sgd,sam", "--seeds", 2, "--jobs", 1, "--out", out)
     assert command(*words)[0] == 0
     assert not (out / "weights").exists()
     without = {path.name: json.loads(path.read_text())["final"] for path in (out / "trials").iterdir()}
@@ -71,7 +71,22 @@ def test_weights_are_kept_and_trained_again_when_missing(command, tiny, tmp_path
 
 def test_kept_weights_are_those_that_were_evaluated(command, tiny, tmp_path):
     out = tmp_path / "out"
-    command("compare", "--task", tiny, "--methods", "sam", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
+    command(
+        "compare",
+        "--tune",
+        0,
+        "--task",
+        tiny,
+        "--methods",
+        "sam",
+        "--seeds",
+        1,
+        "--jobs",
+        1,
+        "--out",
+        out,
+        "--keep-weights",
+    )
     (config,) = comparison.plan(tiny, Options(methods=("sam",), seeds=1), out).trials()
     record = records.read(out, config)
     task = find_task(tiny).load()
@@ -87,7 +102,22 @@ def test_weights_that_diverged_are_not_kept_nor_missed(command, task_file, tmp_p
         "return Task(lambda: nn.Linear(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), loss, epochs=1)"
     )
     out = tmp_path / "out"
-    words = ("compare", "--task", name, "--methods", "sgd", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
+    words = (
+        "compare",
+        "--tune",
+        0,
+        "--task",
+        name,
+        "--methods",
+        "sgd",
+        "--seeds",
+        1,
+        "--jobs",
+        1,
+        "--out",
+        out,
+        "--keep-weights",
+    )
     assert command(*words)[0] == 0
     assert not (out / "weights").exists()
     assert "1 of 1 trials were finished in an earlier run" in command(*words)[1]
@@ -98,7 +128,7 @@ def test_weights_that_cannot_be_written(command, tiny, tmp_path):
     out.mkdir()
     (out / "weights").write_text("")
     words = ("--methods", "sgd", "--seeds", 1, "--jobs", 1, "--out", out, "--keep-weights")
-    code, _, error = command("compare", "--task", tiny, *words)
+    code, _, error = command("compare", "--tune", 0, "--task", tiny, *words)
     assert code == 1
     assert error.startswith(f"steppe: the record of sgd, seed 0 cannot be written to {out}: ")
     assert not list((out / "trials").iterdir())
@@ -150,7 +180,7 @@ def test_the_real_measures(command, tiny, tmp_path):
     pytest.importorskip("steppe.measure.quick")
     out = tmp_path / "out"
     words = ("--methods", "sgd,sam,gsam", "--seeds", 1, "--jobs", 1, "--out", out, "--measure")
-    code, _, error = command("compare", "--task", tiny, *words)
+    code, _, error = command("compare", "--tune", 0, "--task", tiny, *words)
     assert (code, error) == (0, "")
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert all(set(row["sharpness"]) == set(rows[0]["sharpness"]) for row in rows)

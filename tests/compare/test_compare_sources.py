@@ -147,7 +147,19 @@ def test_an_odd_escape_warns_nobody():
 
 
 def test_an_edited_helper_trains_anew_what_depends_on_it(command, tiny, folder, tmp_path):
-    words = ("compare", "--task", tiny, "--base", "sgd", "--methods", f"sgd,sam,{folder}/own.py:wide", "--seeds", 1)
+    words = (
+        "compare",
+        "--tune",
+        0,
+        "--task",
+        tiny,
+        "--base",
+        "sgd",
+        "--methods",
+        f"sgd,sam,{folder}/own.py:wide",
+        "--seeds",
+        1,
+    )
     words += ("--jobs", 1, "--out", tmp_path / "out")
     assert command(*words)[0] == 0
     assert command(*words)[1].startswith("3 of 3 trials were finished in an earlier run")

@@ -69,7 +69,19 @@ def test_tensorboard_has_every_number_of_every_record(command, tiny, tmp_path, j
         "methods: [sgd, sam, wild]\nbase: sgd\nseeds: 2\nlog: tensorboard\n"
         "settings: {wild: {method: sgd, lr: 1.0e+30}}\n"
     )
-    words = ["compare", "--task", tiny, "--config", tmp_path / "c.yaml", "--jobs", jobs, "--out", tmp_path / "out"]
+    words = [
+        "compare",
+        "--tune",
+        0,
+        "--task",
+        tiny,
+        "--config",
+        tmp_path / "c.yaml",
+        "--jobs",
+        jobs,
+        "--out",
+        tmp_path / "out",
+    ]
     code, out, error = command(*words)
     assert (code, error) == (0, "")
     assert "warning" not in out
@@ -282,7 +294,7 @@ def test_a_tracker_that_fails_costs_one_warning_and_no_training(stand_in, tiny, 
 def test_a_folder_that_cannot_be_written_costs_no_training(command, tiny, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/tensorboard").write_text("a file")
-    words = ["compare", "--task", tiny, "--methods", "sgd", "--base", "sgd", "--seeds", 2, "--jobs", 1]
+    words = ["compare", "--tune", 0, "--task", tiny, "--methods", "sgd", "--base", "sgd", "--seeds", 2, "--jobs", 1]
     code, out, error = command(*words, "--log", "tensorboard", "--out", tmp_path / "out")
     assert (code, error) == (0, "")
     assert out.count("warning: tensorboard failed, and trials are not logged there any more: ") == 1

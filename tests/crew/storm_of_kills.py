@@ -76,7 +76,7 @@ if __name__ == "__main__":
 
 COMMON = ["--base", "sgd", "--jobs", "2"]
 COMMANDS = {
-    "compare": ["compare", *COMMON, "--methods", "sgd,sam", "--seeds", "6"],
+    "compare": ["compare", *COMMON, "--tune", "0", "--methods", "sgd,sam", "--seeds", "6"],
     "sweep": ["sweep", *COMMON, "--grid", "lr=0.003:0.3:log", "--sampler", "tpe", "--trials", "6", "--seeds", "2"],
 }
 COMMANDS["cluster"] = [*COMMANDS["compare"][:3], *COMMANDS["compare"][5:]]

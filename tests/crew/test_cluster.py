@@ -67,6 +67,8 @@ def test_a_cluster_finds_what_processes_find_here(tmp_path, kills, address):
     (tmp_path / "own.py").write_text(TASK.format(folder=str(tmp_path / "counted"), kills=kills))
     words = [
         "compare",
+        "--tune",
+        "0",
         "--task",
         f"{tmp_path / 'own.py'}:task",
         "--base",
@@ -170,6 +172,8 @@ def test_what_is_interrupted_ends_there_too(tmp_path, address):
     (tmp_path / "slow.py").write_text(SLOW)
     words = [
         "compare",
+        "--tune",
+        "0",
         "--task",
         f"{tmp_path / 'slow.py'}:task",
         "--base",

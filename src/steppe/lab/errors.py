@@ -27,7 +27,7 @@ _EXTRA_OF: dict[str, str | None] = {  # None where no extra has it
     "yaml": "compare",
     "cloudpickle": "compare",
     "distributed": "cluster",
-    "optuna": "sweep",
+    "optuna": "compare",
     "sqlalchemy": "sweep",
     "hessian_eigenthings": "compare,measure",
     "datasets": "studies,text",

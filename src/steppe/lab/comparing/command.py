@@ -33,9 +33,12 @@ def compare(
         bool | None, typer.Option("--keep-weights", help="Write the final weights of every trial.", show_default=False)
     ] = None,
     tune: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, help="Let each method first choose out of so many settings on validation data.", show_default=False
+            metavar="auto|N|TIME",
+            help="Let each row first choose out of N settings on validation data, or of what a time such as 5min is "
+            "enough for; 0 leaves settings as they are.",
+            show_default="auto: 6 settings on a task of your own, for rows whose settings you have not given",
         ),
     ] = None,
     measure: Annotated[
@@ -65,17 +68,16 @@ def compare(
     flags = locals()
     from rich.console import Console
 
-    from ..plans.comparison import plan as plan_of
+    from ..plans.budget import AUTO
+    from ..plans.comparison import planned
     from ..plans.options import of_command
     from ..show.console import ConsoleObserver, show
+    from ..tuning.command import tuned
     from . import comparison
 
     asked, console = of_command(flags, config), Console()
-    if tune is not None:
-        from ..tuning.command import tuned
-
-        asked = tuned(asked, tune, console)
-    plan = plan_of(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
+    plan, loaded = planned(asked.task or "mnist1d", asked, None if asked.out is None else Path(asked.out))
+    plan = tuned(plan, loaded, asked.tune or AUTO, console)
     with ConsoleObserver(plan.metric_name, console) as observer:
         found = comparison.run(plan, observer, check=plan.check)
     show(found, console)

@@ -14,14 +14,18 @@ from ..crew.repeating import check as repeat_one
 from ..crew.runner import Observer, Silence
 from ..judge.comparison import Comparison
 from ..judge.stats import summarize
+from ..plans import budget
 from ..plans import options as config
-from ..plans.comparison import Plan, named, plan
+from ..plans.comparison import Plan, named, planned
+from ..plans.comparison import plan as plan  # the door has it too
 from ..plans.workers import check_crew
 from ..show import table
 from ..show.console import ConsoleObserver, watched
 from ..show.report import write_report
 from ..show.trackers import logged
+from ..show.tuning_console import TuningObserver
 from ..tasks.task import Task
+from ..tuning import tuned
 
 
 def compare(
@@ -44,6 +48,7 @@ def compare(
     keep_weights: bool = False,
     measure: bool = False,
     check: bool = True,
+    tune: int | str = 0,
     log: str | Sequence[str] | None = None,
     observer: Observer | None = None,
 ) -> Comparison:
@@ -91,6 +96,9 @@ def compare(
         measure: Whether to measure sharpness on up to 1024 training examples after training.
         check: Whether to repeat one of the trials in the end, in a new process, which must find the same to the last
             bit; only on the CPU of this machine, with one process a trial and without `crew`.
+        tune: What each row may first choose its settings out of, on validation data: 0 trains what the call says;
+            ``"auto"`` is what ``steppe compare`` does unless it is told otherwise, 6 settings on a task of your own; or
+            a number of settings, or a time such as ``"5min"`` for all of it.
         log: Trackers that every trial becomes a run of once it is finished: ``tensorboard`` (in ``out/tensorboard``),
             ``mlflow``, ``wandb``, ``trackio``.
         observer: Is told how the comparison proceeds; by default a line in a notebook, and nobody elsewhere.
@@ -128,12 +136,17 @@ def compare(
             "measure": measure,
             "check": check,
             "log": log,
+            "tune": tune,
             "settings": {name: dict(values) for name, values in (settings or {}).items()},
         }
     )
-    comparison_plan = plan(task, options, None if out is None else Path(out))
-    with watched(observer, lambda console: ConsoleObserver(comparison_plan.metric_name, console)) as observer:
-        return run(comparison_plan, observer, crew if isinstance(crew, Executor) else None, check=comparison_plan.check)
+    executor = crew if isinstance(crew, Executor) else None
+    asked, loaded = planned(task, options, None if out is None else Path(out))
+    tuning = tuned.prepare(asked, loaded, options.tune or budget.AUTO, executor)
+    with watched(None, TuningObserver) as watching:
+        asked, _ = tuned.tune(tuning, watching or Silence(), executor)
+    with watched(observer, lambda console: ConsoleObserver(asked.metric_name, console)) as observer:
+        return run(asked, observer, executor, check=asked.check)
 
 
 def run(

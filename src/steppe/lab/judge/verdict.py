@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .design import sight
 from .differences import MINIMUM_PAIRS
 from .group import Answer, answer
+from .setting_words import how_set
 from .stats import COSTS, Row
 from .words import decimals, names, tested, with_interval
 
@@ -41,6 +42,8 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
         sentences = _yes(plan, base, found, digits)
     else:
         sentences = _no(plan, found, records, digits)
+    if base is not None and found.tested:
+        sentences.append(how_set(plan))
     diverged = [f"{row.method} ({row.diverged} of {row.trials})" for row in rows if row.diverged]
     if diverged:
         sentences.append(f"Some trials diverged and are left out of the means: {', '.join(diverged)}.")

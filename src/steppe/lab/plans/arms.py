@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..trials.feeds import total_updates
 from ..trials.finding import BASES, find, has_radius, is_wrapper, keywords, row_of
 from ..trials.schedules import DEFAULTS, Constant, Proportional, Schedules, attach
 from . import options as config
+from .choices import Choice, SetBy
 from .options import Entry, Options
 from .rows import rows
 
@@ -34,6 +35,8 @@ class Arm:
         hyperparameters: Of method and base together.
         schedules: Of learning rate, batch size and radius.
         updates: Parameter updates of a trial; None if it goes by epochs.
+        set_by: How it got its hyper-parameters, which changes no number.
+        choice: If they were chosen on validation data: out of what.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Arm:
     hyperparameters: dict[str, Any]
     schedules: Schedules = DEFAULTS
     updates: int | None = None
+    set_by: SetBy = field(default="default", compare=False)
+    choice: Choice | None = field(default=None, compare=False)
 
     @property
     def words(self) -> str:
@@ -184,7 +189,20 @@ def _arm(task: str, base: str, name: str, method: str, options: Options) -> Arm:
     except UserError as error:
         raise UserError(str(error) if name == row_of(method) else f"{name}: {error}") from error
     updates = entry.updates if "updates" in entry.model_fields_set else options.updates
-    return Arm(name, method, found, schedules, updates)
+    choice = options.tuned.get(name)
+    choice = choice if choice is not None and choice.fits(found) else None
+    given = bool(entry.hyperparameters)
+    if name in options.as_packaged:  # unless somebody has changed it in the file since
+        given = found != _hyperparameters(task, base, method, {})
+    return Arm(name, method, found, schedules, updates, _set_by(task, base, method, given, choice), choice)
+
+
+def _set_by(task: str, base: str, method: str, given: bool, choice: Choice | None) -> SetBy:
+    if choice is not None and choice.chosen is not None:
+        return "chosen"
+    if given:
+        return "given"
+    return "packaged" if method in config.packaged_settings().get(task, {}).get(base, {}) else "default"
 
 
 def _hyperparameters(task: str, base: str, method: str, own: Mapping[str, Any]) -> dict[str, Any]:

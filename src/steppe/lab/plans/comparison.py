@@ -118,7 +118,10 @@ class Plan:
         words += [f"--{name.replace('_', '-')}" for name in self._flags]
         words += [] if self.check else ["--no-check"]
         words += ["--log", ",".join(self.log)] if self.log else []
-        words += [] if self._as_packaged else ["--config", str(self.out / "config.yaml")]
+        if not self._as_packaged:
+            words += ["--config", str(self.out / "config.yaml")]
+        elif self._untuned:
+            words += ["--tune", "0"]
         return shlex.join(words)
 
     @property
@@ -154,11 +157,18 @@ class Plan:
         """Whether all rows are as they are if nobody says anything."""
         with brought(self.source.along):
             usual = [packaged(self.source.name, self.inner, arm.method) for arm in self.arms]
-        return [*self.arms] == usual and self.base_words == self.inner
+        return [*self.arms] == usual and self.base_words == self.inner and not self.tuned
+
+    @property
+    def _untuned(self) -> bool:
+        """Whether there are rows that were not tuned, as they would be if nobody said anything."""
+        left = any(arm.set_by == "default" and arm.choice is None for arm in self.arms)
+        return left and self.source.name not in config.packaged_settings()
 
     @property
     def options(self) -> dict[str, Any]:
         """All of this as the content of a file for ``--config``."""
+        usual = [arm.name for arm in self.arms if arm.set_by in ("default", "packaged")]
         named = {} if self.base_words == self.inner else {self.base: {"method": self.inner}}
         return {
             "task": self.task_words,
@@ -172,6 +182,18 @@ class Plan:
             **self._unchecked,
             **({"log": list(self.log)} if self.log else {}),
             "settings": {**named, **{arm.name: arm.entry for arm in self.arms}},
+            **({"tune": 0} if self._untuned else {}),
+            **({"tuned": self.tuned} if self.tuned else {}),
+            **({"as_packaged": usual} if usual else {}),
+        }
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """How rows got settings that were chosen on validation data, ready for JSON and YAML."""
+        return {
+            arm.name: arm.choice.model_dump(mode="json", exclude_defaults=True)
+            for arm in self.arms
+            if arm.choice is not None
         }
 
     @property
@@ -262,6 +284,13 @@ def plan(
     Raises:
         UserError: The input is wrong.
     """
+    return planned(task, options, out, workers)[0]
+
+
+def planned(
+    task: str | Callable[[], Task], options: config.Options, out: Path | None = None, workers: Workers | None = None
+) -> tuple[Plan, Task | Loop]:
+    """Return as well the task, which was loaded for it."""
     name, base = base_of(options)
     source = find_task(task)
     arms = find_arms(source.name, base, options)
@@ -278,7 +307,7 @@ def plan(
     check_arms(arms, base, epochs, loaded, workers.sharing, model)
     folder = out or Path("runs") / f"{source.file_name}-{name}"
     check_writable(folder, "trials")
-    return Plan(
+    made = Plan(
         source=source,
         base=name,
         arms=arms,
@@ -296,6 +325,7 @@ def plan(
         log=options.log or (),
         wrapped=base,
     )
+    return made, loaded
 
 
 def counted(number: int, what: str) -> str:

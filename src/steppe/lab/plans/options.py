@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, Validat
 from ..errors import UserError, nearest, one_line, shortened
 from ..trials.fields import Count, Model, Number, as_number
 from ..trials.schedules import DEFAULTS, Schedules, known_fields
+from .budget import Budget, budget_of
+from .choices import Choice
 from .reading import read
 from .trackers import TRACKERS
 
@@ -36,6 +38,10 @@ def _tracker_names(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if name not in TRACKERS:
             raise ValueError(f"unknown tracker {name!r}{nearest(name, TRACKERS)}")
     return names if names is None else tuple(dict.fromkeys(names))
+
+
+def _budget(value: object) -> Budget | None:
+    return None if value is None else budget_of(value)
 
 
 def _words(value: object) -> object:
@@ -136,6 +142,9 @@ class Options(Model):
         measure: Whether sharpness is measured after training.
         check: Whether one of the trials is repeated in the end.
         settings: By method or arm: hyper-parameters, over the packaged ones, and what else differs.
+        tune: How much is tuned before a comparison begins.
+        tuned: By row: how what stands in `settings` was chosen.
+        as_packaged: Rows whose `settings` are what they would be anyway.
     """
 
     task: str | None = None
@@ -157,6 +166,9 @@ class Options(Model):
     measure: StrictBool | None = None
     check: StrictBool | None = None
     settings: Annotated[dict[Annotated[str, AfterValidator(_arm_name)], Entry], BeforeValidator(_entries)] = {}
+    tune: Annotated[Budget | None, BeforeValidator(_budget)] = None
+    tuned: dict[str, Choice] = {}
+    as_packaged: tuple[str, ...] = ()
 
 
 def from_flags(flags: Mapping[str, object], prefix: str = "--") -> Options:

@@ -28,6 +28,7 @@ from .rows import base_of, codes, rows
 from .trackers import check_installed
 from .workers import workers_of
 
+_OF_COMPARISONS = ("methods", "tune", "tuned", "as_packaged")
 SAMPLERS = ("grid", "tpe", "random")
 
 
@@ -39,6 +40,7 @@ class SweepPlan(Plan):
         grid: What is varied.
         sampler: What chooses settings, of `SAMPLERS`.
         tried: How many settings a sampler chooses; None if those of the grid are tried.
+        first: The first of them, if the sampler is not to choose that.
         prune: Whether settings that look bad are given up early.
         storage: The database that gets a copy, as a URL; None if none does.
         study: The sweep's name in it; None is one made of task, base and method.
@@ -48,6 +50,7 @@ class SweepPlan(Plan):
     grid: tuple[Axis, ...]
     sampler: str = "grid"
     tried: int | None = None
+    first: Setting | None = None
     prune: bool = False
     storage: str | None = field(default=None, repr=False)  # it may have a password
     study: str | None = None
@@ -94,6 +97,7 @@ class SweepPlan(Plan):
             "grid": [axis.model_dump(mode="json") for axis in self.grid],
             "sampler": self.sampler,
             "trials": self.tried,
+            **({} if self.first is None else {"first": self.first}),
             "prune": self.prune,
             "metric": self.metric_name,
             "higher_is_better": self.higher_is_better,
@@ -156,7 +160,7 @@ class SweepPlan(Plan):
     @property
     def options(self) -> dict[str, Any]:
         """What the command line does not say, as the content of a file for ``--config``."""
-        return {name: value for name, value in super().options.items() if name != "methods"}
+        return {name: value for name, value in super().options.items() if name not in _OF_COMPARISONS}
 
     @property
     def _as_packaged(self) -> bool:
@@ -233,7 +237,8 @@ def plan(
     for setting in grids.settings(axes) if sampler == "grid" else grids.probes(axes):
         optimizers.check_hyperparameters(arm.method, base, {**arm.hyperparameters, **setting}, model)
     check_arms([arm], base, epochs, loaded, workers.sharing, model)
-    name = f"{source.file_name}-{base_name}-{arm.name}"
+    # What is varied stands in the name, so that sweeps of other things do not replace each other's report.
+    name = "-".join([source.file_name, base_name, arm.name, *(axis.name for axis in axes)])
     out = Path(options.out) if options.out is not None else Path("runs") / f"sweep-{name}"
     check_writable(out, "trials", *(["settings"] if prune or sampler != "grid" else []))
     fixed = {key: value for key, value in arm.hyperparameters.items() if all(axis.name != key for axis in axes)}

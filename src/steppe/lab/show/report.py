@@ -12,6 +12,7 @@ from ...drawing.style import looks
 from ..errors import RunError
 from ..files import write_atomically
 from ..judge.design import test_examples
+from ..judge.setting_words import how_set
 from ..judge.stats import COSTS, Row, rank_correlation
 from ..plans.arms import Arm, each
 from ..trials.finding import shown
@@ -60,6 +61,8 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "settings": {arm.name: arm.entry for arm in plan.arms},
+        "how_set": how_set(plan),
+        "tuned": plan.tuned,
         "command": plan.command,
         "verdict": comparison.verdict,
         "rows": [asdict(row) for row in comparison.rows],
@@ -129,4 +132,5 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
         *([] if plan.loop else [("batch size", each(plan.arms, sizes)), ("learning rate", each(plan.arms, rates))]),
         *([("rho", each(plan.arms, {arm.name: arm.schedules.rho.words for arm in plan.arms}))] if radii else []),
         ("metric", f"{plan.metric_name}, {'higher' if plan.higher_is_better else 'lower'} is better"),
+        ("how set", how_set(plan)),
     ]

@@ -17,6 +17,7 @@ from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
 from . import sweep_table as table
 from .console import WIDE, LiveLine
+from .tuning_console import result
 
 
 class ConsoleObserver(LiveLine):
@@ -46,7 +47,7 @@ class ConsoleObserver(LiveLine):
     def finished(self, found: Point) -> None:
         """Count a setting."""
         self._compare(found)
-        self._count(self._result(found))
+        self._count(result(self._asked, found))
         if self._best is not None and self._best.validation is not None:
             value = self._best.validation.value
             self._update(best=f"best {value:.{decimals_of([value])}f}: {words(self._best.setting)}")

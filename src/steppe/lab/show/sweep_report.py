@@ -11,6 +11,7 @@ import yaml
 from ..errors import RunError
 from ..files import write_atomically
 from ..judge.points import Point
+from ..plans.choices import Choice
 from ..plans.grid import shown, words
 from ..trials.finding import shown as shown_words
 from ..trials.records import all_versions
@@ -59,7 +60,21 @@ def chosen(sweep: Sweep) -> dict[str, Any]:
     """Return the best setting as the content of a file for ``steppe compare --config``."""
     plan = sweep.plan.at(sweep.setting or {})
     (arm,) = plan.arms
-    return {"task": plan.options["task"], "base": plan.base, "epochs": plan.epochs, "settings": {arm.name: arm.entry}}
+    best = sweep.best
+    choice = Choice(
+        settings=len(sweep.points),
+        seeds=len(plan.seeds),
+        varied=tuple(axis.name for axis in plan.grid),
+        chosen=sweep.setting,
+        validation=best.validation.value if best is not None and best.validation is not None else None,
+    )
+    return {
+        "task": plan.options["task"],
+        "base": plan.base,
+        "epochs": plan.epochs,
+        "settings": {arm.name: arm.entry},
+        "tuned": {arm.name: choice.model_dump(mode="json", exclude_defaults=True)},
+    }
 
 
 def html(sweep: Sweep) -> str:

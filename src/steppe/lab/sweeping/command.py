@@ -43,7 +43,8 @@ def sweep(
     crew: Crew = None,
     timeout: Timeout = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD")
+        str | None,
+        typer.Option(help="Folder for records and report.", show_default="runs/sweep-TASK-BASE-METHOD-NAMES"),
     ] = None,
     log: Log = None,
     storage: Annotated[

@@ -42,8 +42,10 @@ class Sampler:
         """
         if self._asked.sampler == "random":  # learns nothing, so it need not remember
             study = self._new_study()
+            self._begin_with_first(study, slot)
             study.sampler = self._sampler(slot)
             return self._setting(study.ask(distributions(self._asked)))
+        self._begin_with_first(self._study, slot)
         self._study.sampler = self._sampler(slot)
         return self._suggest(slot)
 
@@ -71,6 +73,10 @@ class Sampler:
             self._study.tell(trial, state=TrialState.FAIL)
         else:
             self._study.tell(trial, score(found, self._asked.higher_is_better))
+
+    def _begin_with_first(self, study: optuna.Study, slot: int) -> None:
+        if slot == 0 and self._asked.first is not None:
+            study.enqueue_trial(self._asked.first)
 
     def _suggest(self, slot: int) -> Setting:
         self._trials[slot] = trial = self._study.ask(distributions(self._asked))

@@ -91,7 +91,8 @@ def sweep(
         processes: As of `compare`.
         timeout: As of `compare`.
         crew: As of `compare`.
-        out: Where to write; by default ``runs/sweep-TASK-BASE-METHOD``.
+        out: Where to write; by default ``runs/sweep-TASK-BASE-METHOD-NAMES``, with the names
+            of what is varied.
         storage: A database that gets a copy of what is found as a study of Optuna, for example for optuna-dashboard:
             a URL such as ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` or ``sqlite:///FILE``.
         study: The sweep's name in the database, by default made of task, base and method.

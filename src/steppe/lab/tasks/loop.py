@@ -21,8 +21,8 @@ class Loop:
         train: ``train(run)`` -> numbers on test data by name, of which the first decides; in place of a mean, a tensor,
             an array or a list with one number for each test example.
         metric_name: What the first of them is called; by default as the function says it.
-        higher_is_better: Whether a larger one is better; by default as its name says it. Both must be said here where
-            settings are chosen, by `steppe sweep` or ``--tune``.
+        higher_is_better: Whether a larger one is better; by default as its name says it. Both must be said here for
+            `steppe sweep`.
         epochs: What ``run.epochs`` is, unless the command line says otherwise; 0 if the function decides.
     """
 

@@ -164,7 +164,7 @@ class Training:
         for batch in next(self.epochs):
             self.step += 1
             n = examples_in(batch)
-            loss = self._update(moved(batch, self.host.device), n)
+            loss = self.update(moved(batch, self.host.device), n)
             if not math.isfinite(loss):
                 self._mark_diverged()
                 break
@@ -176,7 +176,8 @@ class Training:
                 break
         return total / max(examples, 1)
 
-    def _update(self, batch: Any, n: int) -> float:
+    def update(self, batch: Any, n: int) -> float:
+        """Take one step on a batch of so many examples, on the device, and return its loss."""
         parts = 1 if self.micro is None else math.ceil(n / self.micro)  # of a pass over the whole batch
         forwards = 0
 

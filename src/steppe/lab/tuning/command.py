@@ -1,29 +1,23 @@
-"""What ``--tune`` does in front of a command."""
+"""What ``--tune`` does in front of a comparison."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-from ..judge.words import with_interval
-from ..plans.grid import words
-from ..plans.options import Options
-from ..plans.sweep import SweepPlan
-from ..show.sweep_console import ConsoleObserver
-from .tuned import tune
+from ..plans.budget import Budget
+from ..plans.comparison import Plan
+from ..show.tuning_console import TuningObserver, show_chosen
+from ..tasks.loop import Loop
+from ..tasks.task import Task
+from .tuned import prepare, tune
 
 
-def tuned(asked: Options, trials: int, console: Console) -> Options:
-    """Choose the settings of a comparison, and show what was chosen."""
-
-    def watch(plan: SweepPlan) -> ConsoleObserver:
-        console.print(f"{plan.arm.name} chooses out of {trials}", highlight=False, markup=False, soft_wrap=True)
-        return ConsoleObserver(plan, console)
-
-    options, found = tune(asked, trials, watch)
-    for name, sweep in found.items():
-        assert sweep.best is not None
-        assert sweep.best.validation is not None
-        metric = f"validation {sweep.plan.metric_name} {with_interval(sweep.best.validation, sweep.digits)}"
-        chosen = f"{name}, best of {trials}: {words(sweep.best.setting)}, {metric}"
-        console.print(chosen, highlight=False, markup=False, soft_wrap=True)
-    return options
+def tuned(plan: Plan, task: Task | Loop, budget: Budget, console: Console) -> Plan:
+    """Choose the settings of a comparison, and show what will be done, and what was chosen."""
+    tuning = prepare(plan, task, budget)
+    if tuning.words:
+        console.print(tuning.words, highlight=False, markup=False, soft_wrap=True)
+    with TuningObserver(console) as observer:
+        plan, found = tune(tuning, observer)
+    show_chosen(found, console)
+    return plan

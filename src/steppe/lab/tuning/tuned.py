@@ -1,128 +1,218 @@
-"""Comparisons that are fair by construction: every row's settings are chosen by a sweep of the same size."""
+"""Comparisons that are fair by construction: every row chooses its settings out of as many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache
-from pathlib import Path
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..crew import runner
-from ..crew.jobs import Crew
 from ..errors import RunError
+from ..files import check_writable
 from ..judge.sweep import Sweep
-from ..plans import comparison
-from ..plans.arms import Arm
-from ..plans.grid import shown
-from ..plans.options import Entry, Options
-from ..plans.sweep import SweepPlan, plan
-from ..sweeping import sweeping
-from ..sweeping.sweeping import Observer
+from ..plans.arms import Arm, model_for
+from ..plans.around import FOLDER, around
+from ..plans.budget import FEWEST, Budget
+from ..plans.choices import Choice, Tried
+from ..plans.comparison import Plan, counted, named
+from ..plans.grid import MOST_SETTINGS, Axis
+from ..plans.options import packaged_settings
+from ..plans.sweep import SweepPlan
+from ..store import budgets
+from ..tasks.loop import Loop
+from ..tasks.task import Task
+from ..trials import optimizers
+from ..trials.finding import brought
+from ..trials.records import Record
+from .estimate import Estimate, about, estimate
+from .ranges import axes
+from .rows import Observer, Rows
 
 SEEDS = 2
 """Trainings of every setting. With one, a setting that ruins every second training may look like the best."""
 
-_AROUND = 10.0
-_VARIED = ("lr", "rho")
-_INSTEAD_OF_RHO = "weight_decay"
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which rows of a comparison choose their settings, and out of how many.
+
+    Attributes:
+        plan: The comparison.
+        rows: The searches; None if no row chooses.
+        time: How long trainings take; None if nobody knows it, or nothing is left to train.
+        why_not: Why no row chooses, where the user may wonder.
+    """
+
+    plan: Plan
+    rows: Rows | None = None
+    time: Estimate | None = None
+    why_not: str = ""
+
+    @property
+    def words(self) -> str:
+        """What will be done, and how long that takes; nothing if no row chooses, or all have chosen."""
+        if self.rows is None or self.rows.done:
+            return self.why_not
+        first = next(iter(self.rows.plans.values()))
+        choosing = {name: SEEDS * left for name, left in self.rows.left.items()}
+        comparing = dict.fromkeys(self.plan.names, len(self.plan.seeds))
+        rows, number = len(self.rows.plans), first.count
+        return (
+            f"{counted(rows, 'row')} {'chooses' if rows == 1 else 'choose'} out of {number} settings "
+            f"({self._trainings(choosing, ', ')}), then {self._trainings(comparing, ' (')}; "
+            "--tune 0 leaves settings as they are"
+        )
+
+    def _trainings(self, numbers: Mapping[str, int], before: str) -> str:
+        said = counted(sum(numbers.values()), "training")
+        if self.time is None:
+            return said
+        return f"{said}{before}{about(self.time.seconds(numbers))}{')' if '(' in before else ''}"
 
 
-def tune(
-    asked: Options, trials: int, watch: Callable[[SweepPlan], AbstractContextManager[Observer | None]] | None = None
-) -> tuple[Options, dict[str, Sweep]]:
-    """Choose the settings of every row of a comparison on validation data.
+def prepare(plan: Plan, task: Task | Loop, budget: Budget, executor: Executor | None = None) -> Tuning:
+    """Say which rows choose their settings, and out of how many, and read what was chosen before.
 
-    For every row Optuna's TPE tries so many settings, each from two seeds that the comparison does not use. It varies
-    two numbers by factors of 1/10 to 10 around what they would be otherwise: learning rate and radius, or, of methods
-    without a radius, learning rate and weight decay. The sweeps are kept in ``tuning`` in the folder of the comparison,
-    so that the same call goes on where it was stopped, and finished ones cost nothing. A task that takes the seed
-    splits the same data otherwise for those two seeds; test examples of the comparison may be among what they train
-    on.
+    Of a loop of the user's own one trial is trained, which tells by what settings can be chosen.
 
     Args:
-        asked: As of the comparison.
-        trials: Settings of every row, at least 1.
-        watch: Makes what is told how a sweep proceeds.
-
-    Returns:
-        The options with what was chosen, and the sweeps by row.
+        plan: The comparison.
+        task: Its task.
+        budget: What tuning may cost.
+        executor: Carries trials out, if not whom the plan names.
 
     Raises:
-        UserError: The input is wrong; nothing was trained.
-        RunError: A training failed, or all settings of a row diverged; what was finished is kept.
+        UserError: What an earlier run has left cannot be read.
+        RunError: The trial of the user's loop failed.
     """
-    task = asked.task or "mnist1d"
-    compared = comparison.plan(task, asked, None if asked.out is None else Path(asked.out))
-    made = {
-        arm.name: plan(
-            task,
-            ranges(arm),
-            asked.model_copy(
-                update={
-                    "methods": (arm.words,),
-                    "seeds": SEEDS,
-                    "log": None,
-                    "out": str(compared.out / "tuning" / arm.name),
-                    "settings": {**_other_arms(asked), arm.name: _without(asked, arm)},
-                }
-            ),
-            sampler="tpe",
-            trials=trials,
-        )
-        for arm in compared.arms
-    }
-    found: dict[str, Sweep] = {}
-    with ExitStack() as stack:
-
-        @cache
-        def crew() -> Crew:
-            return stack.enter_context(runner.joined(compared.workers))
-
-        for name, one in made.items():
-            with watch(one) if watch else nullcontext() as observer:
-                found[name] = sweeping.run(one, observer, joined=crew)
-            if any(point.state == "given up" for point in found[name].points):
-                raise RunError(f"settings of {name} were given up, since workers died; the same command goes on")
-            if found[name].setting is None:
-                raise RunError(f"all {trials} settings of {name} diverged; give it a smaller lr in the settings")
-    settings = dict(asked.settings)
-    for arm in compared.arms:
-        entry = settings.get(arm.name, Entry(name=arm.name))
-        chosen = {**entry.hyperparameters, **(found[arm.name].setting or {})}
-        settings[arm.name] = entry.model_copy(update={"hyperparameters": chosen})
-    return asked.model_copy(update={"settings": settings}), found
+    varied = _varied(plan, task, budget)
+    if not varied:
+        return Tuning(plan)
+    check_writable(plan.out / FOLDER, "trials", "settings")
+    record = None
+    if isinstance(task, Loop):
+        record = _tried(plan, varied, executor)
+        if record.final is None or record.final.validation_metric is None:
+            return Tuning(plan, why_not=_nothing_to_choose_by(plan, record))
+        plan = named(plan, [record])
+    rows = Rows(_sweeps(plan, varied, budget.settings or FEWEST))
+    time = None
+    if budget.seconds is not None:
+        number, time = _number(plan, task, record, rows.plans, budget.seconds, executor)
+        rows = Rows(_sweeps(plan, varied, number))
+    if time is None and not rows.done and executor is None:
+        time = estimate(plan, task, record)
+    return Tuning(plan, rows, time)
 
 
-def ranges(arm: Arm) -> list[str]:
-    """Return what is varied of a row, as a sweep takes it.
+def tune(tuning: Tuning, observer: Observer, executor: Executor | None = None) -> tuple[Plan, dict[str, Sweep]]:
+    """Choose the settings of every row of a comparison on validation data.
 
-    Example:
-        >>> ranges(Arm("sam", "sam", {"lr": 0.1, "momentum": 0.9, "rho": 0.05}))
-        ['lr=0.01:1:log', 'rho=0.005:0.5:log']
+    For every row Optuna's TPE tries as many settings, each from two seeds that the comparison does not use. The first
+    one is what the row has anyway, so that none ends with one that is worse there. It varies two numbers by factors of
+    1/10 to 10 around that: learning rate and radius, or, of methods without a radius, learning rate and weight decay.
+    What was tried is kept in ``tuning`` in the folder of the comparison: the same call goes on where it was stopped.
+
+    Args:
+        tuning: From `prepare`.
+        observer: Is told how it proceeds.
+        executor: As of `prepare`.
+
+    Returns:
+        The comparison with what was chosen, and what was found by row. A row of which all settings diverged stays as
+        it was.
+
+    Raises:
+        RunError: A training failed, or workers died at a setting; what was finished is kept.
     """
-    names = [name for name in _VARIED if _above_zero(arm, name)]
-    if "rho" not in names and _above_zero(arm, _INSTEAD_OF_RHO):
-        names.append(_INSTEAD_OF_RHO)
-    middle = {name: float(arm.hyperparameters[name]) for name in names}
-    return [f"{name}={shown(_round(x / _AROUND))}:{shown(_round(x * _AROUND))}:log" for name, x in middle.items()]
+    if tuning.rows is None:
+        return tuning.plan, {}
+    tuning.rows.carry_out(observer, executor)
+    found = tuning.rows.found
+    arms = tuple(_chosen(arm, found[arm.name]) if arm.name in found else arm for arm in tuning.plan.arms)
+    return replace(tuning.plan, arms=arms), found
 
 
-def _above_zero(arm: Arm, name: str) -> bool:
-    value = arm.hyperparameters.get(name, 0.0)
-    return not isinstance(value, tuple) and value > 0
+def _varied(plan: Plan, task: Task | Loop, budget: Budget) -> dict[str, tuple[Axis, ...]]:
+    """Return what is varied of each row that is to choose."""
+    if budget.settings == 0 or (budget.auto and plan.source.name in packaged_settings()):
+        return {}
+    arms = [arm for arm in plan.arms if arm.set_by == "default" or not budget.auto]
+    model = None if isinstance(task, Loop) else model_for(arms, plan.inner, task.model)
+    with brought(plan.source.along):
+        found = {
+            arm.name: axes(arm, plan.inner, model if optimizers.needs_model(arm.method, plan.inner) else None)
+            for arm in arms
+        }
+    return {name: varied for name, varied in found.items() if varied}
 
 
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
+def _sweeps(plan: Plan, varied: Mapping[str, tuple[Axis, ...]], settings: int) -> dict[str, SweepPlan]:
+    arms = {arm.name: arm for arm in plan.arms}
+    return {name: around(plan, arms[name], of, settings, SEEDS) for name, of in varied.items()}
 
 
-def _other_arms(asked: Options) -> dict[str, Entry]:
-    return {name: entry for name, entry in asked.settings.items() if entry.method is not None}
+def _tried(plan: Plan, varied: Mapping[str, tuple[Axis, ...]], executor: Executor | None) -> Record:
+    """Train one trial of tuning: the first of the first row."""
+    first = next(iter(_sweeps(plan, varied, FEWEST).values()))
+    assert first.first is not None
+    config = first.trial(first.first, first.seeds[0])
+    return runner.run_trials([config], plan.source, first.out, plan.workers, executor=executor)[0]
 
 
-def _without(asked: Options, arm: Arm) -> Entry:
-    """Return what the user says of a row, without what is varied."""
-    entry = asked.settings.get(arm.name, Entry(name=arm.name))
-    varied = {text.partition("=")[0] for text in ranges(arm)}
-    kept = {name: value for name, value in entry.hyperparameters.items() if name not in varied}
-    return entry.model_copy(update={"hyperparameters": kept})
+def _nothing_to_choose_by(plan: Plan, record: Record) -> str:
+    if record.final is None:
+        return f"settings are not tuned: the first training of {plan.source.name} diverged"
+    return (
+        f"settings are not tuned: {plan.source.name} tells run.report no metric on validation data, by which they "
+        "could be chosen"
+    )
+
+
+def _number(
+    plan: Plan,
+    task: Task | Loop,
+    record: Record | None,
+    sweeps: Mapping[str, SweepPlan],
+    seconds: float,
+    executor: Executor | None,
+) -> tuple[int, Estimate | None]:
+    """Decide once how many settings of each row a budget of time is."""
+    folder = plan.out / FOLDER
+    tuned: dict[str, Any] = {"seconds": seconds, "rows": [sweep.key for sweep in sweeps.values()]}
+    key = hashlib.sha256(json.dumps(tuned).encode()).hexdigest()[:16]
+    kept = budgets.read(folder, key)
+    if kept is not None:
+        return kept, None
+    time = estimate(plan, task, record) if executor is None else None
+    if time is None:
+        raise RunError("how long a training takes elsewhere is not known; give --tune a number of settings")
+    number = int(seconds / time.seconds(dict.fromkeys(sweeps, SEEDS)))
+    number = min(MOST_SETTINGS, max(FEWEST, number))
+    try:
+        budgets.write(folder, key, number)
+    except OSError as error:
+        raise RunError(f"a budget cannot be written to {folder}: {error.strerror}") from error
+    return number, time
+
+
+def _chosen(arm: Arm, found: Sweep) -> Arm:
+    tried = tuple(
+        Tried(setting=point.setting, validation=None if point.validation is None else point.validation.value)
+        for point in found.points
+    )
+    best = found.best
+    choice = Choice(
+        settings=len(tried),
+        seeds=len(found.plan.seeds),
+        varied=tuple(axis.name for axis in found.plan.grid),
+        chosen=found.setting,
+        validation=best.validation.value if best is not None and best.validation is not None else None,
+        tried=tried,
+    )
+    if found.setting is None:
+        return replace(arm, choice=choice)
+    return replace(arm, hyperparameters={**arm.hyperparameters, **found.setting}, set_by="chosen", choice=choice)

@@ -16,7 +16,8 @@ from .records import TrialConfig
 from .surroundings import reproducible
 from .trial import Training
 
-_MOST_STEPS = 30
+_FIRST = 5  # steps that are slower than others
+_MOST_STEPS = 1000
 _LONGEST = 0.7  # seconds of steps
 _LONGEST_LOOK = 0.3  # at a split
 
@@ -68,19 +69,19 @@ def pace(config: TrialConfig, task: Task, host: Host) -> Pace:
 
 
 def _update(training: Training) -> float:
-    """Return the time of an update, with that of making its batch; the first is left out, if there are more."""
+    """Return the time of an update, with that of making its batch; the first ones are left out, if there are more."""
     training.model.train()
     times: list[float] = []
     begun = last = time.perf_counter()
-    for batch in next(training.epochs):
-        training.update(moved(batch, training.host.device), examples_in(batch))
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-        if len(times) == _MOST_STEPS or now - begun > _LONGEST:
-            break
-    counted = times[1:] or times
-    return sum(counted) / len(counted)
+    while True:
+        for batch in next(training.epochs):
+            training.update(moved(batch, training.host.device), examples_in(batch))
+            now = time.perf_counter()
+            times.append(now - last)
+            last = now
+            if len(times) == _MOST_STEPS or now - begun > _LONGEST:
+                counted = times[_FIRST:] or times[-1:]
+                return sum(counted) / len(counted)
 
 
 def _look(training: Training, split: Split) -> float:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium h
 
 HOSTILE = "</script><script>document.title = 'broken'</script>"
 EPOCHS = 12
-FINAL = {"adamw": 70.0, "sam": 72.5, "gsam": 9.25, "asam": None, HOSTILE: 71.0}  # 9.25: by letters it came last
+FINAL = {"adamw": 70.0, "sam": 72.5, "gsam": 9.25, "asam": None, HOSTILE: 69.0}  # 9.25: by letters it came last
 TESTS = {name: None if value is None else [value + seed / 4 for seed in range(4)] for name, value in FINAL.items()}
 
 
@@ -130,16 +130,16 @@ def test_columns_are_sorted_by_number_in_a_circle(opened):
     assert head.get_attribute("aria-sort") is None
     button.click()
     assert head.get_attribute("aria-sort") == "ascending"
-    assert texts(page, 1) == ["gsam", "adamw", HOSTILE, "sam", "asam"]
+    assert texts(page, 1) == ["gsam", HOSTILE, "adamw", "sam", "asam"]
     assert texts(page, 2)[-1] == "n/a"
     button.click()
     assert head.get_attribute("aria-sort") == "descending"
-    assert texts(page, 1) == ["sam", HOSTILE, "adamw", "gsam", "asam"]
+    assert texts(page, 1) == ["sam", "adamw", HOSTILE, "gsam", "asam"]
     other = page.get_by_role("button", name="difference to adamw")
     other.focus()
     page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") is None
-    assert texts(page, 1)[:3] == ["gsam", HOSTILE, "sam"]  # -60.75, +1.00, +2.50; the base has none
+    assert texts(page, 1)[:3] == ["gsam", HOSTILE, "sam"]  # -60.75, -1.00, +2.50; the base has none
     assert sorted(texts(page, 3)[3:]) == ["-", "n/a"]
     for _ in range(2):
         page.keyboard.press("Space")

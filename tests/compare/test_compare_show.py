@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats as scipy_stats
 
@@ -159,6 +160,19 @@ def test_bands_are_intervals_of_the_mean():
     assert (middle[0] - reach[0], middle[0] + reach[0]) == (pytest.approx(low), pytest.approx(high))
     assert reach[1] == 0
     assert curves._mean_and_reach(values[:1])[1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("seeds", "room"), [(2, False), (3, True)])
+def test_bands_have_room_unless_they_are_of_two_seeds(compared, seeds, room):
+    found = compared({"adamw": [60.0] * seeds, "sam": [70.0] * seeds}, change=with_curve(12), epochs=12)
+    middle, reach = curves._lines(found.plan, found.records)["sam"].metric
+    axes = Figure().subplots()
+    curves._draw(axes, found.plan, curves._lines(found.plan, found.records), metric=True, against_cost=False)
+    low, high = axes.get_ylim()
+    assert bool(high > (middle + reach)[-1]) is room
+    assert bool(low < (middle - reach)[1]) is room
+    assert high > middle[-1]
+    assert low < middle[1]
 
 
 def test_a_loop_that_reports_no_losses_has_no_empty_panels(compared):

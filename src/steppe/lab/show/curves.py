@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...drawing import style as drawing
 from ...drawing.style import INK, STYLE, literal, looks
-from ..judge.stats import COSTS, half_width
+from ..judge.stats import COSTS, MINIMUM_PAIRS, half_width
 from ..judge.words import decimals_of
 
 if TYPE_CHECKING:
@@ -145,16 +145,20 @@ def _draw(axes: Axes, plan: Plan, lines: Mapping[str, _Line], *, metric: bool, a
             label=name,
             marker=marker,
         )
-    if metric:
-        _zoom(axes, lines, plan.higher_is_better)
-    axes.margins(y=0.1)
-    axes.set_ylim(axes.get_ylim())  # bands of few seeds are too wide to make room for
-    for name, line in lines.items():
-        middle, reach = line.up(metric)
+    roomy = len(plan.seeds) >= MINIMUM_PAIRS
+    if not roomy:  # intervals of two numbers are too wide to make room for
+        axes.margins(y=0.1)
+        axes.set_ylim(axes.get_ylim())
+    bands = [line.up(metric) for line in lines.values()]
+    for (name, line), (middle, reach) in zip(lines.items(), bands, strict=True):
         # A logarithmic axis has no room below zero.
         low = np.maximum(middle - reach, middle * 0.1) if logarithmic else middle - reach
         colour = styles[name].colour or INK
         axes.fill_between(line.across(against_cost), low, middle + reach, color=colour, alpha=0.12, linewidth=0)
+    if metric:
+        _zoom(
+            axes, [(middle - reach * roomy, middle + reach * roomy) for middle, reach in bands], plan.higher_is_better
+        )
     up = f"validation {plan.metric_name}" if metric else "train loss"
     across = COSTS[plan.cost] if against_cost else "epochs"
     axes.set_xlabel(literal(across))
@@ -171,17 +175,17 @@ def _spans_decades(lines: Mapping[str, _Line]) -> bool:
     return bool(0 < low < high / 10)
 
 
-def _zoom(axes: Axes, lines: Mapping[str, _Line], higher: bool) -> None:
+def _zoom(axes: Axes, bands: Sequence[tuple[_Array, _Array]], higher: bool) -> None:
     """Spend the height on where the methods differ, not on the first epochs that all share."""
-    values = [line.metric[0] for line in lines.values() if len(line.metric[0]) > 3]
-    if not values:
+    later = [(low[len(low) // 8 :], high[len(high) // 8 :]) for low, high in bands if len(low) > 3]
+    if not later:
         return
-    later = np.concatenate([value[len(value) // 8 :] for value in values])
-    margin = 0.06 * float(later.max() - later.min()) or 1.0
+    low, high = min(float(low.min()) for low, _ in later), max(float(high.max()) for _, high in later)
+    margin = 0.06 * (high - low) or 1.0
     if higher:
-        axes.set_ylim(bottom=float(later.min()) - margin)
+        axes.set_ylim(bottom=low - margin)
     else:
-        axes.set_ylim(top=float(later.max()) + margin)
+        axes.set_ylim(top=high + margin)
 
 
 def _lines(plan: Plan, records: Sequence[Record]) -> dict[str, _Line]:

@@ -97,7 +97,7 @@ def test_an_arm_from_python(tiny, tmp_path):
     assert sgd.test == still.test  # rho = 0 is the base
     assert {record.config.method for record in found.records} == {"sgd", "sam"}
     assert {record.updates for record in found.records} == {4}
-    assert "At equal updates still takes as many gradient evaluations as sgd" in found.verdict[-1]
+    assert "At equal updates still takes as many gradient evaluations as sgd" in found.verdict[-2]
 
 
 def test_an_arm_has_the_packaged_hyperparameters_of_its_method(planned):

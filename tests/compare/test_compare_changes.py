@@ -32,7 +32,22 @@ def compare(tiny, tmp_path, command):
     (tmp_path / "own.py").write_text(OWN)
 
     def run(*words, methods="sgd,sam"):
-        given = ["--task", tiny, "--base", "sgd", "--methods", methods, "--seeds", 2, "--jobs", 1, "--epochs", 1]
+        given = [
+            "--task",
+            tiny,
+            "--base",
+            "sgd",
+            "--methods",
+            methods,
+            "--seeds",
+            2,
+            "--jobs",
+            1,
+            "--epochs",
+            1,
+            "--tune",
+            0,
+        ]
         code, out, error = command("compare", *given, "--out", tmp_path / "out", *words)
         assert (code, error) == (0, "")
         lines = [line for line in out.splitlines() if "before" in line]

@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from ...drawing import style as drawing
 from ...drawing.style import INK, STYLE, literal, looks
-from ..judge.stats import COSTS, MINIMUM_PAIRS, half_width
+from ..judge.differences import MINIMUM_PAIRS
+from ..judge.stats import COSTS, half_width
 from ..judge.words import decimals_of
 
 if TYPE_CHECKING:

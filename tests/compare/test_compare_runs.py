@@ -42,19 +42,20 @@ def task():
 
 
 def read(folder: Path) -> dict[str, dict]:
-    """All records, without what is measured in seconds."""
+    """All records, without what a clock has measured."""
     found = {}
     for path in sorted((folder / "trials").glob("*.json")):
         content = json.loads(path.read_text())
-        del content["seconds"], content["curve"]["seconds"]
+        del content["seconds"], content["curve"]["seconds"], content["date"]
         found[path.name] = content
     return found
 
 
-def table(folder: Path) -> list[list[str]]:
-    """The cells of table.md, without the last column, the measured time."""
+def table(folder: Path) -> list[tuple[str, ...]]:
+    """The columns of table.md but those of measured time."""
     lines = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
-    return [line.split("|")[1:-2] for line in lines]
+    columns = zip(*(line.split("|")[1:-1] for line in lines), strict=True)
+    return [column for column in columns if not column[0].strip().startswith(("time / ", "s to target"))]
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_a_grid_needs_no_optuna(task, tmp_path):
     words = ["sweep", "--task", task(), "--base", "sgd", "--grid", "rho=0.1", "--seeds", "1", "--jobs", "1"]
     line = [sys.executable, "-c", code, *words, "--out", str(tmp_path / "out")]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
-    expected = f"steppe: {how_to_install('optuna', 'sweep')}\n"
+    expected = f"steppe: {how_to_install('optuna', 'compare')}\n"
     assert (done.returncode, done.stderr) == (0, 2 * expected)
     assert done.stdout.count("report: ") == 1
 

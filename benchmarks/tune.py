@@ -100,6 +100,9 @@ class Lines:
     def warn(self, message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
+    def note(self, message: str) -> None:
+        print(message, flush=True)
+
     def running(self, trials: Sequence[TrialConfig]) -> None:
         pass
 

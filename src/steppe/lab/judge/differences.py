@@ -102,17 +102,19 @@ def between(one: Mapping[int, Final], other: Mapping[int, Final], own_split: boo
     Returns:
         Not yet corrected; None with fewer than 3 pairs.
     """
-    seeds = [seed for seed in one if seed in other]
-    pairs = [(one[seed], other[seed]) for seed in seeds]
-    values = [
-        a.test_metric - b.test_metric for a, b in pairs if a.test_metric is not None and b.test_metric is not None
-    ]
+    pairs = [(one[seed], other[seed]) for seed in one if seed in other]
+    metrics = [(a.test_metric, b.test_metric) for a, b in pairs]
+    both = [(a, b) for a, b in metrics if a is not None and b is not None]
+    if len(both) < MINIMUM_PAIRS:
+        return None
+    values = [a - b for a, b in both]
     finals = [final for pair in pairs for final in pair]
     steps = [final.test_step for final in finals if final.test_step is not None]
+    known = len(steps) == len(finals)
     return paired(
         values,
         _parts(pairs),
-        max(steps) if len(steps) == len(finals) and steps else None,
+        max(steps) if known else resolution(values, [metric for pair in both for metric in pair]),
         fmean([(final.test_examples or 0) / (final.train_examples or 1) for final in finals]) if own_split else None,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import variance
 
 LEVEL = 0.05
@@ -15,6 +16,7 @@ MOST_SEEDS = 1000
 """Beyond so many nobody is advised to go."""
 
 _SMALLEST_P = 1e-12
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -140,21 +142,31 @@ def noise(
     return Noise(n, seeds, max(0.0, of_groups - of_left, of_groups - seeds / n), count, step or 0.0)
 
 
-def resolution(values: Sequence[float]) -> float:
-    """Return the unit that differences are counted in if there are ties among them, else 0.
+def resolution(differences: Sequence[float], values: Sequence[float] = ()) -> float:
+    """Return the unit that numbers are counted in if there are ties among their differences, else 0.
 
     Args:
-        values: At least 2. Where all are the same, that is the only unit that they show.
+        differences: At least 2.
+        values: What they are differences of: the smallest step between any two of them is the unit. Without them that
+            of the differences is, and of differences that are all the same, their size.
 
     Example:
         >>> resolution([0.5, 0.25, 0.5]), resolution([2.0, 2.0, 2.0]), resolution([0.1, 0.2, 0.4])
         (0.25, 2.0, 0.0)
+        >>> resolution([2.0, 2.0, 2.0], [60.0, 62.0, 60.5, 62.5, 61.5, 63.5])
+        0.5
     """
-    scale = max(map(abs, values))
-    apart = sorted(abs(a - b) for index, a in enumerate(values) for b in values[index + 1 :])
-    if scale == 0 or apart[0] > 1e-9 * scale:
+    size = max(map(abs, differences))
+    if size == 0 or not _gaps(differences)[0] <= _ROUNDING * size:
         return 0.0
-    return next((gap for gap in apart if gap > 1e-9 * scale), scale)
+    counted = values or differences
+    most = max(map(abs, counted))
+    return next((gap for gap in _gaps(counted) if gap > _ROUNDING * most), size)
+
+
+def _gaps(values: Sequence[float]) -> list[float]:
+    """Return how far neighbours are apart, from the smallest to the largest."""
+    return sorted(b - a for a, b in pairwise(sorted(values)))
 
 
 def _tries(n: int) -> list[int]:

@@ -50,7 +50,7 @@ def trained(name, each_epoch=None, **hyperparameters):
 def test_a_comparison_knows_what_methods_cost(name, tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps({"settings": ARMS}))
     words = ["-m", "steppe", "compare", "--task", path(name), "--methods", "adamw,sam,flat,part", "--seeds", "1"]
-    words += ["--epochs", "1", "--tune", "0", "--jobs", "1", "--device", "cpu", "--out", tmp_path / "out"]
+    words += ["--epochs", "1", "--tune", "0", "--no-check", "--jobs", "1", "--device", "cpu", "--out", tmp_path / "out"]
     process = started(*words, "--config", tmp_path / "config.yaml", cwd=tmp_path)
     out, error = process.communicate(timeout=200)
     assert (process.returncode, error) == (0, "")

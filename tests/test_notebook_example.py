@@ -77,8 +77,10 @@ def test_it_runs(saved, tmp_path):
     ]
     assert lines == [
         "6 of 6 trials",
+        "adamw, seed 2, repeated in a new process: the same to the last digit\n",
         "6 of 9 trials were finished in an earlier run\n",
         "9 of 9 trials",
+        "every_second, seed 2, repeated in a new process: the same to the last digit\n",
         "9 of 9 settings",
     ]
     assert found["compare"]["text/plain"].startswith("Comparison of notebook:spirals, base adamw, 2 epochs, 3 seeds\n")

@@ -124,8 +124,11 @@ def test_settings_that_are_equally_good_are_told_apart_by_their_loss():
 
 
 def spread(width, best, seeds=3):
-    """Grids of 7 x 7 settings that fall off from the best by up to ``width``."""
-    values = {seed: [best + 0.1 * seed - width * (index % 7) / 6 for index in range(49)] for seed in range(seeds)}
+    """Grids of 7 x 7 settings that fall off from the best by up to ``width``, a bit more for each seed."""
+    values = {
+        seed: [best + 0.001 * best * seed - (1 + 0.01 * seed) * width * (index % 7) / 6 for index in range(49)]
+        for seed in range(seeds)
+    }
     return Grid([{}] * 49, values, [0] * 49)
 
 
@@ -294,7 +297,11 @@ def sharp(row, seed, value):
 def test_what_climbs_do_to_flatness():
     rows = {"sam-alone": 8.0, "sam": 2.0, "adasam-alone": 8.0, "adasam": 4.0}
     rows |= {light + end: value for light in LIGHT for end, value in (("-alone", 8.0), ("", 8.0), ("-held", 1.0))}
-    first = [sharp(row, seed, value * 2 ** (0.01 * seed)) for row, value in rows.items() for seed in range(4)]
+    first = [
+        sharp(row, seed, value * 2 ** (0.01 * len(row) * (seed - 1.5)))
+        for row, value in rows.items()
+        for seed in range(4)
+    ]
     second = [sharp(row, seed, 1.0 if row == "sam" else value) for row, value in rows.items() for seed in range(4)]
     found = {(effect.text, effect.measure): effect for effect in fading.effects([first, second])}
     assert len(found) == 4 * len(fading.MEASURES)

@@ -45,8 +45,8 @@ class Pace:
             passes: So many times as much work is an update as the one that was timed.
 
         Example:
-            >>> Pace(update=0.001, validation=0.01, end=0.1).trial(updates=400, epochs=40, passes=2.0)
-            1.3
+            >>> Pace(update=0.5, validation=0.25, end=1.0).trial(updates=4, epochs=2, passes=2.0)
+            5.5
         """
         return updates * passes * self.update + epochs * self.validation + self.end
 

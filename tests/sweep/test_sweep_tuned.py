@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -188,6 +189,14 @@ def test_a_time_becomes_a_number_of_settings_that_stays(task, tmp_path, monkeypa
         number(21.0)
 
 
+def test_nobody_knows_what_a_time_is_enough_for_elsewhere(task, tmp_path):
+    made = asked(task, tmp_path)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(UserError, match="give --tune a number of settings"):
+        prepare(*made, Budget(seconds=60), executor)
+    prepared = prepare(*made, Budget(settings=2), executor)
+    assert prepared.words.startswith("2 rows choose out of 2 settings (8 trainings), then ")
+
+
 def test_what_will_be_done_is_said_with_its_time(task, tmp_path):
     made = prepare(*asked(task, tmp_path, seeds=5), Budget(settings=3))
     words = replace(made, time=Estimate({"sgd": 2.0, "mine": 6.0}, at_once=2)).words
@@ -292,7 +301,7 @@ def test_a_loop_chooses_by_what_it_reports(tmp_path, command, lr, state):
     assert code == 0
     found = json.loads((tmp_path / "out/results.json").read_text())
     if state == "diverges":
-        assert out.startswith("settings are not tuned: the first training of own.py:train diverged\n")
+        assert out.splitlines()[1] == "settings are not tuned: the first training of own.py:train diverged"
         assert found["tuned"] == {}
         return
     tried = found["tuned"]["sgd"]["tried"]
@@ -309,7 +318,10 @@ def test_a_loop_that_reports_nothing_is_not_tuned_and_that_is_said(tmp_path, com
     code, out, _ = command(*words, "--out", tmp_path / "out")
     assert code == 0
     said = "settings are not tuned: own.py:train tells run.report no metric on validation data, by which they could be"
-    assert out.startswith(said)
+    first, second, *_ = out.splitlines()
+    assert first == "one training tells by what own.py:train can choose settings, and how long that takes"
+    assert second.startswith(said)
+    assert command(*words, "--out", tmp_path / "out")[1].startswith(said)  # it was trained already
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["how_set"] == (
         "Settings are defaults that nobody tuned for this task: tell run.report a metric on validation data, and "

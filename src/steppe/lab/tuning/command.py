@@ -14,9 +14,13 @@ from .tuned import prepare, tune
 
 def tuned(plan: Plan, task: Task | Loop, budget: Budget, console: Console) -> Plan:
     """Choose the settings of a comparison, and show what will be done, and what was chosen."""
-    tuning = prepare(plan, task, budget)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    tuning = prepare(plan, task, budget, say=say)
     if tuning.words:
-        console.print(tuning.words, highlight=False, markup=False, soft_wrap=True)
+        say(tuning.words)
     with TuningObserver(console) as observer:
         plan, found = tune(tuning, observer)
     show_chosen(found, console)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..crew import runner
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..files import check_writable
 from ..judge.sweep import Sweep
 from ..plans.arms import Arm, model_for
@@ -21,7 +21,7 @@ from ..plans.comparison import Plan, counted, named
 from ..plans.grid import MOST_SETTINGS, Axis
 from ..plans.options import packaged_settings
 from ..plans.sweep import SweepPlan
-from ..store import budgets
+from ..store import budgets, records
 from ..tasks.loop import Loop
 from ..tasks.task import Task
 from ..trials import optimizers
@@ -73,7 +73,13 @@ class Tuning:
         return f"{said}{before}{about(self.time.seconds(numbers))}{')' if '(' in before else ''}"
 
 
-def prepare(plan: Plan, task: Task | Loop, budget: Budget, executor: Executor | None = None) -> Tuning:
+def prepare(
+    plan: Plan,
+    task: Task | Loop,
+    budget: Budget,
+    executor: Executor | None = None,
+    say: Callable[[str], object] = lambda text: None,
+) -> Tuning:
     """Say which rows choose their settings, and out of how many, and read what was chosen before.
 
     Of a loop of the user's own one trial is trained, which tells by what settings can be chosen.
@@ -83,9 +89,10 @@ def prepare(plan: Plan, task: Task | Loop, budget: Budget, executor: Executor | 
         task: Its task.
         budget: What tuning may cost.
         executor: Carries trials out, if not whom the plan names.
+        say: Is told of that trial, which may take its time.
 
     Raises:
-        UserError: What an earlier run has left cannot be read.
+        UserError: What an earlier run has left cannot be read, or nobody knows what a time is enough for.
         RunError: The trial of the user's loop failed.
     """
     varied = _varied(plan, task, budget)
@@ -94,7 +101,7 @@ def prepare(plan: Plan, task: Task | Loop, budget: Budget, executor: Executor | 
     check_writable(plan.out / FOLDER, "trials", "settings")
     record = None
     if isinstance(task, Loop):
-        record = _tried(plan, varied, executor)
+        record = _tried(plan, varied, executor, say)
         if record.final is None or record.final.validation_metric is None:
             return Tuning(plan, why_not=_nothing_to_choose_by(plan, record))
         plan = named(plan, [record])
@@ -155,11 +162,15 @@ def _sweeps(plan: Plan, varied: Mapping[str, tuple[Axis, ...]], settings: int) -
     return {name: around(plan, arms[name], of, settings, SEEDS) for name, of in varied.items()}
 
 
-def _tried(plan: Plan, varied: Mapping[str, tuple[Axis, ...]], executor: Executor | None) -> Record:
+def _tried(
+    plan: Plan, varied: Mapping[str, tuple[Axis, ...]], executor: Executor | None, say: Callable[[str], object]
+) -> Record:
     """Train one trial of tuning: the first of the first row."""
     first = next(iter(_sweeps(plan, varied, FEWEST).values()))
     assert first.first is not None
     config = first.trial(first.first, first.seeds[0])
+    if records.read(first.out, config) is None:
+        say(f"one training tells by what {plan.source.name} can choose settings, and how long that takes")
     return runner.run_trials([config], plan.source, first.out, plan.workers, executor=executor)[0]
 
 
@@ -189,7 +200,7 @@ def _number(
         return kept, None
     time = estimate(plan, task, record) if executor is None else None
     if time is None:
-        raise RunError("how long a training takes elsewhere is not known; give --tune a number of settings")
+        raise UserError("how long a training takes elsewhere is not known; give --tune a number of settings")
     number = int(seconds / time.seconds(dict.fromkeys(sweeps, SEEDS)))
     number = min(MOST_SETTINGS, max(FEWEST, number))
     try:

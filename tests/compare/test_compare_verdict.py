@@ -82,7 +82,7 @@ def test_too_small_a_test_set_is_said(compared):
     assert sees.endswith("; one of +2.00, as that of sam, takes more test examples, whatever the seeds.")
     assert "for other seeds and other test examples" in note(again)
     assert "The test data has 50 examples." in note(again)
-    assert results(again)["test_examples"] == 50
+    assert results(again)["n_test"] == 50
 
 
 def test_how_many_seeds_it_would_take_is_said(compared):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..trials.records import Record
 from .differences import grouped
@@ -10,13 +10,35 @@ from .noise import MOST_SEEDS
 from .stats import Row
 from .words import signed
 
+Counts = tuple[int, int]
+"""The smallest and the largest."""
+
 _WITHOUT_END = 10**9
 
 
-def test_examples(records: Sequence[Record]) -> int | None:
-    """Return how many test examples a trial is judged by; None if that is not known, or differs."""
-    counts = {record.final.test_examples for record in records if record.final is not None}
-    return next(iter(counts)) if len(counts) == 1 else None
+def examples(records: Sequence[Record], split: str) -> Counts | None:
+    """Return how many examples a split has.
+
+    Args:
+        records: Of trials, which may have split the data each in its own way.
+        split: ``train``, ``validation`` or ``test``.
+
+    Returns:
+        The smallest and the largest number; None if no trial knows it.
+    """
+    return span(getattr(record.final, f"{split}_examples") for record in records if record.final is not None)
+
+
+def same(records: Sequence[Record], split: str) -> int | None:
+    """Return how many examples a split has in all trials; None if that is not known, or not the same in all."""
+    found = examples(records, split)
+    return found[0] if found is not None and found[0] == found[1] else None
+
+
+def span(numbers: Iterable[int | None]) -> Counts | None:
+    """Return what known numbers lie between."""
+    known = [number for number in numbers if number is not None]
+    return (min(known), max(known)) if known else None
 
 
 def covers(records: Sequence[Record]) -> str:
@@ -45,11 +67,11 @@ def sight(row: Row, tests: int, records: Sequence[Record], digits: int, higher_i
     found = row.difference
     if found is None or found.noise is None or found.noise.error == 0:
         return None
-    noise, n_test = found.noise, test_examples(records)
-    examples = "" if n_test is None else f" and {n_test} test examples"
+    noise, n_test = found.noise, same(records, "test")
+    on = "" if n_test is None else f" and {n_test} test examples"
     one = f" (one is {noise.step:.{digits}f})" if n_test is not None and noise.step else ""
     text = (
-        f"With {found.n} seeds{examples}{one}, a true difference of {noise.smallest(tests):.{digits}f} is found about "
+        f"With {found.n} seeds{on}{one}, a true difference of {noise.smallest(tests):.{digits}f} is found about "
         "four times in five"
     )
     if (found.value > 0) != higher_is_better or found.value == 0:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..judge.design import Counts, examples, span
 from ..trials.records import Record
 
 _SPLITS = {"train": "training", "validation": "validation", "test": "test"}
-
-Counts = tuple[int, int]
-"""The smallest and the largest."""
 
 
 def of_trials(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -20,7 +18,7 @@ def of_trials(records: Sequence[Record]) -> list[tuple[str, str]]:
     """
     sizes = {words: examples(records, split) for split, words in _SPLITS.items()}
     data = [f"{counted(n)} {words}" for words, n in sizes.items() if n is not None]
-    parameters = _range(record.parameters for record in records)
+    parameters = span(record.parameters for record in records)
     found = {
         "examples": ", ".join(data),
         "model": "" if parameters is None else f"{counted(parameters)} parameters",
@@ -35,25 +33,6 @@ def versions(records: Sequence[Record]) -> str:
     return _all(", ".join(f"{name} {number}" for name, number in record.versions.items()) for record in records)
 
 
-def examples(records: Sequence[Record], split: str) -> Counts | None:
-    """Return how many examples a split has.
-
-    Args:
-        records: Of trials, which may have split the data each in its own way.
-        split: ``train``, ``validation`` or ``test``.
-
-    Returns:
-        The smallest and the largest number; None if no trial knows it.
-    """
-    return _range(getattr(record.final, f"{split}_examples") for record in records if record.final is not None)
-
-
-def same(records: Sequence[Record], split: str) -> int | None:
-    """Return how many examples a split has in all trials; None if that is not known, or not the same in all."""
-    found = examples(records, split)
-    return found[0] if found is not None and found[0] == found[1] else None
-
-
 def counted(n: Counts) -> str:
     """Write a number, or what it lies between.
 
@@ -63,11 +42,6 @@ def counted(n: Counts) -> str:
     """
     low, high = n
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _range(numbers: Iterable[int | None]) -> Counts | None:
-    known = [number for number in numbers if number is not None]
-    return (min(known), max(known)) if known else None
 
 
 def _all(words: Iterable[str | None]) -> str:

@@ -11,7 +11,7 @@ import yaml
 from ...drawing.style import looks
 from ..errors import RunError
 from ..files import write_atomically
-from ..judge.design import test_examples
+from ..judge.design import same
 from ..judge.setting_words import how_set
 from ..judge.stats import COSTS, Row, rank_correlation
 from ..plans.arms import Arm, each
@@ -57,7 +57,6 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "metric": plan.metric_name,
         "higher_is_better": plan.higher_is_better,
         "seeds": list(plan.seeds),
-        "test_examples": test_examples(comparison.records),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "settings": {arm.name: arm.entry for arm in plan.arms},
@@ -67,7 +66,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "rows": [asdict(row) for row in comparison.rows],
         "rank_correlations": {name: rank_correlation(comparison.rows, name) for name in table.measures(comparison)},
-        **{f"n_{split}": facts.same(comparison.records, split) for split in ("train", "validation", "test")},
+        **{f"n_{split}": same(comparison.records, split) for split in ("train", "validation", "test")},
         "versions": all_versions(),
     }
 

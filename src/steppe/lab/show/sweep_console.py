@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..judge.points import Point, in_order
 from ..judge.sweep import Sweep
-from ..judge.words import decimals_of, with_interval
+from ..judge.words import decimals_of
 from ..plans.grid import words
 from ..plans.sweep import SweepPlan
 from ..trials.records import TrialConfig
@@ -55,14 +55,6 @@ class ConsoleObserver(LiveLine):
     def _compare(self, point: Point) -> None:
         both = [point] if self._best is None else [self._best, point]
         self._best = next(iter(in_order(both, self._asked.higher_is_better)), None)
-
-    def _result(self, point: Point) -> str:
-        text = f"{words(point.setting)}: "
-        if point.validation is None:
-            epochs = [result.diverged for result in point.seeds if result.diverged is not None]
-            return text + (f"diverged in epoch {epochs[0]}" if epochs else point.state)
-        mean = with_interval(point.validation, decimals_of([point.validation.value]))
-        return text + f"validation {self._asked.metric_name} {mean}, {point.seconds:.1f} s"
 
 
 def show(sweep: Sweep, console: Console) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...drawing.summary import Summary
-from ..judge.design import covers
+from ..judge.design import covers, examples
 from ..judge.stats import Mean, Row
 from ..judge.words import decimals, signed, with_interval
 from . import facts
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def note(comparison: Comparison) -> str:
     """Say what the columns are, what the intervals are for, and on how many examples the test metric is."""
-    n = facts.examples(comparison.records, "test")
+    n = examples(comparison.records, "test")
     texts = [
         "Mean over seeds [its 95 % interval for other seeds]; differences to the base are paired by seed [95 % "
         f"interval for {covers(comparison.records)}]; * means p < 0.05 after Holm's correction for all methods. Gap: "

@@ -38,7 +38,7 @@ class Estimate:
 
 
 def by_steps(plan: Plan, task: Task) -> Estimate:
-    """Time a few steps of the base, or of the first row, and a look at each split.
+    """Time a few steps of the base, or of the first row, and a look at two splits.
 
     Args:
         plan: What is to be trained.

@@ -18,7 +18,7 @@ from steppe.lab.errors import UserError
 from steppe.lab.plans.options import from_flags
 from steppe.lab.plans.workers import Workers, workers_of
 from steppe.lab.tasks.task import Task
-from steppe.lab.trials import devices
+from steppe.lab.trials import devices, trial
 from steppe.lab.trials.host import WORKER, Host
 from steppe.lab.trials.records import Record, TrialConfig
 from steppe.lab.trials.surroundings import reproducible
@@ -145,6 +145,21 @@ def test_libraries_that_ask_for_an_accelerator_get_that_of_the_worker(two, monke
     assert seen == [1]
 
 
+def test_memory_is_what_a_device_counts_beyond_what_it_had(two, monkeypatch):
+    now, most = {"fake:1": 50}, {"fake:1": 900}
+    counters = SimpleNamespace(
+        reset_peak_memory_stats=lambda device: most.update({device: now[device]}),
+        memory_allocated=now.get,
+        max_memory_allocated=most.get,
+    )
+    monkeypatch.setattr(torch, "fake", counters, raising=False)
+    memory = devices.watch_memory("fake:1")
+    most["fake:1"] = 170
+    assert memory() == 120
+    assert devices.watch_memory("cpu")() is None
+    assert devices.watch_memory("other")() is None
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -182,6 +197,19 @@ def test_jobs_are_of_each_device(two, monkeypatch):
 def config(**more):
     given = {"task": "t", "method": "sam", "base": "sgd", "hyperparameters": {"lr": 0.1, "rho": 0.05}, "seed": 0}
     return TrialConfig(**given, epochs=2, batch_size=10, versions={}, **more)
+
+
+def test_records_have_the_memory_of_training_alone(monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(trial, "watch_memory", lambda device: lambda: 7 + len(evaluated))
+    finish = trial.Training.finish
+    monkeypatch.setattr(trial.Training, "finish", lambda training: evaluated.append(training) or finish(training))
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    splits = list(zip(x.split(20), (x.sum(1) > 0).long().split(20), strict=True))
+    record = run_trial(config(), Task(lambda: nn.Linear(4, 2), *splits, batch_size=10))
+    assert record.peak_memory == 7
+    assert len(evaluated) == 1
+    assert Record.model_validate_json(record.model_dump_json()) == record
 
 
 def test_bf16_is_that_of_autocast_in_every_pass():

@@ -245,8 +245,8 @@ def test_training_data_is_measured_without_augmentation(task_file, tmp_path):
         "class Noisy(torch.utils.data.TensorDataset):\n"
         "    def __getitem__(self, i):\n"
         "        return torch.randn(3), y[i]\n"
-        "data = (plain, y)\n"
-        "return Task(lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), Noisy(plain, y), data, data, unaugmented=data)"
+        "data, other = (plain, y), (plain + 1e-3, y)\n"
+        "return Task(lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)), Noisy(plain, y), other, data, unaugmented=data)"
     )
     torch.save(nn.Sequential(nn.Linear(3, 2)).state_dict(), tmp_path / "w.pt")
     train, test = (
@@ -261,8 +261,7 @@ def test_random_data_is_measured_alike_each_time(task_file, tmp_path):
         "class Noisy(torch.utils.data.TensorDataset):\n"
         "    def __getitem__(self, i):\n"
         "        return torch.randn(3), y[i]\n"
-        "data, other = Noisy(y), Noisy(y)\n"
-        "return Task(lambda: nn.Linear(3, 2), data, other, other)"
+        "return Task(lambda: nn.Linear(3, 2), Noisy(y), Noisy(y), Noisy(y))"
     )
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
     one, other = (measuring.measure_checkpoint(name, tmp_path / "w.pt", Request(budget=90.0)) for _ in range(2))
@@ -389,7 +388,7 @@ def test_what_is_wrong_is_one_line(target, words, message, command, tmp_path, mo
     own("objective")
     head = "import torch\nfrom torch import nn\nfrom steppe.lab import Task\ny = torch.arange(20) % 2\n\ndef task():\n"
     for name, width in (("tiny", 4), ("wrong", 3)):
-        lines = f"    data, other = (torch.randn(20, {width}), y), (torch.randn(20, {width}), y)\n    return Task(lambda: nn.Linear(4, 2), data, other, other)\n"
+        lines = f"    splits = [(torch.randn(20, {width}), y) for _ in range(3)]\n    return Task(lambda: nn.Linear(4, 2), *splits)\n"
         Path(f"{name}.py").write_text(head + lines)
     Path("empty").mkdir()
     Path("out").mkdir()

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
 from steppe.lab.errors import UserError
+from steppe.lab.tasks.apart import check_apart
 from steppe.lab.tasks.builtin import BUILTIN
 from steppe.lab.tasks.checks import check_fit
 from steppe.lab.tasks.sharing import shared_name
@@ -120,6 +122,12 @@ def test_wrong_arguments(changes, message):
         ),
         ([SPLITS[0], SPLITS[0], SPLITS[2]], {}, "validation is the training data itself"),
         ([SPLITS[0], SPLITS[1], (X[:30].clone(), Y[:30].clone())], {}, "test is the training data itself"),
+        (
+            [SPLITS[0], (X[:30].flip(0), Y[:30].flip(0)), SPLITS[2]],
+            {},
+            "all examples of validation are training data too",
+        ),
+        ([SPLITS[0], SPLITS[1], (X[31:40], Y[31:40])], {}, "all examples of test are validation data too"),
         ([(X[:30] / 0, Y[:30]), *SPLITS[1:]], {}, "the loss of an untrained model on the first batch is nan"),
         (SPLITS, {"metric": lambda o, t: math.nan}, "metric on the validation split is nan, where a trial counts as"),
         ([lambda generator: 3, *SPLITS[1:]], {}, "reading a batch of training examples failed with TypeError"),
@@ -129,6 +137,37 @@ def test_wrong_arguments(changes, message):
 def test_what_does_not_fit_is_said_before_training(splits, changes, message):
     with pytest.raises(UserError, match=message):
         check_fit(task(splits, **changes))
+
+
+GRID = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        [(X[:30], Y[:30]), (X[20:45], Y[20:45]), (X[45:], Y[45:])],  # some examples twice
+        [
+            (GRID.repeat(5, 1), GRID.sum(1).repeat(5).long()),
+            (GRID.repeat(2, 1), GRID.sum(1).repeat(2).long()),
+            (GRID, GRID.sum(1).long()),
+        ],  # all there is
+        [(X[:30], Y[:30]), (X[:4], Y[:4]), (X[4:8], Y[4:8])],
+        [(X[:30], Y[:30]), (X[:30], 1 - Y[:30]), SPLITS[2]],  # other targets
+        [(X[:30], Y[:30]), (X[:30].int().float(), Y[:30]), SPLITS[2]],
+    ],
+)
+def test_splits_may_hold_examples_of_another_by_chance(splits):
+    check_apart(task(splits))
+
+
+def test_large_splits_of_few_values_are_looked_through():
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(2000, 50, generator=random) * (torch.rand(2000, 50, generator=random) > 0.9)
+    x[:, :20] = 0
+    y = torch.randint(2, (2000,), generator=random)
+    check_apart(task([(x[:1000], y[:1000]), (x[1000:1500], y[1000:1500]), (x[1500:], y[1500:])]))
+    with pytest.raises(UserError, match="all examples of test are training data too"):
+        check_apart(task([(x[:1000], y[:1000]), (x[1000:1500], y[1000:1500]), (x[300:700], y[300:700])]))
 
 
 def slope(model, batch):
@@ -142,6 +181,7 @@ NORM = {"model": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))}
 # What the page says of each, and how it is made.
 ON_PAGE = {
     "arrays of numpy": ([(X.double().numpy(), Y.numpy()), *SPLITS[1:]], {}),
+    "tables of pandas": ([(pandas.DataFrame(X.numpy()), pandas.Series(Y.numpy())), *SPLITS[1:]], {}),
     "inputs in float64": ([(x.double(), y) for x, y in SPLITS], {}),
     "classes in int32": ([(x, y.int()) for x, y in SPLITS], {}),
     "classes as decimals": (FLOATS, {}),
@@ -154,6 +194,8 @@ ON_PAGE = {
     "a model that returns a dict": (SPLITS, {"model": Named}),
     "a batch without targets": ([[{"a": x} for x in X[:30]], *SPLITS[1:]], {}),
     "validation is train": ([SPLITS[0], *SPLITS[:2]], {}),
+    "validation is a part of train": ([SPLITS[0], (X[5:20].flip(0), Y[5:20].flip(0)), SPLITS[2]], {}),
+    "test is validation": ([SPLITS[0], SPLITS[1], SPLITS[1]], {}),
     "one model for all trainings": (SPLITS, {"model": lambda: NET}),
     "a last batch of one": ([(X[:33], Y[:33]), *SPLITS[1:]], NORM),
     "a loss that differentiates inside": (SPLITS, {"step": slope}),

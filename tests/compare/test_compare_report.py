@@ -298,6 +298,8 @@ def test_pandas_has_a_line_for_each_method(compared):
         "diverged": 0,
         "test_metric": sam.metric.value,
         "test_metric_error": sam.metric.error,
+        "test_metric_low": sam.metric.low,
+        "test_metric_high": sam.metric.high,
         "difference": sam.difference.value,
         "difference_low": sam.difference.low,
         "difference_high": sam.difference.high,
@@ -311,6 +313,7 @@ def test_pandas_has_a_line_for_each_method(compared):
         "updates": 10.0,
         "seconds": 2.0,
         "relative_time": 2.0,
+        "relative_memory": pytest.approx(math.nan, nan_ok=True),
     }
     assert by_name["gsam"]["diverged"] == 5
     assert math.isnan(by_name["gsam"]["test_metric"])

@@ -28,8 +28,8 @@ def task(**changes):
     given = {
         "model": lambda: nn.Linear(3, 2),
         "train": (X, Y),
-        "validation": (X.flip(0), Y.flip(0)),
-        "test": (X.flip(0), Y.flip(0)),
+        "validation": (X + 1e-3, Y),
+        "test": (X - 1e-3, Y),
     }
     return Task(**{**given, **changes})
 

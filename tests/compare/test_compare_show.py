@@ -22,7 +22,7 @@ from steppe.lab.plans.workers import Workers
 from steppe.lab.show import curves, dots, facts
 from steppe.lab.show.console import show
 from steppe.lab.show.report import html, results
-from steppe.lab.show.table import note, summary
+from steppe.lab.show.table import cells, headers, note, summary
 from steppe.lab.tasks.sources import TaskSource
 from steppe.lab.trials.records import Curve
 
@@ -228,6 +228,21 @@ def test_the_number_of_test_examples_stands_below_every_table(compared):
     console = Console(file=io.StringIO(), width=300)
     show(found, console)
     assert all(sentence in text for text in (summary(found).markdown, console.file.getvalue(), html(found)))
+
+
+def test_memory_has_a_column_where_a_device_counts_it(compared):
+    def spent(one):
+        peak = {"adamw": 1_000_000, "sam": 1_250_000}[one.config.row]
+        return one.model_copy(update={"peak_memory": peak})
+
+    found = compared({name: TESTS[name] for name in ("adamw", "sam")}, change=spent)
+    column = headers(found).index("memory / adamw")
+    assert [line[column] for line in cells(found)] == ["1.00", "1.25"]
+    assert " times its training time, with 1.2 times its memory" in " ".join(found.verdict)
+    assert "memory / adamw" in html(found)
+    assert found.to_pandas()["relative_memory"].to_list() == [1.0, 1.25]
+    assert set(found.to_pandas("trials")["peak_memory"]) == {1_000_000, 1_250_000}
+    assert not any("memory" in title for title in headers(compared()))
 
 
 def test_what_is_not_known_is_left_out(compared):

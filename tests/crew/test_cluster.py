@@ -38,7 +38,7 @@ class Model(nn.Linear):
 
 
 def task():
-    return Task(lambda: Model(3, 2), (x, y), (x.flip(0), y.flip(0)), (x.flip(0), y.flip(0)), epochs=2, batch_size=10)
+    return Task(lambda: Model(3, 2), (x, y), (x + 1e-3, y), (x - 1e-3, y), epochs=2, batch_size=10)
 """
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .points import Point, SeedResult
 
 _FINAL = ("train_loss", "train_metric", "validation_loss", "validation_metric", "test_loss", "test_metric")
+_SPENT = ("gradient_evaluations", "examples", "updates", "seconds")
+_OF_ROWS = ("train_loss", "gap", *_SPENT, "relative_time", "relative_memory")
 _TEST = ("test_metric", "test_loss")
 
 
@@ -72,7 +74,6 @@ def trainings(plan: SweepPlan, points: Sequence[Point], best: Point | None) -> l
 
 def _method(row: Row) -> dict[str, Any]:
     difference = row.difference
-    names = ("train_loss", "gap", "gradient_evaluations", "examples", "updates", "seconds", "relative_time")
     return {
         "method": row.method,
         "is_base": row.is_base,
@@ -85,7 +86,7 @@ def _method(row: Row) -> dict[str, Any]:
         "p": math.nan if difference is None else difference.p,
         "p_holm": math.nan if difference is None else difference.p_holm,
         "significant": difference is not None and difference.significant,
-        **{name: _number(getattr(row, name)) for name in names},
+        **{name: _number(getattr(row, name)) for name in _OF_ROWS},
         **{key: value for name, mean in row.more.items() for key, value in _mean(f"test {name}", mean).items()},
         **{key: value for name, mean in row.sharpness.items() for key, value in _mean(name, mean).items()},
     }
@@ -99,10 +100,8 @@ def _trial(record: Record) -> dict[str, Any]:
         "diverged_epoch": math.nan if record.diverged is None else record.diverged.epoch,
         "diverged_step": math.nan if record.diverged is None else record.diverged.step,
         **{name: _number(final.get(name)) for name in [*_FINAL, *final]},
-        "gradient_evaluations": record.gradient_evaluations,
-        "examples": record.examples,
-        "updates": record.updates,
-        "seconds": record.seconds,
+        **{name: getattr(record, name) for name in _SPENT},
+        "peak_memory": _number(record.peak_memory),
     }
 
 
@@ -119,8 +118,9 @@ def _training(plan: SweepPlan, point: Point, result: SeedResult, test: bool) -> 
 
 
 def _mean(name: str, mean: Mean | None) -> dict[str, float]:
-    value, error = (None, None) if mean is None else (mean.value, mean.error)
-    return {name: _number(value), f"{name}_error": _number(error)}
+    found = mean or Mean(math.nan, None, 0)
+    ends = {f"{name}_{end}": _number(getattr(found, end)) for end in ("error", "low", "high")}
+    return {name: found.value, **ends}
 
 
 def _number(value: float | None) -> float:

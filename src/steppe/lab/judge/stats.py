@@ -54,6 +54,7 @@ class Row:
         updates: Mean number of parameter updates per trial.
         seconds: Mean training time per trial.
         relative_time: Mean over seeds of training time divided by that of the base.
+        relative_memory: Likewise of the most memory that a trial took on an accelerator.
         target: After how much its validation metric was that of the base at its end, and stayed there; None without a
             base, like what is not known.
         more: Mean of every further metric on the test split over the seeds where it is finite; None where it nowhere
@@ -75,6 +76,7 @@ class Row:
     updates: float | None = None
     seconds: float | None = None
     relative_time: float | None = None
+    relative_memory: float | None = None
     target: Target | None = None
     more: dict[str, Mean | None] = field(default_factory=dict)
     sharpness: dict[str, Mean | None] = field(default_factory=dict)
@@ -166,6 +168,7 @@ def _row(
     base_finals = _finals(reference)
     shared = [seed for seed in finals if seed in base_finals]
     own_split = any(record.config.own_split for record in trials.values())
+    memory = [_ratio(trials[seed].peak_memory, reference[seed].peak_memory) for seed in shared]
     wanted = value_of(reference.values())
     return replace(
         row,
@@ -183,6 +186,7 @@ def _row(
         updates=fmean(trials[seed].updates for seed in finals),
         seconds=fmean(trials[seed].seconds for seed in finals),
         relative_time=fmean(trials[seed].seconds / reference[seed].seconds for seed in shared) if shared else None,
+        relative_memory=_mean_of_all(memory) if memory else None,
         target=None if wanted is None else target([trials[seed].curve for seed in finals], wanted, higher),
         more=_means([final.test_more for final in finals.values()]),
         sharpness=_means([final.sharpness for final in finals.values()]),
@@ -193,6 +197,10 @@ def _mean_of_all(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if one is not known."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
+
+
+def _ratio(value: int | None, reference: int | None) -> float | None:
+    return value / reference if value is not None and reference else None
 
 
 def finals_of(records: Sequence[Record], row: str) -> dict[int, Final]:

@@ -32,7 +32,10 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
     """
     usable = [row for row in rows if row.metric is not None]
     if not usable:
-        return ["No answer: every trial diverged, so there is nothing to compare. Try smaller learning rates."]
+        return [
+            "No answer: every trial diverged, so there is nothing to compare. Try smaller learning rates, and look for "
+            "numbers that are not finite in the training data."
+        ]
     digits = decimals(usable)
     found = answer(usable, records, plan.cost, plan.higher_is_better)
     base = next((row for row in usable if row.is_base), None)
@@ -128,7 +131,8 @@ def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: i
     frame = frame if plan.epochs else "In the same loop"
     text = f"{frame} {best.method} takes {times} {base.method}"
     if best.relative_time is not None:
-        text += f" and {best.relative_time:.1f} times its training time"
+        memory = f", with {best.relative_memory:.1f} times its memory" if best.relative_memory is not None else ""
+        text += f" and {best.relative_time:.1f} times its training time{memory}"
     equal_cost = _at_equal_cost(plan.cost, base, best, records)
     if ratio < 1.05 or equal_cost is None:
         return text + "."

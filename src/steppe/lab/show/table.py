@@ -46,13 +46,14 @@ def headers(comparison: Comparison) -> list[str]:
         "gradient evals" if plan.cost == "gradient_evaluations" else "example grads",
         f"time / {plan.base}",
     ]
-    return [*titles, "diverged"] if _any_diverged(comparison.rows) else titles
+    extra = {f"memory / {plan.base}": _any_memory(comparison.rows), "diverged": _any_diverged(comparison.rows)}
+    return [*titles, *(title for title, there in extra.items() if there)]
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
     """Return the texts of the table, row by row."""
     rows, cost = comparison.rows, comparison.plan.cost
-    return [_cells(row, decimals(rows), cost, _any_diverged(rows)) for row in rows]
+    return [_cells(row, decimals(rows), cost, _any_memory(rows), _any_diverged(rows)) for row in rows]
 
 
 def measures(comparison: Comparison) -> list[str]:
@@ -117,7 +118,7 @@ def _difference(row: Row, digits: int) -> str:
     return f"{signed(value.value, digits)} {interval}{'*' if value.significant else ''}"
 
 
-def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
+def _cells(row: Row, digits: int, cost: str, with_memory: bool, with_diverged: bool) -> list[str]:
     spent = getattr(row, cost)
     texts = [
         row.method,
@@ -126,9 +127,17 @@ def _cells(row: Row, digits: int, cost: str, with_diverged: bool) -> list[str]:
         "n/a" if row.train_loss is None else f"{row.train_loss:#.3g}",
         "n/a" if row.gap is None else f"{row.gap:.{digits}f}",
         "n/a" if spent is None else f"{spent:.0f}",
-        "n/a" if row.relative_time is None else f"{row.relative_time:.2f}",
+        _times(row.relative_time),
     ]
-    return [*texts, f"{row.diverged} of {row.trials}" if row.diverged else "-"] if with_diverged else texts
+    if with_memory:
+        texts.append(_times(row.relative_memory))
+    if with_diverged:
+        texts.append(f"{row.diverged} of {row.trials}" if row.diverged else "-")
+    return texts
+
+
+def _times(ratio: float | None) -> str:
+    return "n/a" if ratio is None else f"{ratio:.2f}"
 
 
 def _mean(mean: Mean | None) -> str:
@@ -142,6 +151,10 @@ def _mean(mean: Mean | None) -> str:
 def _three(value: float) -> str:
     """Format a number with three significant digits."""
     return f"{value:#.3g}".rstrip(".")
+
+
+def _any_memory(rows: Sequence[Row]) -> bool:
+    return any(row.relative_memory is not None for row in rows)
 
 
 def _any_diverged(rows: Sequence[Row]) -> bool:

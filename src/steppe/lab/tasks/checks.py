@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from ..._parts import microbatches, moved
 from ..errors import UserError, describe
 from . import hints
+from .apart import check_apart
 from .evaluation import evaluate
 from .sharing import shared_name
-from .splits import batches, examples_in, has_columns, length, makes_batches, size
+from .splits import batches, examples_in, length, makes_batches, size
 from .task import MAKE_IT_INSIDE, Task, kind
 
 _NO_VARIANCE = "Expected more than 1 value per channel"
@@ -40,7 +41,7 @@ def check_fit(
     Raises:
         UserError: Something does not fit together.
     """
-    _check_apart(task)
+    check_apart(task)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         batch = _first_batch(task, files)
         with _failing("making the model", files):
@@ -78,22 +79,6 @@ def _check_new(task: Task, model: nn.Module, files: Sequence[str]) -> None:
             f"Task: model returns the same {shared!r} at every call, so that each trial would go on from where the "
             f"last one came to; {MAKE_IT_INSIDE}"
         )
-
-
-def _check_apart(task: Task) -> None:
-    for name in ("validation", "test"):
-        if _same(getattr(task, name), task.train):
-            raise UserError(
-                f"Task: {name} is the training data itself, on which every method looks good; split some examples off"
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if not (isinstance(one, tuple) and isinstance(other, tuple) and has_columns(one) and has_columns(other)):
-        return False
-    return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _first_batch(task: Task, files: Sequence[str]) -> Any:

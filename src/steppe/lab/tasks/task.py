@@ -254,6 +254,12 @@ def _check_columns(name: str, split: object, fewest: int) -> None:
         raise UserError(f"Task: {name} must be a pair of tensors (x, y) or a torch Dataset, got {kind(split)}")
     if not isinstance(parts, (tuple, list)):
         return
+    frames = [part for part in parts if type(part).__module__.partition(".")[0] in ("pandas", "polars")]
+    if frames and isinstance(split, (tuple, Mapping)):
+        raise UserError(
+            f"Task: {name} has a {kind(frames[0])}, and batches are of tensors; write "
+            "torch.tensor(x.to_numpy(), dtype=torch.float32), torch.tensor(y.to_numpy())"
+        )
     arrays = [part for part in parts if type(part).__module__ == "numpy" and type(part).__name__ == "ndarray"]
     if arrays and len(arrays) < _SEVERAL and isinstance(split, (tuple, Mapping)):
         raise UserError(

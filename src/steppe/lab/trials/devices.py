@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
 
 AUTO = "auto"
+_COUNTERS = ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated")
 _PROCESSORS = Path("/proc/cpuinfo")  # of Linux
 
 
@@ -87,6 +90,23 @@ def name_of(device: str) -> str:
         return str(module.get_device_name(device))  # type: ignore[union-attr]
     except (AttributeError, RuntimeError, ValueError, TypeError):
         return kind(device)
+
+
+def watch_memory(device: str) -> Callable[[], int | None]:
+    """Return what tells the most bytes that tensors have taken on an accelerator since now, beyond those of before.
+
+    On the CPU, and on accelerators that do not count them, it tells None.
+    """
+    import torch
+
+    module = getattr(torch, kind(device), None)
+    if not all(hasattr(module, name) for name in _COUNTERS):
+        return lambda: None
+    gc.collect()  # what is freed later, whosever it was, would count as less
+    reset, now, most = (getattr(module, name) for name in _COUNTERS)
+    reset(device)
+    before = now(device)
+    return lambda: int(most(device) - before)
 
 
 def _processor() -> str:

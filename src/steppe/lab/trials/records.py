@@ -196,6 +196,8 @@ class Record(Model):
         hardware: What the accelerator is called, or without one the processor.
         parameters: How many numbers the model's parameters are, frozen ones included; in a loop of the user's own
             those that its optimizers were given.
+        peak_memory: The most bytes that tensors took on an accelerator in training, where that counts them; of several
+            processes in the first.
         date: The day on which the trial ended, such as ``2026-01-31``.
         metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
         not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.
@@ -215,6 +217,7 @@ class Record(Model):
     versions: dict[str, str]
     hardware: str | None = None
     parameters: int | None = None
+    peak_memory: int | None = None
     date: str | None = None
     not_deterministic: list[str] = []
     metric_name: str | None = None
@@ -235,7 +238,8 @@ class Record(Model):
             return "it lacks final numbers"
         if len(set(lengths.values())) > 1 or (finished and not whole):
             return f"the lists of its curve must have a number for each epoch, got {lengths}"
-        numbers = (self.seconds, self.gradient_evaluations, self.examples, self.updates, *self.curve.seconds)
+        counts = (self.gradient_evaluations, self.examples, self.updates, self.peak_memory or 0)
+        numbers = (self.seconds, *counts, *self.curve.seconds)
         if min(numbers) < 0:
             return f"counts and seconds must not be negative, got {min(numbers)}"
         if finished and self.config.test and self.final is not None and self.final.test_metric is None:

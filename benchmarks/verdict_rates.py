@@ -5,8 +5,9 @@
 Nine methods and a base whose true accuracies are known. **Fixed split**: whether a model is right on an example is a
 threshold on a sum of normal effects: of the example (alike for all methods), of example and method, of the training
 (the seed), and of all three together. A study draws test examples and trainings; the true accuracy is that over all
-examples and trainings. **Own splits**: a data set is drawn, each seed draws its split of it and trains two ridge
-regressions; the truth is the mean difference of their errors over training sets of that size.
+examples and trainings. **Measured**: outcomes are squared errors, as of a regression. **Own splits**: a data set is
+drawn, each seed draws its split of it and trains two ridge regressions; the truth is the mean difference of their
+errors over training sets of that size.
 
 Columns: coverage of the 95 % interval of a difference (at least .95 wanted), how often any of nine methods that are no
 better is called significantly better or worse (at most .05 wanted), both also for the paired t-test over seeds, as it
@@ -21,8 +22,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from steppe.lab.judge.differences import paired
+from steppe.lab.judge.differences import between, paired
 from steppe.lab.judge.noise import LEVEL, Noise
+from steppe.lab.trials.records import Final
 
 METHODS = 9
 GROUPS = 100
@@ -91,6 +93,36 @@ def fixed(kind: tuple[float, float, float, float], seeds: int, examples: int, st
     return (covered[0] / studies, called[0] / studies, covered[1] / studies, called[1] / studies, power)
 
 
+def measured(seeds: int, examples: int, studies: int) -> tuple[float, ...]:
+    """Return coverage and errors of the verdict for squared errors, and the same of the t-test over seeds.
+
+    A prediction is off by what is the example's, that of example and method, and that of the training there.
+    """
+    random = np.random.default_rng([seeds, examples])
+    covered, called = np.zeros(2), np.zeros(2)
+    for _ in range(studies):
+        off = random.standard_normal((1, 1, examples)) + random.standard_normal((METHODS + 1, 1, examples)) / 4
+        errors = np.square(off + random.standard_normal((METHODS + 1, seeds, examples)) / 2)
+        grouped = in_groups(errors)
+        finals = [
+            {
+                seed: Final(test_metric=float(row[seed].mean()), test_parts=parts[seed].tolist(), test_step=1.0)
+                for seed in range(seeds)
+            }
+            for row, parts in zip(errors, grouped, strict=True)
+        ]
+        differences = [between(one, finals[0]) for one in finals[1:]]
+        noises = [
+            (found.value, (found.noise, Noise(seeds, float((errors[i + 1] - errors[0]).mean(-1).var(ddof=1)))))
+            for i, found in enumerate(differences)
+            if found is not None and found.noise is not None
+        ]
+        for which in (0, 1):
+            covered[which] += abs(noises[0][0]) <= noises[0][1][which].half_width()
+            called[which] += any(abs(value) > both[which].half_width(LEVEL / METHODS) for value, both in noises)
+    return covered[0] / studies, called[0] / studies, covered[1] / studies, called[1] / studies
+
+
 def ridge_errors(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
     """Train with much and with little weight decay, and return by how much their squared errors differ."""
     errors = []
@@ -141,6 +173,13 @@ def main() -> None:
                 numbers = fixed(kind, seeds, examples, asked.studies)
                 cells = " | ".join("n/a" if np.isnan(number) else f"{number:.3f}" for number in numbers)
                 print(f"| {name} | {seeds} | {examples} | {cells} |", flush=True)
+    print()
+    print("| measured: seeds | test examples | coverage | errors | t-test: coverage | errors |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for seeds in asked.seeds:
+        for examples in asked.examples:
+            cells = " | ".join(f"{number:.3f}" for number in measured(seeds, examples, asked.studies))
+            print(f"| {seeds} | {examples} | {cells} |", flush=True)
     print()
     print("| own splits: seeds | test examples | coverage | t-test: coverage |")
     print("| ---: | ---: | ---: | ---: |")

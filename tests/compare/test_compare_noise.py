@@ -71,11 +71,41 @@ def finals(values, parts=None, **more):
 
 
 def test_rows_are_paired_by_seed_and_by_test_examples():
-    base = finals([50.0, 60.0, 55.0], [[0.0, 100.0], [20.0, 100.0], [10.0, 100.0]], test_step=50.0)
-    sam = finals([60.0, 65.0, 70.0], [[20.0, 100.0], [30.0, 100.0], [40.0, 100.0]], test_step=50.0)
-    expected = paired([10.0, 5.0, 15.0], [[20.0, 0.0], [10.0, 0.0], [30.0, 0.0]], step=50.0)
+    base = finals(
+        [25.0, 50.0, 25.0], [[0.0, 100.0, 0.0, 0.0], [100.0, 0.0, 0.0, 100.0], [0.0] * 3 + [100.0]], test_step=25.0
+    )
+    sam = finals([75.0, 50.0, 50.0], [[0.0] + [100.0] * 3, [100.0, 0.0] * 2, [0.0] * 2 + [100.0] * 2], test_step=25.0)
+    parts = [[0.0, 0.0, 100.0, 100.0], [0.0, 0.0, 100.0, -100.0], [0.0, 0.0, 100.0, 0.0]]
+    expected = paired([50.0, 0.0, 25.0], parts, step=25.0)
     assert between(sam, base) == expected
-    assert expected.noise.groups == 2
+    assert expected.noise.groups == 4
+
+
+def test_numbers_that_are_measured_show_any_difference():
+    """Errors of a regression differ from example to example; two methods that are nearly one have nearly the same."""
+    random = np.random.default_rng(0)
+    errors = random.random(100) * 60
+    base = finals([55.4, 55.1, 55.9], [(errors + seed).tolist() for seed in range(3)], test_step=1.7)
+    little = random.standard_normal((3, 100)) * 0.01
+    sam = finals(
+        [55.4 + little[0].mean(), 55.1 + little[1].mean(), 55.9 + little[2].mean()],
+        [(errors + seed + little[seed]).tolist() for seed in range(3)],
+        test_step=1.7,
+    )
+    assert between(sam, base).high < 0.01
+    assert between(sam, base).noise.step == 0.0
+
+
+def test_measured_errors_are_covered_as_often_as_said():
+    """Squared errors of two models that are as good as each other, of which half the difference is the example's."""
+    random, covered, studies, examples, seeds = np.random.default_rng(0), 0, 300, 80, 5
+    for _ in range(studies):
+        noise_of = random.standard_normal((2, 1, examples)) + random.standard_normal((2, seeds, examples))
+        errors = np.square(noise_of)
+        base, sam = (finals(one.mean(-1).tolist(), one.tolist(), test_step=one.max() / examples) for one in errors)
+        found = between(sam, base)
+        covered += found.low <= 0 <= found.high
+    assert 0.93 * studies <= covered < studies
 
 
 @pytest.mark.parametrize("other", [None, [[1.0]] * 3, [[1.0, 2.0, 3.0]] * 3], ids=["none", "one", "other groups"])
@@ -93,8 +123,10 @@ def test_fewer_groups_are_made_of_more():
 
 
 def test_own_splits_vary_by_seed_and_do_not_pair_up():
-    base = finals([50.0, 60.0, 55.0], [[0.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0)
-    sam = finals([60.0, 65.0, 70.0], [[10.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0)
+    base = finals(
+        [50.0, 60.0, 55.0], [[0.0, 0.0, 100.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0
+    )
+    sam = finals([60.0, 65.0, 70.0], [[0.0, 100.0, 0.0, 100.0]] * 3, test_examples=20, train_examples=80, test_step=5.0)
     found = between(sam, base, own_split=True)
     assert found == paired([10.0, 5.0, 15.0], step=5.0, overlap=0.25)
     assert found.noise.seeds == pytest.approx(25.0 + 25.0)

@@ -324,8 +324,8 @@ def test_a_loop_that_reports_nothing_is_not_tuned_and_that_is_said(tmp_path, com
     assert command(*words, "--out", tmp_path / "out")[1].startswith(said)  # it was trained already
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["how_set"] == (
-        "Settings are defaults that nobody tuned for this task: tell run.report a metric on validation data, and "
-        "compare again with --tune 12."
+        "Settings are defaults that nobody tuned for this task: compare again with --tune 12, for which run.report must be "
+        "told a metric on validation data."
     )
 
 

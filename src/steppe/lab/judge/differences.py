@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -110,11 +111,14 @@ def between(one: Mapping[int, Final], other: Mapping[int, Final], own_split: boo
     values = [a - b for a, b in both]
     finals = [final for pair in pairs for final in pair]
     steps = [final.test_step for final in finals if final.test_step is not None]
-    known = len(steps) == len(finals)
+    if len(steps) < len(finals):
+        step = resolution(values, [metric for pair in both for metric in pair])
+    else:
+        step = max(steps) if _counted(finals) else 0.0
     return paired(
         values,
         _parts(pairs),
-        max(steps) if known else resolution(values, [metric for pair in both for metric in pair]),
+        step,
         fmean([(final.test_examples or 0) / (final.train_examples or 1) for final in finals]) if own_split else None,
     )
 
@@ -127,6 +131,17 @@ def grouped(finals: Sequence[Final]) -> int | None:
     counts = {len(final.test_parts or ()) for final in finals}
     fewest = min(counts, default=0)
     return fewest if fewest > 1 and all(count % fewest == 0 for count in counts) else None
+
+
+def _counted(finals: Sequence[Final]) -> bool:
+    """Return whether outcomes are counted, as those that are right or wrong.
+
+    Then most groups of examples say the same as another group, and twenty trainings may differ in none of few examples
+    and yet in the next ones. Numbers that are measured, as errors of a regression, show any difference that there is.
+    """
+    groups = [Counter(final.test_parts) for final in finals if final.test_parts]
+    often = sum(count for found in groups for count in found.values() if count > 1)
+    return not groups or 2 * often > sum(found.total() for found in groups)
 
 
 def _parts(pairs: Sequence[tuple[Final, Final]]) -> list[list[float]] | None:

@@ -17,7 +17,7 @@ _WORDS = {
     "default": "defaults that nobody tuned for this task",
 }
 _ADVICE = "compare again with --tune 12 before you believe a No"
-_ADVICE_FOR_LOOPS = "tell run.report a metric on validation data, and compare again with --tune 12"
+_ADVICE_FOR_LOOPS = "compare again with --tune 12, for which run.report must be told a metric on validation data"
 
 
 def how_set(plan: Plan) -> str:

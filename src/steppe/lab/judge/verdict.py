@@ -110,7 +110,8 @@ def _no(plan: Plan, found: Answer, records: Sequence[Record], digits: int) -> li
         which = "The difference" if tests == 1 else f"The smallest difference, that of {closest.method},"
         return [headline, f"{which} is {difference}."]
     sees = sight(closest, tests, records, digits, plan.higher_is_better)
-    favourable = f"The most favourable difference is that of {closest.method}: {difference}."
+    which = "The difference is" if tests == 1 else f"The most favourable difference is that of {closest.method}:"
+    favourable = f"{which} {difference}."
     return [headline, favourable + _worse(plan, found), *([] if sees is None else [sees])]
 
 

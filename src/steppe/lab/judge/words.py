@@ -47,10 +47,11 @@ def names(rows: Sequence[Row]) -> str:
 
 def tested(difference: Difference, tests: int, digits: int) -> str:
     """Write a difference with all that is known of it."""
+    corrected = f" corrected for {tests} methods" if tests > 1 else ""
     return (
         f"{signed(difference.value, digits)} (95 % interval {signed(difference.low, digits)} to "
-        f"{signed(difference.high, digits)}, n={difference.n}, paired by seed, {probability(difference.p_holm)} "
-        f"corrected for {tests} {'method' if tests == 1 else 'methods'})"
+        f"{signed(difference.high, digits)}, n={difference.n}, paired by seed, {probability(difference.p_holm)}"
+        f"{corrected})"
     )
 
 

@@ -236,3 +236,18 @@ def lightsam_iii(w, f, batches, lr, rho, betas, eps):
         v = betas[1] * v + (1 - betas[1]) * g * g
         w = w - lr * m / v.sqrt()
         yield w
+
+
+def by_angle(w, f, batches, update, angle, hand_on=lambda g, s: s, radii=None):
+    """SAM whose radius follows the angle of clean and sharp gradient; ``radii`` gets it after every step."""
+    rho = angle["start"]
+    for batch in batches:
+        g = f(w, batch)
+        s = f(w + rho * g / g.norm(), batch)
+        w = update(w, hand_on(g, s))
+        cosine = g @ s / (g.norm() * s.norm())
+        rho = float(rho * torch.exp(angle["gain"] * (cosine - angle["cosine"])))
+        rho = min(max(rho, angle["low"]), angle["high"])
+        if radii is not None:
+            radii.append(rho)
+        yield w

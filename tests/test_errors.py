@@ -74,12 +74,12 @@ BAD = {
     "rho is not a number": (
         lambda: SAM(sgd(), rho="0.1"),
         TypeError,
-        "rho must be a number or a ProportionalToLR, got '0.1'.",
+        "rho must be a number, a ProportionalToLR or an Angle, got '0.1'.",
     ),
     "rho is a switch": (
         lambda: SAM(sgd(), rho=True),
         TypeError,
-        "rho must be a number or a ProportionalToLR, got True.",
+        "rho must be a number, a ProportionalToLR or an Angle, got True.",
     ),
     "rho is many numbers": (
         lambda: SAM(sgd(), rho=torch.ones(2)),

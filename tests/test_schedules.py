@@ -264,7 +264,7 @@ BAD = {
     "rho follows lr": (
         lambda: ParamGroupSchedule(SAM(sgd(), rho=ProportionalToLR(0.5, 0.1, 0.1, 0.0)), "rho", fade),
         ValueError,
-        "The rho of param group 0 follows its learning rate (ProportionalToLR); a second schedule would fight with it. "
+        "The rho of param group 0 follows its learning rate (ProportionalToLR) or the angle of its gradients (Angle); a second schedule would fight with it. "
         "Construct the optimizer with a number for rho, or leave this group alone with None.",
     ),
     "wrong length": (

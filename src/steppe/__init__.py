@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .accumulation import accumulated_step as accumulated_step
+    from .angle import Angle as Angle
     from .batches import ScheduledBatchSampler as ScheduledBatchSampler
     from .groups import norm_layers as norm_layers
     from .methods import ASAM as ASAM
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 _HOME = {
     "SharpnessAware": ".optimizer",
     "ParamGroupSchedule": ".schedules",
+    "Angle": ".angle",
     "ProportionalToLR": ".schedules",
     "ScheduledBatchSampler": ".batches",
     "accumulated_step": ".accumulation",
@@ -73,6 +75,7 @@ __all__ = [
     "USAM",
     "AMSGrad",
     "AdaSAM",
+    "Angle",
     "FriendlySAM",
     "LightSAM",
     "LookSAM",

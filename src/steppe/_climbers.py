@@ -78,8 +78,11 @@ def memory_of(base: Optimizer) -> Callable[[Tensor], Mapping[str, Any]]:
     return together
 
 
-def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, blends: bool) -> Climbers:
-    """Return who climbs; only if gradients are to be blended also who stays, and whose gradients have one owner."""
+def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, blends: bool, looks: bool) -> Climbers:
+    """Return who climbs; only if gradients are to be blended also who stays.
+
+    If clean gradients are needed after the climb, for that or to be looked at, also whose have one owner.
+    """
     found = Climbers()
     vector_of = vectors_of(base, ascent)
     groups = base.param_groups
@@ -91,7 +94,7 @@ def climbers(base: Optimizer, radii: Radii, ascent: Ascent, stretch: float, *, b
             continue
         start = len(found.owners)
         # Before they have another owner here.
-        held = [p.numel() > _SMALL and has_one_owner(p) for p in params] if blends else []
+        held = [p.numel() > _SMALL and has_one_owner(p) for p in params] if blends or looks else []
         along = [*map(vector_of, params)]
         there = [vector is not None for vector in along]
         found.owners += compress(params, there)

@@ -9,9 +9,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from ._scalars import Scalar, free_to_read
+from ._scalars import Scalar, free_to_read, on_host
+from .angle import Angle
 from .groups import found_again
-from .schedules import ProportionalToLR, Radius, check_radius
+from .schedules import FOLLOWING, ProportionalToLR, Radius, check_radius
 
 Group = dict[str, Any]
 
@@ -23,7 +24,7 @@ class _Entry:
     group: Group
     params: list[Tensor]
     rho: Any = None
-    schedule: ProportionalToLR | None = None
+    schedule: ProportionalToLR | Angle | None = None
     follows: bool = False
     wrote: Scalar | None = None
     """What stands in the group if nobody has set it by hand since."""
@@ -69,8 +70,21 @@ class Radii:
         return found
 
     def following(self, groups: list[Group]) -> list[bool]:
-        """Say of every group whether its radius follows the learning rate."""
+        """Say of every group whether its radius follows something."""
         return [entry.follows for entry in self._up_to_date(groups)]
+
+    def angles(self, groups: list[Group]) -> list[Angle]:
+        """Return what goes after the angle of gradients, of groups where something does."""
+        if self._as_they_were(groups) is not None:
+            return []
+        schedules = [entry.schedule for entry in self._up_to_date(groups) if entry.follows]
+        return [schedule for schedule in schedules if isinstance(schedule, Angle)]
+
+    def turn(self, groups: list[Group], cosine: Scalar) -> None:
+        """Let radii that go after the angle of gradients follow one whose cosine is this."""
+        for entry in self._up_to_date(groups):
+            if entry.follows and isinstance(entry.schedule, Angle):
+                entry.rho = entry.wrote = entry.group["rho"] = on_host(entry.schedule.after(entry.rho, cosine))
 
     def words(self, groups: list[Group]) -> list[str]:
         """Say what the radius of every group is, whatever that is, and whether it follows the learning rate."""
@@ -78,10 +92,14 @@ class Radii:
         found = []
         for group in groups:
             rho, entry = group.get("rho"), known.get(id(group))
-            schedule = rho if isinstance(rho, ProportionalToLR) else None
+            schedule = rho if isinstance(rho, FOLLOWING) else None
             if schedule is None and entry is not None and entry.follows and rho is not None:
                 schedule = entry.schedule if entry.wrote is None or not _differ(rho, entry.wrote) else None
-            found.append(f"{rho}" if schedule is None else f"{schedule(group['lr'])} (follows lr)")
+            if isinstance(schedule, ProportionalToLR):
+                found.append(f"{schedule(group['lr'])} (follows lr)")
+            else:
+                now = rho.start if isinstance(rho, Angle) else rho
+                found.append(f"{now}" if schedule is None else f"{now} (follows the angle, cosine {schedule.cosine})")
         return found
 
     def by_hand(self, groups: list[Group]) -> list[int]:
@@ -100,12 +118,14 @@ class Radii:
         entries = self._aligned(groups)
         for i, entry in enumerate(entries):
             rho = entry.group.get("rho", entry.rho)
-            if isinstance(rho, ProportionalToLR):
+            if isinstance(rho, FOLLOWING):
                 entry.schedule, entry.follows = rho, True
             elif entry.follows and entry.wrote is not None and _differ(rho, entry.wrote):
                 entry.follows = False
-            if entry.follows and entry.schedule is not None:
+            if entry.follows and isinstance(entry.schedule, ProportionalToLR):
                 rho = entry.wrote = entry.schedule(entry.group["lr"])
+            elif entry.follows:
+                rho = entry.wrote = rho.start if isinstance(rho, Angle) else rho
             check_radius(rho, i)
             entry.rho = entry.group["rho"] = rho
         return entries

@@ -109,6 +109,7 @@ def accumulated_step(
     _check(opt, micro_batches, climb, model, replicas)
     if ascent is not None:
         check_fraction_allowed(opt, "ascent=")
+        ascent = None if opt.looks_whole() else ascent
     alone = not opt.ascent.needs_gradient
     traffic = _Traffic(opt, model, "global" if alone else replicas)
     opt.zero_grad()
@@ -117,9 +118,9 @@ def accumulated_step(
             with opt.ascended():
                 loss = _run(micro_batches, backward, traffic, exchanged=True)
         elif climb == "replay":
-            loss = _replay(opt, micro_batches, backward, ascent or backward, traffic, scale)
+            loss = _replay(opt, micro_batches, backward, ascent, traffic, scale)
         else:
-            loss = _micro(opt, micro_batches, backward, ascent or backward, traffic, scale)
+            loss = _micro(opt, micro_batches, backward, ascent, traffic, scale)
     if traffic.own or traffic.by_hand:
         _agree(opt, model)
     (step or opt.base.step)()
@@ -130,16 +131,17 @@ def _replay(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
     backward: Callable[[Batch], Loss],
-    ascent: Callable[[Batch], Loss],
+    ascent: Callable[[Batch], Loss] | None,
     traffic: _Traffic,
     scale: Scalar,
 ) -> Tensor | None:
-    loss = _run(micro_batches, ascent if traffic.climbs else backward, traffic, exchanged=not traffic.own)
+    clean = ascent if ascent is not None and traffic.climbs else backward
+    loss = _run(micro_batches, clean, traffic, exchanged=not traffic.own)
     if traffic.by_hand and not traffic.climbs:
         return loss
     if traffic.own:
         _stay_without_gradient(opt)
-    with opt.ascended(scale) as climbs:
+    with opt.ascended(scale, part=ascent is not None) as climbs:
         if climbs:
             _run(micro_batches, backward, traffic, exchanged=True)
             if traffic.by_hand:
@@ -170,7 +172,7 @@ def _micro(
     opt: SharpnessAware,
     micro_batches: Sequence[Batch],
     backward: Callable[[Batch], Loss],
-    ascent: Callable[[Batch], Loss],
+    ascent: Callable[[Batch], Loss] | None,
     traffic: _Traffic,
     scale: Scalar,
 ) -> Tensor | None:
@@ -184,14 +186,14 @@ def _micro(
             nonlocal clean
             exchanged = not traffic.own if clean else last or (each and traffic.apart)
             with traffic.exchanged(exchanged):
-                loss = (ascent if clean else backward)(batch)
+                loss = (ascent if clean and ascent is not None else backward)(batch)
             if traffic.own and (not exchanged or traffic.by_hand):
                 _stay_without_gradient(opt)
             clean = False
             return loss
 
         if each:
-            losses.append(opt.backward(closure, scale))
+            losses.append(opt.backward(closure, scale, part=ascent is not None))
         else:
             losses.append(opt._visits.at_rest(partial(keeping, traffic.params, closure) if i == 1 else closure))
     return _sum(losses)
@@ -208,7 +210,7 @@ def each_by_itself(opt: SharpnessAware, climbs: bool) -> bool:
 def passes_apart(opt: SharpnessAware, model: nn.Module | None) -> bool:
     """Say whether each pass over a micro-batch exchanges its gradients: where both are blended, compared, or mixed."""
     mixes = _finds_unused(model) or not isinstance(_plain(model), _ddp())
-    return mixes or opt.blend is not None or opt.trigger.needs_gradient
+    return mixes or opt.compares or opt.trigger.needs_gradient
 
 
 @contextmanager
@@ -368,6 +370,11 @@ def _check(
         raise ValueError(
             f'replicas="own" does not go with {type(opt).__name__}, whose climbs remember gradients: each process '
             'would have a memory of its own, of which a checkpoint holds one. Use replicas="global".'
+        )
+    if opt.follows_angle:
+        raise ValueError(
+            'replicas="own" does not go with a radius that follows the angle of gradients (Angle): each process would '
+            'have a radius of its own. Use replicas="global", or a number for rho.'
         )
 
 

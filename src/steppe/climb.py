@@ -13,7 +13,7 @@ from ._memory import addresses, overlapping, separate
 from ._pieces import FEW, PIECE, pieces
 from ._radii import climbs
 from ._recording import is_recording, record
-from ._scalars import Scalar, Tensors, free_to_read, on, on_host
+from ._scalars import Scalar, Tensors, free_to_read, on, on_host, ratio
 from ._shards import like
 from ._slope import Slope, State
 from ._tensors import Ops
@@ -92,18 +92,21 @@ class Climb:
         *,
         keep: bool,
         held: list[bool],
+        looks: bool = False,
     ) -> None:
         """``spans`` says which parameters climb by which radius, as in ``[(0, 4, 0.1), (4, 6, -0.2)]``.
 
         ``still`` are those of groups that do not climb, whose gradients a blend mixes all the same. ``keep`` says
         whether ``anchor`` keeps its memory. ``held`` says of which clean gradients nobody else has the memory, so that
-        a blend needs no copy once ``.grad`` has let go of them.
+        a blend needs no copy once ``.grad`` has let go of them. ``looks`` says whether to find the `cosine`.
         """
         self.owners, self.params, self.ops, self.state = slope.owners, slope.params, slope.ops, slope.state
         self.slope: Slope | None = slope
         self.weights = slope.weights
         self.spans, self.still, self.ascent, self.blend = spans, still, ascent, blend
-        self.anchor, self.keep, self.held = anchor, keep, held
+        self.anchor, self.keep, self.held, self.looks = anchor, keep, held, looks
+        self.cosine: Scalar | None = None
+        """Of the angle of the clean and the sharp gradient, over what climbed and has both, if it was looked at."""
         self.norm: Scalar = 0.0
         self._clean_norm: Scalar = 0.0
         self.clean: list[Tensor] = []
@@ -162,7 +165,7 @@ class Climb:
         assert slope is not None
         room, params, ops = self.anchor.room(self.params, self.ops), self.params, self.ops
         self.norm, self._clean_norm = slope.norm, slope.norm * on_host(slope.scale)
-        if self.blend and self.blend.needs_clean:
+        if self.looks or (self.blend and self.blend.needs_clean):
             # As much scaled as the sharp ones will be. Those of groups that stay may be of other kinds.
             still = [like(g, p) for p in self.still if (g := p.grad) is not None]
             clean = (*slope.scaled, *(torch.view_as_real(g) if g.is_complex() else g for g in still))
@@ -190,7 +193,7 @@ class Climb:
     def _hand_on(self) -> None:
         # A climb that is not along the gradient says nothing of it.
         finite = not self.ascent.needs_gradient or (not isinstance(self.norm, Tensor) and self.norm < math.inf)
-        if self.blend is None and finite:
+        if self.blend is None and finite and not self.looks:
             return
         owners, ops = [*self.owners, *self.still], self.ops
         if self.still:  # they may be of other kinds than those that climb
@@ -205,7 +208,7 @@ class Climb:
         sharp = [(i, p.grad) for i, p in enumerate(owners) if p.grad is not None]
         grads = [g for _, g in sharp]
         climbing = sum(i < len(self.owners) for i, _ in sharp)
-        if self.blend is not None and climbing:
+        if (self.blend is not None or self.looks) and climbing:
             # Of large models it was found in the way in which inner products are, so that both are rounded alike.
             known = climbing == len(self.owners) and not self.weights and self.anchor.numel > FEW
             slope = Slope(
@@ -218,13 +221,27 @@ class Climb:
                 weights=_unless_all_stay([self.weights[i] for i, _ in sharp[:climbing]]) if self.weights else None,
                 clean_square=self._clean_norm * self._clean_norm if known else None,
             )
-            self.blend.blend_(slope, [self.clean[i] for i, _ in sharp] if self.clean else [])
-            slope.write_back()
+            clean = [self.clean[i] for i, _ in sharp] if self.clean else []
+            if self.looks:
+                self.cosine = _cosine(slope, clean)
+            if self.blend is not None:
+                self.blend.blend_(slope, clean)
+                slope.write_back()
         # After a clean gradient that was not finite the base must see one as well, so that GradScaler and anomaly
         # checks notice. One parameter is enough. Zero times the norm is NaN just then, and nobody waits for it.
         mark = marked(ops.real(grads))
         if mark is not None and not finite:
             mark.add_(on(0 * self.norm, mark.device) if isinstance(self.norm, Tensor) else math.nan)
+
+
+def _cosine(sharp: Slope, clean: Tensors) -> Scalar:
+    """Return the cosine of the angle between two gradients; NaN where one of them is 0 or not finite."""
+    product, square = sharp.dots(clean)
+    other = sharp.along(clean).norm if sharp.clean_square is None else sharp.clean_square**0.5
+    found: Scalar = ratio(ratio(product, square**0.5), other)
+    if isinstance(found, Tensor):
+        return torch.where((square == 0) | (other == 0), math.nan, found)
+    return found if square and other else math.nan
 
 
 def _unless_all_stay(weights: list[Tensor | None]) -> list[Tensor | None]:

@@ -42,6 +42,7 @@ from ._shards import refuse_flat
 from ._tensors import Ops
 from ._visits import Visit, Visits
 from ._wrapping import Wrapping
+from .angle import Angle
 from .ascents import Ascent, Slope
 from .blends import Blend
 from .climb import Anchor, Climb, Stay, reuse_
@@ -69,8 +70,8 @@ class SharpnessAware(Wrapping):
         ascent: where to climb.
         blend: which gradient to hand on to the base; None hands on the sharp one.
         trigger: whether to climb at this step; None climbs always.
-        rho: radius of the climb, >= 0, or a `ProportionalToLR`. A group with its own ``"rho"`` keeps it; groups with
-            ``rho=0`` do not climb and do not count in any norm.
+        rho: radius of the climb, >= 0, a `ProportionalToLR` or an `Angle`. A group with its own ``"rho"`` keeps it;
+            groups with ``rho=0`` do not climb and do not count in any norm.
         foreach: multi-tensor kernels (True), one tensor at a time (False), or the faster that works (None).
 
     Raises:
@@ -137,7 +138,8 @@ class SharpnessAware(Wrapping):
         check_base(base)
         check_radius(rho)
         ascent.check_base(base)
-        _check_combination(ascent, blend, Always() if trigger is None else trigger)
+        radii = [rho, *(group["rho"] for group in base.param_groups if "rho" in group)]
+        _check_combination(ascent, blend, Always() if trigger is None else trigger, radii)
         for i, group in enumerate(base.param_groups):
             check_radius(group.get("rho", rho), i)
             refuse_flat(group["params"])
@@ -204,13 +206,15 @@ class SharpnessAware(Wrapping):
             loss = self._visits.run(alone, partial(new_gradients, params, closure, AFTER_SHARP), params)
             self._due.prepared(params)
             return loss
+        ascent = None if self.looks_whole() else ascent
         part = ascent is not None and self._asks_first()
         first = ascent if ascent is not None and part else closure
         loss = self._visits.at_rest(partial(new_gradients, params, first, AFTER_CLEAN))
         # Gradients that are let go of do not show whether the closure zeroes them.
-        climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes is code_of(closure))
+        climb = self._decide(AFTER_CLEAN, lets_go=self._zeroes is code_of(closure), looks=not part)
         if climb is not None:
             self._visits.run(climb, partial(self._sharp_pass, params, closure), climb.releases)
+            self._turn(climb)
         else:
             if part:
                 loss = self._visits.at_rest(partial(new_gradients, params, closure, AFTER_CLEAN))
@@ -229,7 +233,7 @@ class SharpnessAware(Wrapping):
         """Say whether a step with an ascent of its own begins with that."""
         return self.will_climb() or (self.trigger.needs_gradient and bool(self.climbing_groups()))
 
-    def backward(self, closure: Callable[[], Result], scale: Scalar = 1.0) -> Result:
+    def backward(self, closure: Callable[[], Result], scale: Scalar = 1.0, *, part: bool = False) -> Result:
         """Add to ``.grad`` what the base should see for one micro-batch, and return its clean loss.
 
         It is to this optimizer what ``loss.backward()`` is to a plain one. Several of them before one ``base.step()``
@@ -248,6 +252,7 @@ class SharpnessAware(Wrapping):
                 this step climbs and once otherwise.
             scale: what the gradients are multiplied by, as in `ascended`, where the closure calls
                 ``scaler.scale(loss).backward()`` and ``scaler.step(opt.base)`` comes last.
+            part: whether the clean pass is on a part of the micro-batch, as in `ascended`.
 
         Returns:
             What the closure returned in the clean pass.
@@ -270,13 +275,13 @@ class SharpnessAware(Wrapping):
         set_grads(params, [None] * len(params))
         try:
             loss = self._visits.at_rest(partial(evaluate, closure))
-            climb = self._decide(AFTER_CLEAN, scale)
+            climb = self._decide(AFTER_CLEAN, scale, looks=not part)
         except BaseException:
             set_grads(params, held)
             raise
         if climb is not None:
             waiting: list[Tensor | None] = [None] * len(params)
-            if self.blend is None:  # then the sharp pass itself adds to what there is
+            if not self.compares:  # then the sharp pass itself adds to what there is
                 held, waiting = waiting, held
 
             def sharp() -> None:
@@ -284,6 +289,7 @@ class SharpnessAware(Wrapping):
                 adding_up(params, closure)
 
             self._visits.run(climb, sharp)
+            self._turn(climb)
         else:
             self._reuse()
         if not separate([g for g in held if g is not None]):
@@ -294,7 +300,7 @@ class SharpnessAware(Wrapping):
         self._due.prepared(self._params())
         return loss
 
-    def ascended(self, scale: Scalar = 1.0) -> AbstractContextManager[bool]:
+    def ascended(self, scale: Scalar = 1.0, *, part: bool = False) -> AbstractContextManager[bool]:
         """Climb, run the body at ``w + delta``, come back to ``w``, and leave in ``.grad`` the gradient to hand on.
 
         For hosts that run forward and backward themselves::
@@ -315,6 +321,8 @@ class SharpnessAware(Wrapping):
                 not care. The others (USAM, LightSAM, FriendlySAM) and triggers that look at gradients need it:
                 ``scaler.get_scale()``, or without waiting for an accelerator
                 ``scaler.scale(torch.ones((), device=device))``.
+            part: whether the clean gradient is that of a part of the batch, which says little of the angle to the sharp
+                one. Ask `looks_whole` before such a pass.
 
         Raises:
             ValueError: if parameters that climb share memory.
@@ -323,13 +331,15 @@ class SharpnessAware(Wrapping):
         """
 
         def decide() -> Climb | Stay:
-            climb = self._decide("to climb along. Call loss.backward() before ascended().", scale)
+            climb = self._decide("to climb along. Call loss.backward() before ascended().", scale, looks=not part)
             return climb or Stay(self._params(), only=not self.ascent.needs_gradient)
 
         def finish(climb: Climb | Stay) -> None:
             need_gradient(self._params(), AFTER_SHARP)
             if isinstance(climb, Stay):
                 self._reuse()
+            else:
+                self._turn(climb)
             self._due.prepared(self._params())
 
         return Visit(self._visits, self._params, decide, finish)
@@ -378,11 +388,14 @@ class SharpnessAware(Wrapping):
         """Return the parameters of groups that climb, with their radii: numbers, or tensors where nobody may look."""
         return [(params, rho) for params, rho in self._radii.of(self.base.param_groups) if climbs(rho)]
 
-    def _decide(self, when: str, scale: Scalar = 1.0, *, lets_go: bool = True) -> Climb | None:
+    def _decide(self, when: str, scale: Scalar = 1.0, *, lets_go: bool = True, looks: bool = True) -> Climb | None:
         """Prepare a climb, or return None if this step does not climb."""
         self._look_for_a_step()
         blends = self.blend is not None and self.blend.needs_clean
-        found = climbers(self.base, self._radii, self.ascent, self.trigger.stretch, blends=blends)
+        looks = looks and self.follows_angle
+        if looks and not self.ascent.needs_gradient:
+            raise ValueError(_without_clean(Angle(), self.ascent))
+        found = climbers(self.base, self._radii, self.ascent, self.trigger.stretch, blends=blends, looks=looks)
         if not found.owners:
             if self.ascent.needs_gradient:
                 need_gradient(self._params(), when)
@@ -405,7 +418,35 @@ class SharpnessAware(Wrapping):
             self._anchor,
             keep=self.keep_copy,
             held=[held and lets_go for held in found.held],
+            looks=looks,
         )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the clean gradient is looked at once more when the sharp one is there."""
+        return self.blend is not None or self.follows_angle
+
+    @property
+    def follows_angle(self) -> bool:
+        """Whether a radius is an `Angle`."""
+        return bool(self._angles())
+
+    def looks_whole(self) -> bool:
+        """Say whether the next step is to climb along the whole batch, though others climb along a part of it.
+
+        So it is now and then where the radius is an `Angle`, which a part of the batch does not tell. `step` sees to it
+        by itself.
+        """
+        step = self.state["engine"].get("step", 0)
+        return any(step % angle.whole == 0 for angle in self._angles())
+
+    def _angles(self) -> list[Angle]:
+        return self._radii.angles(self.base.param_groups)
+
+    def _turn(self, climb: Climb) -> None:
+        """Let radii follow the angle that a climb has found."""
+        if climb.cosine is not None:
+            self._radii.turn(self.base.param_groups, climb.cosine)
 
     def _slope(self, owners: list[Tensor], vectors: list[Tensor], **options: Any) -> Slope:
         """Return what ``owners`` climb along."""
@@ -458,10 +499,15 @@ class SharpnessAware(Wrapping):
         )
 
 
-def _check_combination(ascent: Ascent, blend: Blend | None, trigger: Trigger) -> None:
-    for part in (blend, trigger if trigger.needs_gradient else None):
+def _check_combination(ascent: Ascent, blend: Blend | None, trigger: Trigger, radii: list[Any]) -> None:
+    angles = [rho for rho in radii if isinstance(rho, Angle)]
+    for part in (blend, trigger if trigger.needs_gradient else None, *angles):
         if not ascent.needs_gradient and part is not None:
-            raise ValueError(
-                f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
-                "Leave it out, or take another ascent."
-            )
+            raise ValueError(_without_clean(part, ascent))
+
+
+def _without_clean(part: object, ascent: Ascent) -> str:
+    return (
+        f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
+        "Leave it out, or take another ascent."
+    )

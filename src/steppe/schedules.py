@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._scalars import free_to_read
+from .angle import Angle
 from .groups import found_again
 
 
@@ -65,21 +66,24 @@ class ProportionalToLR:
         return torch.clamp(rho, min=0.0) if isinstance(rho, Tensor) else max(0.0, rho)
 
 
-Radius = float | Tensor | ProportionalToLR
+Radius = float | Tensor | ProportionalToLR | Angle
+
+FOLLOWING = (ProportionalToLR, Angle)
+"""Radii that are no numbers, but make them."""
 
 
 def check_radius(rho: object, group: int | None = None) -> None:
     """Raise unless ``rho`` is a radius, naming the parameter group. Nobody waits for the value of a tensor."""
     if isinstance(rho, Tensor) and rho.numel() == 1 and free_to_read(rho):
         rho = float(rho)
-    if (isinstance(rho, float) and 0.0 <= rho < math.inf) or isinstance(rho, ProportionalToLR):
+    if (isinstance(rho, float) and 0.0 <= rho < math.inf) or isinstance(rho, FOLLOWING):
         return
     where = "" if group is None else f" (param group {group})"
     if isinstance(rho, Tensor):
         if rho.numel() != 1:
             raise ValueError(f"rho must be one number, got a tensor of shape {tuple(rho.shape)}{where}.")
     elif isinstance(rho, bool) or not isinstance(rho, (int, float)):
-        raise TypeError(f"rho must be a number or a ProportionalToLR, got {rho!r}{where}.")
+        raise TypeError(f"rho must be a number, a ProportionalToLR or an Angle, got {rho!r}{where}.")
     elif not 0 <= rho < math.inf:
         raise ValueError(f"rho must be a finite number >= 0, got {rho}{where}.")
 
@@ -244,10 +248,11 @@ class ParamGroupSchedule:
             if one is None or group is None:
                 continue
             value = group[key]
-            if isinstance(value, ProportionalToLR) or any(group is other for other in followed):
+            if isinstance(value, FOLLOWING) or any(group is other for other in followed):
                 raise ValueError(
-                    f"The rho of param group {i} follows its learning rate (ProportionalToLR); a second schedule would "
-                    "fight with it. Construct the optimizer with a number for rho, or leave this group alone with None."
+                    f"The rho of param group {i} follows its learning rate (ProportionalToLR) or the angle of its "
+                    "gradients (Angle); a second schedule would fight with it. Construct the optimizer with a number "
+                    "for rho, or leave this group alone with None."
                 )
             if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
                 raise TypeError(f"{key} must be a number to be scheduled, got {value!r} (param group {i}).")

@@ -87,7 +87,7 @@ def train_step(
     """
     _check(opt, loss_of, model, fraction, scaler)
     sharp = opt if isinstance(opt, SharpnessAware) else None
-    part = None if sharp is None else fraction
+    part = None if sharp is None or sharp.looks_whole() else fraction
     draws = same_random_state() if same_dropout else nullcontext()
     losses: list[Tensor] = []  # of the passes so far
 

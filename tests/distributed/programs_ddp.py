@@ -451,3 +451,36 @@ def part_of_the_batch(name: str, host: Any = DistributedDataParallel) -> dict[st
         "gap": distance(alone.parameters(), wrapped.parameters()),
         "to the whole": distance(alone.parameters(), whole_climb.parameters()),
     }
+
+
+def followed(door: str, host: Any = DistributedDataParallel, **options: Any) -> dict[str, Any]:
+    """The radius that follows the angle of gradients: on this rank, on one process, and how far the weights end."""
+    alone, model = network(), network()
+    wrapped = host(model)
+    rho = steppe.Angle(cosine=0.98, start=0.1, gain=1.0)
+    opts = [steppe.SAM(base(net.parameters()), rho=rho) for net in (alone, wrapped)]
+
+    def backward_of(net: nn.Module, parts: int) -> Any:
+        def backward(part: Any) -> Tensor:
+            loss = (net(part[0]) - part[1]).square().mean() / parts
+            loss.backward()
+            return loss
+
+        return backward
+
+    radii = []
+    for batch in data(5):
+        if door == "step":
+            train(opts[0], alone, [batch])
+            train(opts[1], wrapped, [own(batch)])
+        else:
+            mine = micro_batches(batch)[distributed.get_rank()]
+            steppe.accumulated_step(opts[0], joined(batch), backward_of(alone, PARTS), climb=door)
+            steppe.accumulated_step(opts[1], mine, backward_of(wrapped, PARTS), climb=door, model=wrapped, **options)
+        radii.append([opt.param_groups[0]["rho"] for opt in opts])
+    return {"radii": radii, "gap": distance(alone.parameters(), wrapped.parameters())}
+
+
+def refused(climb: str) -> str:
+    """What is said of own climbs whose radius follows the angle of gradients."""
+    return message_of(ValueError, lambda: followed(climb, replicas="own"))

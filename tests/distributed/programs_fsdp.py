@@ -80,6 +80,10 @@ def part_of_the_batch(name: str) -> dict[str, float]:
     return programs_ddp.part_of_the_batch(name, shard)
 
 
+def followed(door: str) -> dict[str, Any]:
+    return programs_ddp.followed(door, shard)
+
+
 def columns(name: str) -> float:
     """Shards along the second dimension."""
     case, alone, model = METHODS[name], nn.Linear(6, 4).double(), nn.Linear(6, 4).double()

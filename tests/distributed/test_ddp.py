@@ -221,3 +221,19 @@ def test_all_ranks_climb_at_the_same_steps(pool, name):
     found = both(pool.run(programs.triggered, name))
     assert set(found["calls"]) == {1, 2}
     assert found["gap"] < 1e-12
+
+
+@pytest.mark.parametrize("door", ["step", "replay", "micro"])
+def test_all_ranks_follow_the_angle_of_one_process(pool, door):
+    results = pool.run(programs.followed, door)
+    assert results[0]["radii"] == results[1]["radii"]
+    for found in results:
+        assert found["gap"] < 1e-12
+        for alone, together in found["radii"]:
+            assert together == pytest.approx(alone, rel=1e-10)
+        assert len({alone for alone, _ in found["radii"]}) == 5
+
+
+def test_own_climbs_have_no_angle_in_common(pool):
+    refused = pool.run(programs.refused, "replay")
+    assert all(message.startswith('replicas="own" does not go with a radius that follows') for message in refused)

@@ -156,3 +156,14 @@ def test_fsdp1_is_refused(pool, refusals, original, wrapped_first):
     found = both(pool.run(programs.fsdp1, original, wrapped_first))
     refusals.append(found["message"])
     assert found["moved"] == 0
+
+
+@pytest.mark.parametrize("door", ["step", "replay", "micro"])
+def test_all_ranks_follow_the_angle_of_one_process(pool, door):
+    results = pool.run(programs.followed, door)
+    assert results[0]["radii"] == results[1]["radii"]
+    for found in results:
+        assert found["gap"] < 1e-12
+        for alone, together in found["radii"]:
+            assert together == pytest.approx(alone, rel=1e-10)
+        assert len({alone for alone, _ in found["radii"]}) == 5

@@ -11,7 +11,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.utils.data import DataLoader, TensorDataset
 
-from steppe import GSAM, MSAM, SAM, USAM, AdaSAM, LightSAM, LookSAM, accumulated_step
+from steppe import GSAM, MSAM, SAM, USAM, AdaSAM, Angle, LightSAM, LookSAM, accumulated_step
 from steppe.integrations.lightning import SharpnessAwareCallback
 from steppe.passes import frozen_norm_stats, same_random_state
 from steppe.triggers import After, Every, LargeGradient
@@ -30,6 +30,7 @@ METHODS = {
     "lightsam": lambda params: LightSAM(params, 0.01, rho=0.01, variant="adam", eps=1e-3),
     "looksam": lambda params: LookSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, k=2, alpha=0.5),
     "msam": lambda params: MSAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1),
+    "angle": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=Angle(start=0.1, whole=3)),
 }
 TRIGGERS = {
     "every": lambda params: SAM(torch.optim.SGD(params, lr=0.1, momentum=0.9), rho=0.1, trigger=Every(2)),
@@ -159,12 +160,12 @@ def plain(
 
         alone = not opt.ascent.needs_gradient
         opt.zero_grad()
-        climbs = opt.will_climb()
+        climbs, seen = opt.will_climb(), None if opt.looks_whole() else part
         if not alone:
-            with frozen_norm_stats(net) if freeze and climbs and part else nullcontext():
-                backward(part if climbs else None)
-        frozen = frozen_norm_stats(net) if freeze and not alone and not part else nullcontext()
-        with opt.ascended(scaler.scale(torch.ones(()))) as climbs, frozen:
+            with frozen_norm_stats(net) if freeze and climbs and seen else nullcontext():
+                backward(seen if climbs else None)
+        frozen = frozen_norm_stats(net) if freeze and not alone and not seen else nullcontext()
+        with opt.ascended(scaler.scale(torch.ones(())), part=seen is not None) as climbs, frozen:
             if climbs or alone:
                 backward()
         scaler.unscale_(opt.base)

@@ -102,7 +102,7 @@ def test_norm_statistics_and_random_state(freeze, same):
     assert not same_bits(module.net, plain(METHODS["sam"], freeze=freeze, same=not same))
 
 
-@pytest.mark.parametrize("method", ["sam", "usam", "gsam", "looksam"])
+@pytest.mark.parametrize("method", ["sam", "usam", "gsam", "looksam", "angle"])
 @pytest.mark.parametrize(("freeze", "amp"), [(True, None), (False, None), (True, torch.bfloat16)])
 @pytest.mark.stack("Lightning", "plain", "AMP")
 def test_clean_passes_may_see_a_part_of_the_batch(method, freeze, amp):
@@ -110,6 +110,19 @@ def test_clean_passes_may_see_a_part_of_the_batch(method, freeze, amp):
     fit(module, sam=sam, precision="bf16-mixed" if amp else "32-true")
     assert same_bits(module.net, plain(METHODS[method], freeze=freeze, amp=amp, part=3))
     assert not same_bits(module.net, plain(METHODS[method], freeze=freeze, amp=amp))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_now_and_then_an_angle_sees_the_whole_batch(k):
+    """In every third step, whose clean passes then are those that count."""
+    module, sizes = Busy(METHODS["angle"]), []
+    module.sam, plain_step = SharpnessAwareCallback(fraction=0.25), module.training_step
+    module.training_step = lambda batch, batch_idx: sizes.append(len(batch[0])) or plain_step(batch, batch_idx)
+    host = fit(module, sam=module.sam, accumulate_grad_batches=k, max_epochs=k)
+    assert sizes == ([8, 8] * k + [2, 8] * (2 * k)) * 2
+    assert module.net[1].num_batches_tracked == STEPS * k
+    radii = host.optimizers[0].param_groups[0]["rho"]
+    assert radii != 0.1
 
 
 def test_the_pass_over_the_whole_batch_is_what_a_step_leaves_behind():
@@ -584,6 +597,7 @@ def test_two_processes_are_one(two_processes, name, make, clip):
 
 
 EXCHANGES = {
+    "angle": 12,
     "every": 7,
     "after": 5,
     "large gradient": 12,

@@ -41,7 +41,7 @@ from trainers import (
 )
 from transformers import Trainer, TrainerCallback, get_linear_schedule_with_warmup
 
-from steppe import SAM, LightSAM, ProportionalToLR, SharpnessAware
+from steppe import SAM, Angle, LightSAM, ProportionalToLR, SharpnessAware
 from steppe.integrations.transformers import _part
 from test_buffers import Codebook, contents
 
@@ -99,6 +99,37 @@ def test_cheap_methods_equal_a_loop_by_hand(tmp_path, method, accumulation):
     plain.train()
     counted = sum(expected) / (2 * len(cuts(sentences(), 4, 1, "replay")))  # in passes of the plain one
     assert trainer.state.total_flos == pytest.approx(counted * plain.state.total_flos)
+
+
+@pytest.mark.parametrize("climb", ["replay", "micro"])
+def test_now_and_then_an_angle_sees_whole_micro_batches(tmp_path, climb):
+    seen, radii = [], []
+
+    class Counting(SharpTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.append(len(inputs["labels"]))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def training_step(self, *args, **kwargs):
+            found = super().training_step(*args, **kwargs)
+            radii.append(self.sharpness_aware.param_groups[0]["rho"])
+            return found
+
+    trainer = Counting(
+        bert(),
+        arguments(tmp_path),
+        train_dataset=sentences(),
+        sharpness=lambda base: SAM(base, rho=Angle(start=0.1, whole=2)),
+        climb=climb,
+        fraction=0.5,
+    )
+    trainer.train()
+    steps = len(radii)
+    assert steps >= 4
+    assert seen[0::2] == [whole if step % 2 == 0 else whole // 2 for step, whole in enumerate(seen[1::2])]
+    assert radii[0] != 0.1
+    assert all(radii[step] == radii[step - 1] for step in range(1, steps, 2))
+    assert all(radii[step] != radii[step - 1] for step in range(2, steps, 2))
 
 
 @pytest.mark.parametrize("method", ["sam", "gsam"])

@@ -189,6 +189,7 @@ class SharpnessAwareCallback(Callback):
         self._in_only_pass = False
         self._in_step = False
         self._went_back = False
+        self._part: float | None = None  # of the batch, which the clean pass of this step sees
         self._ascended: set[SharpnessAware] = set()
         self._metrics: list[tuple[nn.Module, str, nn.Module, Any]] = []
         self._micro_batches: MicroBatches | None = None
@@ -275,7 +276,8 @@ class SharpnessAwareCallback(Callback):
             return self._only_gradient(opt, closure, automatic)
         same = self._draws()
         self._went_back = False
-        parts = self.fraction is not None and opt.will_climb()
+        self._part = None if opt.looks_whole() else self.fraction
+        parts = self._part is not None and opt.will_climb()
         with same, self._part_pass(trainer) if parts else nullcontext():
             loss = closure()
         if automatic and not self._went_back:
@@ -283,7 +285,7 @@ class SharpnessAwareCallback(Callback):
         with kept_outputs(closure) if automatic and not parts else nullcontext():
             self._in_step = True
             try:
-                with opt.ascended(scale_of(trainer, opt)) as climbs:
+                with opt.ascended(scale_of(trainer, opt), part=self._part is not None) as climbs:
                     if climbs:
                         with same:
                             closure()
@@ -313,11 +315,13 @@ class SharpnessAwareCallback(Callback):
         climbs, alone, same = opt.will_climb(), not opt.ascent.needs_gradient, self._draws()
         each = each_by_itself(opt, climbs)
         results: list[ClosureResult] = []
+        self._part = None if opt.looks_whole() else self.fraction
+        scale, part = scale_of(micro.trainer, opt), self._part is not None
 
         def run() -> Any:
             clean = climbs and not alone and not results
-            part = self._part_pass(micro.trainer) if clean and self.fraction is not None else nullcontext()
-            with micro.exchanged(opt, clean, each and not alone), same, part:
+            seen = self._part_pass(micro.trainer) if clean and part else nullcontext()
+            with micro.exchanged(opt, clean, each and not alone), same, seen:
                 self._went_back = False
                 results.append(closure())
             if not self._went_back and len(results) == 1:
@@ -331,17 +335,17 @@ class SharpnessAwareCallback(Callback):
             elif first:  # its passes zero gradients, where hooks expect it
                 if not alone:
                     run()
-                with opt.ascended(scale_of(micro.trainer, opt)) as ascends:
+                with opt.ascended(scale, part=part) as ascends:
                     if ascends or alone:
                         run()
             else:
-                opt.backward(run, scale_of(micro.trainer, opt))
+                opt.backward(run, scale, part=part)
         except _NoGradientError:
             pass
         finally:
             self._in_step = False
             self._ascended.discard(opt)
-        return results[0 if self.fraction is None else -1]
+        return results[-1 if part else 0]
 
     def _draws(self) -> Any:
         return same_random_state() if self.same_random_state else nullcontext()
@@ -361,7 +365,7 @@ class SharpnessAwareCallback(Callback):
         if self.same_random_state and not self._in_step:
             warn_random_state()
         self._ascended.add(opt)
-        with nullcontext() if self.fraction is not None else self._without_traces(trainer, pl_module):
+        with nullcontext() if self._part is not None else self._without_traces(trainer, pl_module):
             self._in_sharp_pass = True
             try:
                 yield
@@ -374,8 +378,8 @@ class SharpnessAwareCallback(Callback):
         plain = trainer.strategy.training_step
 
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            assert self.fraction is not None
-            return plain(fraction_of(batch, self.fraction), *args, **kwargs)
+            assert self._part is not None
+            return plain(fraction_of(batch, self._part), *args, **kwargs)
 
         with (
             replaced(trainer.strategy, "training_step", training_step),

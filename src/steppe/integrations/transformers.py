@@ -173,6 +173,7 @@ class SharpnessAwareTrainerMixin:
         """Keep the micro-batch; run all of an update, clean and sharp, once the last of them has come."""
         opt = self._method()
         step = super().training_step  # type: ignore[misc]
+        part = None if opt.looks_whole() else self._fraction
         draws = same_random_state() if self._same_random_state else nullcontext()
         passes = 0
 
@@ -191,13 +192,13 @@ class SharpnessAwareTrainerMixin:
             return torch.zeros((), device=self.args.device)  # type: ignore[attr-defined]
         runs, self._micro_batches = self._micro_batches, []
         with ExitStack() as stack:
-            if self._fraction is None:
+            if part is None:
                 stack.callback(opt.around_sharp_pass(lambda: self._without_traces(model)).remove)
             loss = accumulated_step(
                 opt,
                 runs,
                 lambda run: run(None),
-                ascent=None if self._fraction is None else lambda run: run(self._fraction),
+                ascent=None if part is None else lambda run: run(part),
                 climb=self._climb,
                 model=model,
                 replicas=self._replicas if self.accelerator.num_processes > 1 else "global",  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from ._memory import addresses, overlapping, separate
 from ._pieces import FEW, PIECE, pieces
 from ._radii import climbs
 from ._recording import is_recording, record
-from ._scalars import Scalar, Tensors, free_to_read, on, on_host, ratio
+from ._scalars import Scalar, Tensors, free_to_read, on, on_host
 from ._shards import like
 from ._slope import Slope, State
 from ._tensors import Ops
@@ -238,10 +238,10 @@ def _cosine(sharp: Slope, clean: Tensors) -> Scalar:
     """Return the cosine of the angle between two gradients; NaN where one of them is 0 or not finite."""
     product, square = sharp.dots(clean)
     other = sharp.along(clean).norm if sharp.clean_square is None else sharp.clean_square**0.5
-    found: Scalar = ratio(ratio(product, square**0.5), other)
-    if isinstance(found, Tensor):
-        return torch.where((square == 0) | (other == 0), math.nan, found)
-    return found if square and other else math.nan
+    if isinstance(product, Tensor) or isinstance(other, Tensor):
+        found: Scalar = product / square**0.5 / other
+        return found
+    return product / square**0.5 / other if square and other else math.nan
 
 
 def _unless_all_stay(weights: list[Tensor | None]) -> list[Tensor | None]:

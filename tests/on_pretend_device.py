@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from commands import end, started
 from problems import everywhere, same_bits
-from steppe import ASAM, GSAM, SAM
+from steppe import ASAM, GSAM, SAM, Angle
 
 DEVICES = ["pretend:0", "pretend:1"]
 BASES = [
@@ -193,9 +193,10 @@ def test_what_steppe_does_on_accelerators_is_as_right_as_on_the_cpu(method):
 
 @over_devices
 @pytest.mark.parametrize("method", [SAM, GSAM, ASAM])
-def test_steps_wait_for_nothing(method, device):
+@pytest.mark.parametrize("rho", [0.05, Angle()], ids=["number", "angle"])
+def test_steps_wait_for_nothing(method, rho, device):
     model = network().to(device)
-    optimizer = method(BASES[1](model.parameters()), rho=0.05)
+    optimizer = method(BASES[1](model.parameters()), rho=rho)
     x, y = torch.randn(16, 6).to(device), torch.randint(3, (16,)).to(device)
 
     def closure():
@@ -209,6 +210,30 @@ def test_steps_wait_for_nothing(method, device):
         optimizer.step(closure)
     assert not counts.fetched
     assert set(counts.operations) == {torch.device(device).index}
+
+
+@pytest.mark.parametrize("method", [SAM, GSAM])
+def test_the_angle_is_that_of_the_cpu(method):
+    found = []
+    for device in ("cpu", "pretend:1"):
+        torch.manual_seed(0)
+        x, y = torch.randn(16, 6), torch.randint(3, (16,))
+        model = network().to(device)
+        optimizer = method(BASES[2](model.parameters()), rho=Angle())
+
+        x, y = x.to(device), y.to(device)
+
+        def closure(model=model, optimizer=optimizer, x=x, y=y):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(5):
+            optimizer.step(closure)
+        found.append(float(optimizer.param_groups[0]["rho"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] != 0.05
 
 
 @pytest.mark.parametrize("model", [pictures, words])

@@ -50,6 +50,7 @@ from steppe import (
     SAM,
     USAM,
     AdaSAM,
+    Angle,
     FriendlySAM,
     LightSAM,
     LookSAM,
@@ -102,6 +103,7 @@ BASES: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 
 WRAPPED: dict[str, Callable[..., Any]] = {
     "SAM": lambda base: SAM(base, rho=0.05),
+    "SAM by angle": lambda base: SAM(base, rho=Angle()),
     "ASAM": lambda base: ASAM(base, rho=0.5),
     "GSAM": lambda base: GSAM(base, rho=0.05),
     "MSAM": lambda base: MSAM(base, rho=0.2),
@@ -118,6 +120,7 @@ def _wrapped(make: Callable[..., Any], **options: Any) -> Callable[[list[Paramet
 
 TINY: dict[str, Callable[[list[Parameter]], Any]] = {
     "SAM": _wrapped(SAM),
+    "SAM by angle": _wrapped(SAM, rho=Angle()),
     "USAM": _wrapped(USAM),
     "ASAM": _wrapped(ASAM),
     "GSAM": _wrapped(GSAM),

@@ -25,6 +25,7 @@ NAMES = [
     "looksam",
     "friendlysam",
     "together",
+    "sam-angle",
 ]
 KINDS = ["fsdp", "ddp", "one"]
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -153,11 +154,17 @@ def test_memory_is_what_a_device_counts_beyond_what_it_had(two, monkeypatch):
         max_memory_allocated=most.get,
     )
     monkeypatch.setattr(torch, "fake", counters, raising=False)
-    memory = devices.watch_memory("fake:1")
-    most["fake:1"] = 170
-    assert memory() == 120
-    assert devices.watch_memory("cpu")() is None
-    assert devices.watch_memory("other")() is None
+    memory = devices.Memory("fake:1")
+    for at in (170, 160):
+        with memory.watched():
+            most["fake:1"] = at
+        most["fake:1"] = 500  # between what is watched
+        assert memory.most == 120
+    for device in ("cpu", "other"):
+        memory = devices.Memory(device)
+        with memory.watched():
+            pass
+        assert memory.most is None
 
 
 @pytest.mark.parametrize(
@@ -200,15 +207,22 @@ def config(**more):
 
 
 def test_records_have_the_memory_of_training_alone(monkeypatch):
-    evaluated = []
-    monkeypatch.setattr(trial, "watch_memory", lambda device: lambda: 7 + len(evaluated))
-    finish = trial.Training.finish
-    monkeypatch.setattr(trial.Training, "finish", lambda training: evaluated.append(training) or finish(training))
+    taken = []
+
+    class Counting(devices.Memory):
+        @contextmanager
+        def watched(self):
+            yield
+            self.most = 7 + len(taken)
+
+    monkeypatch.setattr(trial, "Memory", Counting)
+    evaluate = trial.evaluate
+    monkeypatch.setattr(trial, "evaluate", lambda *given, **more: taken.append(0) or evaluate(*given, **more))
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     splits = list(zip(x.split(20), (x.sum(1) > 0).long().split(20), strict=True))
     record = run_trial(config(), Task(lambda: nn.Linear(4, 2), *splits, batch_size=10))
-    assert record.peak_memory == 7
-    assert len(evaluated) == 1
+    assert record.peak_memory == 8  # one look at validation data came before the second epoch, others after it
+    assert len(taken) == 5
     assert Record.model_validate_json(record.model_dump_json()) == record
 
 

@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
 from steppe.lab.errors import UserError
@@ -125,9 +125,13 @@ def test_wrong_arguments(changes, message):
         (
             [SPLITS[0], (X[:30].flip(0), Y[:30].flip(0)), SPLITS[2]],
             {},
-            "all examples of validation are training data too",
+            "all examples of validation that were looked at are training data too",
         ),
-        ([SPLITS[0], SPLITS[1], (X[31:40], Y[31:40])], {}, "all examples of test are validation data too"),
+        (
+            [SPLITS[0], SPLITS[1], (X[31:40], Y[31:40])],
+            {},
+            "all examples of test that were looked at are validation data too",
+        ),
         ([(X[:30] / 0, Y[:30]), *SPLITS[1:]], {}, "the loss of an untrained model on the first batch is nan"),
         (SPLITS, {"metric": lambda o, t: math.nan}, "metric on the validation split is nan, where a trial counts as"),
         ([lambda generator: 3, *SPLITS[1:]], {}, "reading a batch of training examples failed with TypeError"),
@@ -139,6 +143,8 @@ def test_what_does_not_fit_is_said_before_training(splits, changes, message):
         check_fit(task(splits, **changes))
 
 
+ALL = TensorDataset(X, Y)
+LISTED = [(X[i], Y[i]) for i in range(12)]
 GRID = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
 
 
@@ -152,6 +158,12 @@ GRID = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
             (GRID, GRID.sum(1).long()),
         ],  # all there is
         [(X[:30], Y[:30]), (X[:4], Y[:4]), (X[4:8], Y[4:8])],
+        [
+            (GRID, GRID.sum(1).long()),
+            (GRID.repeat(3, 1), GRID.sum(1).repeat(3).long()),
+            SPLITS[2],
+        ],  # none twice in train
+        [Subset(ALL, range(30)), Subset(ALL, range(29, 45)), Subset(ALL, range(45, 60))],
         [(X[:30], Y[:30]), (X[:30], 1 - Y[:30]), SPLITS[2]],  # other targets
         [(X[:30], Y[:30]), (X[:30].int().float(), Y[:30]), SPLITS[2]],
     ],
@@ -160,13 +172,38 @@ def test_splits_may_hold_examples_of_another_by_chance(splits):
     check_apart(task(splits))
 
 
+MISSING = X.clone()
+MISSING[:, 1] = math.nan
+BOTH = "of validation that were looked at are training data"
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([TensorDataset(*SPLITS[0]), *[TensorDataset(*SPLITS[1])] * 2], "test is the validation data itself"),
+        ([SPLITS[0], TensorDataset(*SPLITS[1]), SPLITS[1]], "test is the validation data itself"),
+        ([[*zip(*SPLITS[0], strict=True)], LISTED, [*LISTED]], "test is the validation data itself"),
+        ([Subset(ALL, range(30)), Subset(ALL, [7, 3]), Subset(ALL, range(45, 60))], BOTH),
+        ([(MISSING[:30], Y[:30]), (MISSING[5:20], Y[5:20]), SPLITS[2]], BOTH),
+        ([(MISSING[:30], Y[:30]), *[(MISSING[30:45], Y[30:45])] * 2], "test is the validation data itself"),
+    ],
+)
+def test_splits_that_hold_each_other_are_refused_in_any_form(splits, message):
+    with pytest.raises(UserError, match=message):
+        check_apart(task(splits))
+
+
+def test_equations_may_be_judged_where_settings_are_chosen():
+    check_apart(task([SPLITS[0], SPLITS[1], SPLITS[1]], step=lambda model, batch: model(batch[0]).sum()))
+
+
 def test_large_splits_of_few_values_are_looked_through():
     random = torch.Generator().manual_seed(0)
     x = torch.rand(2000, 50, generator=random) * (torch.rand(2000, 50, generator=random) > 0.9)
     x[:, :20] = 0
     y = torch.randint(2, (2000,), generator=random)
     check_apart(task([(x[:1000], y[:1000]), (x[1000:1500], y[1000:1500]), (x[1500:], y[1500:])]))
-    with pytest.raises(UserError, match="all examples of test are training data too"):
+    with pytest.raises(UserError, match="all examples of test that were looked at are training data too"):
         check_apart(task([(x[:1000], y[:1000]), (x[1000:1500], y[1000:1500]), (x[300:700], y[300:700])]))
 
 

@@ -11,6 +11,7 @@ import yaml
 
 import cells
 from steppe.lab import RunError, compare
+from steppe.lab.comparing import comparison
 from steppe.lab.crew import repeating
 from steppe.lab.crew.repeating import chosen, first_difference
 from steppe.lab.crew.runner import Silence
@@ -226,6 +227,19 @@ def test_a_comparison_that_was_interrupted_is_checked_in_the_end(asked):
     assert not Path("out/repeats").exists()
     with pytest.raises(RunError, match=r"^sgd, seed 1, repeated, is not what it was"):
         asked(STATEFUL["a loss with state"])
+
+
+def test_a_command_that_is_killed_before_the_check_is_checked_the_next_time(asked, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "repeat_one", killed)
+        with pytest.raises((RunError, KeyboardInterrupt)):
+            asked(UNSEEDED["data of numpy"])
+    assert not Path("out/repeats").exists()
+    with pytest.raises(RunError, match=r"repeated, is not what it was"):
+        asked(UNSEEDED["data of numpy"])
 
 
 def test_the_command_says_it(tiny, tmp_path, command):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from steppe.lab import compare
 from steppe.lab.judge.comparison import Comparison
 from steppe.lab.judge.stats import summarize
 from steppe.lab.judge.targets import target
@@ -92,6 +93,11 @@ def test_how_many_seeds_it_would_take_is_said(compared):
     assert sees.endswith(" seeds.")
 
 
+def test_a_design_that_can_find_nothing_says_so(compared):
+    found = compared({"adamw": [10.0, 90.0, 50.0], "sam": [80.0, 40.0, 60.0]})
+    assert "With 3 seeds this design can hardly find any difference: it takes more seeds." in found.verdict
+
+
 def test_what_is_worse_needs_no_seeds(compared):
     sees = compared({"adamw": BASE, "sam": [65.0, 65.9, 64.3, 65.7, 66.9]}).verdict[2]
     assert sees.endswith(", and smaller ones less often.")
@@ -144,3 +150,15 @@ def test_the_target_is_in_the_table_and_in_the_verdict(compared):
     assert "until a validation accuracy (%) of 65.64" in note(found)
     worse = compared({"adamw": SAM, "sam": BASE})
     assert worse.verdict[-1].endswith("in 0 of 5 trials only.")
+
+
+def test_data_that_is_not_finite_is_no_matter_of_learning_rates(task_file, tmp_path):
+    name = task_file(
+        "test = x - 1e-3\ntest[0, 0] = torch.nan\n"
+        "return Task(lambda: nn.Linear(3, 2), (x, y), (x + 1e-3, y), (test, y), epochs=2)"
+    )
+    found = compare(name, methods=["sgd"], base="sgd", seeds=1, jobs=0, out=tmp_path)
+    assert found.verdict == [
+        "No answer: every trial came to its end, but over the whole training or test data its loss or metric is not "
+        "finite. Look for numbers that are not finite there."
+    ]

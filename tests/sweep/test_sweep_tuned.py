@@ -19,7 +19,7 @@ from steppe.lab.judge.setting_words import how_set
 from steppe.lab.plans import options as config
 from steppe.lab.plans.arms import Arm
 from steppe.lab.plans.budget import AUTO, Budget, budget_of
-from steppe.lab.plans.choices import Choice
+from steppe.lab.plans.choices import Choice, Tried
 from steppe.lab.plans.comparison import planned
 from steppe.lab.plans.grid import parse
 from steppe.lab.trials.timing import Pace
@@ -227,6 +227,30 @@ def test_a_row_that_always_diverges_stays_as_it_is(task, tmp_path):
     assert how_set(made).startswith("Settings are the user's, since all 2 that were tried diverged")
 
 
+def test_all_rows_try_the_same_rates_beside_what_else_they_have(task, tmp_path):
+    made = prepare(*asked(task, tmp_path, methods="sgd,sam", settings={}), Budget(settings=4))
+    plan, _ = tune(made, Silence())
+    for arm, own in zip(plan.arms, made.plan.arms, strict=True):
+        (rate, other), *more = (tuple(one.setting.values()) for one in arm.choice.tried)
+        assert (rate, other) == (own.hyperparameters["lr"], own.hyperparameters[arm.choice.varied[1]])
+        assert more[:2] == [
+            (pytest.approx(rate * 10**0.5, rel=1e-3), other),
+            (pytest.approx(rate / 10**0.5, rel=1e-3), other),
+        ]
+        assert more[2][1] != other
+
+
+@pytest.mark.parametrize(
+    ("chosen", "edges"),
+    [({"lr": 0.1, "rho": 0.2}, ("rho",)), ({"lr": 1.0, "rho": 0.1}, ("lr",)), ({"lr": 0.1, "rho": 0.1}, ())],
+)
+def test_what_is_best_at_the_edge_is_said(chosen, edges):
+    settings = [{"lr": lr, "rho": rho} for lr, rho in ((0.01, 0.1), (0.1, 0.05), (1.0, 0.2), (0.1, 0.1))]
+    tried = tuple(Tried(setting=setting, validation=1.0) for setting in settings)
+    assert Choice(settings=4, seeds=2, varied=("lr", "rho"), chosen=chosen, tried=tried).edges == edges
+    assert Choice(settings=4, seeds=2, varied=("lr", "rho"), chosen=chosen).edges == ()
+
+
 def test_the_command_tunes_before_it_compares(task, tmp_path, command):
     words = ["compare", "--base", "sgd", "--seeds", "3", "--jobs", "1", "--out", tmp_path / "out"]
     code, out, _ = command(*words, "--task", task(), "--methods", "sgd,sam", "--tune", "2")
@@ -243,7 +267,7 @@ def test_the_command_tunes_before_it_compares(task, tmp_path, command):
     assert len(results["tuned"]["sam"]["tried"]) == 2
     assert results["how_set"] == (
         "Settings: each row's lr and rho (lr and weight_decay of sgd) are the best of 2 on validation data "
-        "(2 seeds each)."
+        "(2 seeds each); lr of sgd and sam is at the edge of what was tried."
     )
     assert results["how_set"] in unescape((tmp_path / "out/report.html").read_text())
     # The file that it has written comes out the same, and is not tuned once more.

@@ -68,7 +68,7 @@ def check(
 
     Args:
         found: The records of all trials, in the order in which they were to start.
-        trained: Those that were trained now.
+        trained: Those that were trained now; if there is none, and nothing was ever repeated, all count.
         source: Where the task comes from.
         folder: Of the comparison.
         workers: Who carried them out; with ``jobs`` of 0 the trial is repeated here.
@@ -84,8 +84,9 @@ def check(
     for one, repeat in known:
         if repeat.difference:
             raise _not_the_same(one.config, repeat.difference, folder)
-    keys = {one.key for one in trained}
     begun = [one for one, repeat in known if repeat.difference is None]
+    # Nothing is known of trials whose command was killed before it came here: then any of them will do.
+    keys = {one.key for one in (trained if known or trained else found)}
     record = begun[0] if begun else chosen([one for one in found if one.key in keys], workers.jobs, base)
     if record is None:
         return

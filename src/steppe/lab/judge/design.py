@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..plans.comparison import counted
 from ..trials.records import Record
 from .differences import grouped
 from .noise import MOST_SEEDS
@@ -68,11 +69,14 @@ def sight(row: Row, tests: int, records: Sequence[Record], digits: int, higher_i
     if found is None or found.noise is None or found.noise.error == 0:
         return None
     noise, n_test = found.noise, same(records, "test")
+    smallest = noise.smallest(tests)
+    if row.metric is not None and smallest > max(abs(row.metric.value), abs(row.metric.value - found.value)):
+        few = "more seeds" if noise.examples + noise.step**2 < noise.error**2 / 2 else "more test examples"
+        return f"With {counted(found.n, 'seed')} this design can hardly find any difference: it takes {few}."
     on = "" if n_test is None else f" and {n_test} test examples"
     one = f" (one is {noise.step:.{digits}f})" if n_test is not None and noise.step else ""
     text = (
-        f"With {found.n} seeds{on}{one}, a true difference of {noise.smallest(tests):.{digits}f} is found about "
-        "four times in five"
+        f"With {found.n} seeds{on}{one}, a true difference of {smallest:.{digits}f} is found about four times in five"
     )
     if (found.value > 0) != higher_is_better or found.value == 0:
         return f"{text}, and smaller ones less often."

@@ -37,7 +37,7 @@ def how_set(plan: Plan) -> str:
     """
     groups = _groups(plan.arms)
     if len(groups) == 1:
-        return f"{_alone(plan, *groups)}."
+        return f"{_alone(plan, *groups)}{_edges(plan)}."
     largest = max(groups, key=len)
     said = []
     for rows in groups:
@@ -45,7 +45,7 @@ def how_set(plan: Plan) -> str:
         said.append(_among(rows, "all other rows" if others else _and([arm.name for arm in rows])))
     text = "; ".join(said)
     left = any(rows[0].set_by == "default" for rows in groups)
-    return f"Settings: {text}{f': {_advice(plan)}' if left else ''}."
+    return f"Settings: {text}{_edges(plan)}{f': {_advice(plan)}' if left else ''}."
 
 
 def _groups(arms: Iterable[Arm]) -> list[list[Arm]]:
@@ -87,6 +87,16 @@ def _best_of(arm: Arm) -> str:
     seeds = arm.choice.seeds
     each = "1 seed each" if seeds == 1 else f"{seeds} seeds each"
     return f"the best of {arm.choice.settings} on validation data ({each})"
+
+
+def _edges(plan: Plan) -> str:
+    """Say of which rows a number is best at the edge of what was tried."""
+    at: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        for name in arm.choice.edges if arm.choice is not None else ():
+            at.setdefault(name, []).append(arm.name)
+    said = [f"{name} of {_and(of) if len(of) <= _MOST_NAMES else f'{len(of)} rows'}" for name, of in at.items()]
+    return f"; {_and(said)} {'is' if len(said) == 1 else 'are'} at the edge of what was tried" if said else ""
 
 
 def _varied(rows: Sequence[Arm]) -> str:

@@ -32,10 +32,7 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
     """
     usable = [row for row in rows if row.metric is not None]
     if not usable:
-        return [
-            "No answer: every trial diverged, so there is nothing to compare. Try smaller learning rates, and look for "
-            "numbers that are not finite in the training data."
-        ]
+        return [_nothing(plan, records)]
     digits = decimals(usable)
     found = answer(usable, records, plan.cost, plan.higher_is_better)
     base = next((row for row in usable if row.is_base), None)
@@ -56,6 +53,18 @@ def verdict(plan: Plan, rows: Sequence[Row], records: Sequence[Record]) -> list[
         sentences.append(cheaper + _cost(plan, base, named, records, digits))
         sentences += _target(plan, base, named, digits)
     return sentences
+
+
+def _nothing(plan: Plan, records: Sequence[Record]) -> str:
+    """Say why no trial has numbers, as far as that can be seen."""
+    text = "No answer: every trial diverged, so there is nothing to compare."
+    lengths = {record.config.row: record.config.epochs for record in records}
+    if plan.loop is None and all(len(record.curve.seconds) == lengths[record.config.row] for record in records):
+        return (
+            "No answer: every trial came to its end, but over the whole training or test data its loss or metric is "
+            "not finite. Look for numbers that are not finite there."
+        )
+    return f"{text} Try smaller learning rates, and look for numbers that are not finite in the data."
 
 
 def _untested(plan: Plan, rows: Sequence[Row], usable: Sequence[Row], digits: int) -> list[str]:
@@ -103,7 +112,7 @@ def _no(plan: Plan, found: Answer, records: Sequence[Record], digits: int) -> li
     all_worse = len(found.worse) == tests
     who = f"none of the {tests} methods tested is" if tests > 1 else f"{closest.method} is not"
     if all_worse:
-        who = f"all of the {tests} methods tested are" if tests > 1 else f"{closest.method} is"
+        who = f"{_all(tests)} methods tested are" if tests > 1 else f"{closest.method} is"
     headline = f"No: {who} significantly {'worse' if all_worse else 'better'} than {plan.base} here."
     difference = tested(closest.difference, tests, digits)
     if all_worse:
@@ -113,6 +122,10 @@ def _no(plan: Plan, found: Answer, records: Sequence[Record], digits: int) -> li
     which = "The difference is" if tests == 1 else f"The most favourable difference is that of {closest.method}:"
     favourable = f"{which} {difference}."
     return [headline, favourable + _worse(plan, found), *([] if sees is None else [sees])]
+
+
+def _all(tests: int) -> str:
+    return "both" if tests == 2 else f"all of the {tests}"
 
 
 def _worse(plan: Plan, found: Answer) -> str:
@@ -127,7 +140,7 @@ def _cost(plan: Plan, base: Row, best: Row, records: Sequence[Record], digits: i
     ratio = getattr(best, plan.cost) / getattr(base, plan.cost)
     times = f"as many {units} as" if abs(ratio - 1) < 0.05 else f"{ratio:.1f} times the {units} of"
     length, reference_length = (arms[row.method].length(plan.epochs) for row in (best, base))
-    unit = length.rpartition(" ")[2]
+    unit = length.rpartition(" ")[2].rstrip("s") + "s"
     frame = f"At equal {unit}" if length == reference_length else f"In {length}, against {reference_length},"
     frame = frame if plan.epochs else "In the same loop"
     text = f"{frame} {best.method} takes {times} {base.method}"

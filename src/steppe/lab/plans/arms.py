@@ -71,7 +71,7 @@ class Arm:
         """
         if self.updates is not None:
             return f"{self.updates} updates"
-        return f"{epochs} epochs" if epochs else "a loop of your own"
+        return f"{epochs} epoch{'' if epochs == 1 else 's'}" if epochs else "a loop of your own"
 
 
 def packaged(task: str, base: str, method: str) -> Arm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from ..errors import require
 from .arms import Arm
@@ -11,12 +12,17 @@ from .comparison import FIRST_SEED, Plan
 from .grid import Axis
 from .sweep import SweepPlan
 
+_STEP = 10**0.5
+
 FOLDER = "tuning"
 """Where such sweeps are kept, in the folder of the comparison."""
 
 
 def around(plan: Plan, arm: Arm, axes: Sequence[Axis], settings: int, seeds: int) -> SweepPlan:
-    """Return the sweep that chooses a row's settings; the first of them is what the row has.
+    """Return the sweep that chooses a row's settings.
+
+    The first of them is what the row has, the next two have the first axis's number times and over the root of ten. A
+    radius and a weight decay that are drawn with it would else decide which row may have a good learning rate.
 
     Args:
         plan: The comparison.
@@ -40,5 +46,10 @@ def around(plan: Plan, arm: Arm, axes: Sequence[Axis], settings: int, seeds: int
         "measure": False,
         "log": (),
     }
-    first = {name: arm.hyperparameters[name] for name in names}
-    return SweepPlan(**kept, grid=tuple(axes), sampler="tpe", tried=settings, first=first)
+    own = {name: arm.hyperparameters[name] for name in names}
+    first = [own, *({**own, names[0]: _beside(own[names[0]], factor)} for factor in (_STEP, 1 / _STEP))]
+    return SweepPlan(**kept, grid=tuple(axes), sampler="tpe", tried=settings, first=tuple(first[:settings]))
+
+
+def _beside(value: Any, factor: float) -> float:
+    return float(f"{value * factor:.4g}")

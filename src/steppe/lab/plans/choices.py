@@ -43,6 +43,16 @@ class Choice(Model):
     validation: float | None = None
     tried: tuple[Tried, ...] = ()
 
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """What was varied and is best at the smallest or largest value that was tried: better ones may lie beyond."""
+        chosen, found = self.chosen or {}, []
+        for name in self.varied:
+            values = [value for one in self.tried if isinstance(value := one.setting.get(name), (int, float))]
+            if len(set(values)) > 1 and chosen.get(name) in (min(values), max(values)):
+                found.append(name)
+        return tuple(found)
+
     def fits(self, hyperparameters: Mapping[str, Any]) -> bool:
         """Return whether a row still has what was chosen for it."""
         return all(hyperparameters.get(name) == value for name, value in (self.chosen or {}).items())

@@ -40,7 +40,7 @@ class SweepPlan(Plan):
         grid: What is varied.
         sampler: What chooses settings, of `SAMPLERS`.
         tried: How many settings a sampler chooses; None if those of the grid are tried.
-        first: The first of them, if the sampler is not to choose that.
+        first: The first of them, which the sampler is not to choose.
         prune: Whether settings that look bad are given up early.
         storage: The database that gets a copy, as a URL; None if none does.
         study: The sweep's name in it; None is one made of task, base and method.
@@ -50,7 +50,7 @@ class SweepPlan(Plan):
     grid: tuple[Axis, ...]
     sampler: str = "grid"
     tried: int | None = None
-    first: Setting | None = None
+    first: tuple[Setting, ...] = ()
     prune: bool = False
     storage: str | None = field(default=None, repr=False)  # it may have a password
     study: str | None = None
@@ -97,7 +97,7 @@ class SweepPlan(Plan):
             "grid": [axis.model_dump(mode="json") for axis in self.grid],
             "sampler": self.sampler,
             "trials": self.tried,
-            **({} if self.first is None else {"first": self.first}),
+            **({"first": list(self.first)} if self.first else {}),
             "prune": self.prune,
             "metric": self.metric_name,
             "higher_is_better": self.higher_is_better,

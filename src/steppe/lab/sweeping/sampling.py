@@ -75,8 +75,8 @@ class Sampler:
             self._study.tell(trial, score(found, self._asked.higher_is_better))
 
     def _begin_with_first(self, study: optuna.Study, slot: int) -> None:
-        if slot == 0 and self._asked.first is not None:
-            study.enqueue_trial(self._asked.first)
+        if slot < len(self._asked.first):
+            study.enqueue_trial(self._asked.first[slot])
 
     def _suggest(self, slot: int) -> Setting:
         self._trials[slot] = trial = self._study.ask(distributions(self._asked))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 
@@ -92,21 +94,39 @@ def name_of(device: str) -> str:
         return kind(device)
 
 
-def watch_memory(device: str) -> Callable[[], int | None]:
-    """Return what tells the most bytes that tensors have taken on an accelerator since now, beyond those of before.
+class Memory:
+    """The most bytes that tensors take on an accelerator in what is `watched`, beyond those of when this was made.
 
-    On the CPU, and on accelerators that do not count them, it tells None.
+    Attributes:
+        most: None before anything was watched, on the CPU, and on accelerators that do not count bytes.
     """
-    import torch
 
-    module = getattr(torch, kind(device), None)
-    if not all(hasattr(module, name) for name in _COUNTERS):
-        return lambda: None
-    gc.collect()  # what is freed later, whosever it was, would count as less
-    reset, now, most = (getattr(module, name) for name in _COUNTERS)
-    reset(device)
-    before = now(device)
-    return lambda: int(most(device) - before)
+    def __init__(self, device: str) -> None:
+        """See the class."""
+        import torch
+
+        module = getattr(torch, kind(device), None)
+        self._device = device
+        self._counters: list[Any] = [getattr(module, name, None) for name in _COUNTERS]
+        self.most: int | None = None
+        if self._counts:
+            gc.collect()  # what is freed later, whosever it was, would count as less
+            self._before = self._counters[1](device)
+
+    @property
+    def _counts(self) -> bool:
+        return None not in self._counters
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look what the body takes."""
+        if not self._counts:
+            yield
+            return
+        reset, _, most = self._counters
+        reset(self._device)
+        yield
+        self.most = max(self.most or 0, int(most(self._device) - self._before))
 
 
 def _processor() -> str:

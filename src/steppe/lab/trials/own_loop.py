@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..tasks.loop import Loop
 from ..tasks.outcomes import of_means
 from ..tasks.task import Task, kind
-from .devices import name_of, use, watch_memory
+from .devices import Memory, name_of, use
 from .host import Host
 from .quiet import quiet_hosts
 from .records import Curve, Diverged, Final, Record, TrialConfig, all_versions
@@ -49,13 +49,14 @@ def run_loop(
     use(str(host.device))
     inexact: set[str] = set()
     with reproducible(config.seed, host.threads, str(host.device), inexact):
-        memory = watch_memory(str(host.device))
+        memory = Memory(str(host.device))
         run = Run(config, host, loop, each_epoch)
         try:
-            values = _values(_trained(loop, run), loop)
+            with memory.watched():
+                trained = _trained(loop, run)
+            values = _values(trained, loop)
         except Diverging:
             values = {}
-        peak = memory()
         found = {name: float(value.mean()) for name, value in values.items()}
         finite = bool(found) and all(map(math.isfinite, found.values()))
     if not run.updates and finite:
@@ -84,7 +85,7 @@ def run_loop(
         versions=all_versions(),
         hardware=name_of(str(host.device)),
         parameters=run.parameters,
-        peak_memory=peak,
+        peak_memory=memory.most,
         date=date.today().isoformat(),
         not_deterministic=sorted(inexact),
         metric_name=name or None,

@@ -197,7 +197,7 @@ class Record(Model):
         parameters: How many numbers the model's parameters are, frozen ones included; in a loop of the user's own
             those that its optimizers were given.
         peak_memory: The most bytes that tensors took on an accelerator in training, where that counts them; of several
-            processes in the first.
+            processes in the first, and of a loop of the user's own in all that it does.
         date: The day on which the trial ended, such as ``2026-01-31``.
         metric_name: As a loop of the user's own calls it, which reports as often as it likes; None for a task.
         not_deterministic: Operations that it has computed in no fixed order, so that the numbers may differ next time.

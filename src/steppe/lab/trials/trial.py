@@ -19,7 +19,7 @@ from ..tasks.evaluation import Scores, evaluate
 from ..tasks.sharpness import objective
 from ..tasks.splits import Split, examples_in
 from ..tasks.task import Task
-from .devices import name_of, watch_memory
+from .devices import Memory, name_of
 from .feeds import epochs, total_updates
 from .host import Host
 from .optimizers import FRACTION, build, parameters_of
@@ -62,13 +62,11 @@ def run_trial(
     host = (host or Host()).placed()
     inexact: set[str] = set()
     with reproducible(config.seed, host.threads, str(host.device), inexact):
-        memory = watch_memory(str(host.device))
         training = Training(config, task, host)
         while training.step < training.total and training.diverged is None:
             training.run_epoch()
             if each_epoch is not None and training.diverged is None:
                 each_epoch(training.curve)
-        peak = memory()
         final = training.finish() if training.diverged is None else None
         if final is not None and keep is not None:
             keep(training.model.cpu().state_dict())
@@ -86,7 +84,7 @@ def run_trial(
             versions=all_versions(),
             hardware=name_of(str(host.device)),
             parameters=sum(parameter.numel() for parameter in training.model.parameters()),
-            peak_memory=peak,
+            peak_memory=training.memory.most,
             date=date.today().isoformat(),
             not_deterministic=sorted(inexact),
         )
@@ -97,6 +95,7 @@ class Training:
 
     def __init__(self, config: TrialConfig, task: Task, host: Host) -> None:
         self.config, self.task, self.host = config, task, host
+        self.memory = Memory(str(host.device))  # before there is a model
         self.model = task.model().to(host.device)
         task.move_loss(host.device)
         self.wrapped = host.wrap(self.model)
@@ -121,7 +120,8 @@ class Training:
         self.epoch += 1
         self.model.train()
         start = time.perf_counter()
-        train_loss = self.train()
+        with self.memory.watched():
+            train_loss = self.train()
         self.seconds += time.perf_counter() - start
         if self.diverged is not None:
             return

@@ -119,8 +119,10 @@ def tune(tuning: Tuning, observer: Observer, executor: Executor | None = None) -
     """Choose the settings of every row of a comparison on validation data.
 
     For every row Optuna's TPE tries as many settings, each from two seeds that the comparison does not use. The first
-    one is what the row has anyway, so that none ends with one that is worse there. It varies two numbers by factors of
-    1/10 to 10 around that: learning rate and radius, or, of methods without a radius, learning rate and weight decay.
+    one is what the row has anyway, so that none ends with one that is worse there; the next two have its learning rate
+    times and over the root of ten, so that all rows try the same rates beside what else they have. Two numbers vary, by
+    factors of 1/10 to 10 around that: learning rate and radius, or, of methods without a radius, learning rate and
+    weight decay.
     What was tried is kept in ``tuning`` in the folder of the comparison: the same call goes on where it was stopped.
 
     Args:
@@ -167,8 +169,7 @@ def _tried(
 ) -> Record:
     """Train one trial of tuning: the first of the first row."""
     first = next(iter(_sweeps(plan, varied, FEWEST).values()))
-    assert first.first is not None
-    config = first.trial(first.first, first.seeds[0])
+    config = first.trial(first.first[0], first.seeds[0])
     if records.read(first.out, config) is None:
         say(f"one training tells by what {plan.source.name} can choose settings, and how long that takes")
     return runner.run_trials([config], plan.source, first.out, plan.workers, executor=executor)[0]

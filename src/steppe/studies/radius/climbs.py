@@ -129,7 +129,7 @@ class OfNoise(Ascent):
 
     def directions(self, slope: Slope) -> Directions:
         shared, grads = slope.shared, [wide(g) for g in slope.grads]
-        count, square = shared.get("count", 0), shared.get("square", 0.0)
+        first, count, square = "count" not in shared, shared.get("count", 0), shared.get("square", 0.0)
         means = slope.remember("mean", 0.0)
         slope.ops.lerp_(means, slope.or_else(grads, means), 1 - self.decay)
         shared["count"] = slope.number_or_else(count + 1, count)
@@ -138,7 +138,8 @@ class OfNoise(Ascent):
         )
         whole = 1 - self.decay ** shared["count"]
         signal = ratio(slope.along(means).norm, whole)
-        noise = above(ratio(shared["square"], whole) - signal * signal, 0.0) ** 0.5
+        # Of one gradient the difference is rounding.
+        noise = 0.0 if first else above(ratio(shared["square"], whole) - signal * signal, 0.0) ** 0.5
         return slope.grads, ratio(_at_most(ratio(noise, signal), self.longest), slope.norm)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from steppe import cli
 from steppe.lab.crew.runner import Silence
+from steppe.lab.errors import UserError
 from steppe.lab.plans.workers import Workers
 from steppe.lab.tasks.sources import find_task
 from steppe.lab.trials.records import Final, Record
@@ -247,7 +248,7 @@ def test_tasks_with_data_say_what_they_need(monkeypatch, capsys):
     assert cli.main(["study", "radius", "--preset", "smal"]) == 2
     assert "--preset: unknown preset 'smal'; did you mean 'small'?" in capsys.readouterr().err
     monkeypatch.delenv("STEPPE_DATA", raising=False)
-    with pytest.raises(Exception, match="^no data: give --data a folder with cifar10 in it"):
+    with pytest.raises(UserError, match=r"^no data: give --data a folder with cifar10 in it"):
         data_tasks.images()
 
 

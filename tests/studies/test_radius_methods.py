@@ -188,12 +188,12 @@ class Edge(Loop):
 
     def delta(self, g, w, batch):
         if self.h is not None:
-            wanted = self.rho / (LR * self.h) if self.h > 0 else math.inf
+            wanted = self.rho / (LR * self.h)
             self.radius = min(max(wanted, self.radius / 2), 2 * self.radius)
         return self.radius * g / g.norm()
 
     def after(self, g, s, w, batch):
-        found = float((s - g) @ g / (self.radius * g.norm()))
+        found = abs(float((s - g) @ g / (self.radius * g.norm())))
         self.h = found if self.h is None else 0.9 * self.h + 0.1 * found
 
 
@@ -241,6 +241,9 @@ def test_the_lab_builds_them(name):
     assert opt.base.param_groups[0]["momentum"] == 0.9
     signature = inspect.signature(getattr(methods, name))
     assert list(signature.parameters) == ["base", "rho"]
+    assert {candidate.centre for candidate in CANDIDATES.values() if candidate.method == name} == {
+        signature.parameters["rho"].default
+    }
 
 
 @pytest.mark.parametrize("name", ["loss_budget", "relative_loss_budget", "noise"])
@@ -322,13 +325,14 @@ def test_the_gap_becomes_what_it_should_be():
     assert losses[-1] / losses[-2] - 1 == pytest.approx(0.3, rel=1e-3)
 
 
-def test_at_the_edge_the_radius_is_one_over_lr_and_curvature():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_at_the_edge_the_radius_is_one_over_lr_and_curvature(sign):
     w = Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
     opt = methods.edge(SGD([w], lr=1e-9), rho=1e-9)
 
     def closure():
         opt.zero_grad()
-        loss = 2.0 * (w**2).sum()  # the curvature is 4 all ways
+        loss = sign * 2.0 * (w**2).sum()  # the curvature is 4 all ways, or -4
         loss.backward()
         return loss
 

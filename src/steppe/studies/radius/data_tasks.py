@@ -34,7 +34,7 @@ def images() -> Task:
         test=split(test_x[judged], test_y[judged], train=False),
         unaugmented=split(x[kept], y[kept], train=False),
         batch_size=100,
-        epochs=30,
+        epochs=24,
         evaluation_batch_size=500,
     )
 
@@ -76,6 +76,6 @@ def _folder(name: str) -> Path:
 
 def _convnet() -> nn.Module:
     layers: list[nn.Module] = []
-    for channels, out in ((3, 32), (32, 64), (64, 64)):
+    for channels, out in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, 10))

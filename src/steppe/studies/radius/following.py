@@ -126,8 +126,8 @@ class Gap(Following):
 class Edge(Following):
     """A radius ``constant / (lr h)`` with the curvature ``h`` along climbs: far where the base is far from its edge.
 
-    Of a climb ``<s - g, g> / (rho ||g||)`` is the curvature, and ``h`` the running mean of that. From one step to the
-    next the radius is at most doubled, and at least halved.
+    Of a climb ``<s - g, g> / (rho ||g||)`` is the curvature, and ``h`` the running mean of its size, whatever its sign.
+    From one step to the next the radius is at most doubled, and at least halved.
     """
 
     decay: ClassVar[float] = 0.9
@@ -146,7 +146,7 @@ class Edge(Following):
 
     def _after(self, clean: float, sharp: float) -> None:
         shared = self.state["shared"]
-        found = float(shared.get(RISE, math.nan)) / self._climbing()[0]["rho"]
+        found = abs(float(shared.get(RISE, math.nan))) / self._climbing()[0]["rho"]
         if math.isfinite(found):
             known = shared.get("curvature", found)
             shared["curvature"] = self.decay * known + (1 - self.decay) * found

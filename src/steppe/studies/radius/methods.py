@@ -33,12 +33,12 @@ def loss_budget(base: Any, *, rho: float = 0.1) -> SharpnessAware:
     return SharpnessAware(base, ascent=LossBudget(longest=_longest(rho)), rho=rho)
 
 
-def relative_loss_budget(base: Any, *, rho: float = 0.1) -> SharpnessAware:
+def relative_loss_budget(base: Any, *, rho: float = 0.03) -> SharpnessAware:
     """SAM by ``rho L / ||g||``: to first order the loss ``L`` rises by ``rho L``. At most 10 far."""
     return Noting(base, ascent=LossBudget(relative=True, longest=_longest(rho)), rho=rho)
 
 
-def loss_gap(base: Any, *, rho: float = 0.3) -> SharpnessAware:
+def loss_gap(base: Any, *, rho: float = 0.1) -> SharpnessAware:
     """SAM with a radius that keeps ``(L(w + delta) - L(w)) / L(w)`` at ``rho``."""
     return Gap(base, rho)
 
@@ -63,7 +63,7 @@ def learning_rate(base: Any, *, rho: float = 50.0) -> SharpnessAware:
     return SAM(base, rho=ProportionalToLR(rho_max=rho, rho_min=0.0, lr_max=1.0, lr_min=0.0))
 
 
-def noise(base: Any, *, rho: float = 0.05) -> SharpnessAware:
+def noise(base: Any, *, rho: float = 0.03) -> SharpnessAware:
     """SAM by ``rho`` times noise over signal, ``sqrt(v - ||m||^2) / ||m||``, from running means. At most 10 far."""
     return SharpnessAware(base, ascent=OfNoise(longest=_longest(rho)), rho=rho)
 
@@ -73,18 +73,18 @@ def adagrad_norm(base: Any, *, rho: float = 1.0) -> SharpnessAware:
     return _light(base, AdaGradNorm(), rho)
 
 
-def adagrad(base: Any, *, rho: float = 0.003) -> SharpnessAware:
+def adagrad(base: Any, *, rho: float = 0.002) -> SharpnessAware:
     """The climb of LightSAM-II around the base: ``u += g^2; delta = rho g / sqrt(u)``, element-wise."""
     return _light(base, AdaGrad(), rho)
 
 
-def adam(base: Any, *, rho: float = 0.001) -> SharpnessAware:
+def adam(base: Any, *, rho: float = 5e-4) -> SharpnessAware:
     """The climb of LightSAM-III around the base: ``delta = rho m / sqrt(v)`` with Adam's means, element-wise."""
     return _light(base, Adam(), rho)
 
 
-def edge(base: Any, *, rho: float = 0.001) -> SharpnessAware:
-    """SAM by ``rho / (lr h)`` with the curvature ``h`` along climbs, ``<s - g, g> / (r ||g||)`` of one by ``r``."""
+def edge(base: Any, *, rho: float = 1e-4) -> SharpnessAware:
+    """SAM by ``rho / (lr h)`` with the curvature ``h`` along climbs, ``|<s - g, g>| / (r ||g||)`` of one by ``r``."""
     return Edge(base, rho)
 
 

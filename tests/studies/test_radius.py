@@ -235,16 +235,21 @@ def test_parts_of_tasks():
     assert task.model()(x[:2]).shape == (2, len(CHARACTERS), x.shape[1])
 
 
-def test_tasks_with_data_say_what_they_need(monkeypatch, capsys):
+def test_tasks_with_data_say_what_they_need(monkeypatch, capsys, tmp_path):
     small = PRESETS["small"]
-    without = run.tasks_of(small, None, has_data=False)
-    assert without == [name for name, job in JOBS.items() if not job.needs_data]
-    assert run.tasks_of(small, None, has_data=True) == list(JOBS)
-    assert run.tasks_of(small, ["tumours", "news"], has_data=False) == ["news", "tumours"]
+    assert run.tasks_of(small, None, None) == [name for name, job in JOBS.items() if not job.data]
+    (tmp_path / "glue").mkdir()
+    assert run.tasks_of(small, ["paraphrases", "news"], tmp_path) == ["news", "paraphrases"]
+    assert cli.main(["study", "radius", "--data", str(tmp_path)]) == 2
+    assert f"--data: images needs a folder 'cifar10' in '{tmp_path}'; there is none" in capsys.readouterr().err
+    (tmp_path / "cifar10").mkdir()
+    assert run.tasks_of(small, None, tmp_path) == list(JOBS)
     assert cli.main(["study", "radius", "--task", "images"]) == 2
-    assert "--task: images needs data; give --data a folder with cifar10 and glue in it" in capsys.readouterr().err
+    assert "--task: images needs data; give --data a folder with cifar10 in it" in capsys.readouterr().err
     assert cli.main(["study", "radius", "--task", "tumour"]) == 2
     assert "--task: unknown task 'tumour'; did you mean 'tumours'?" in capsys.readouterr().err
+    assert cli.main(["study", "radius", "--preset", "smoke", "--data", str(tmp_path)]) == 2
+    assert "--data: smoke reads none; leave it out, or take --preset small" in capsys.readouterr().err
     assert cli.main(["study", "radius", "--preset", "smal"]) == 2
     assert "--preset: unknown preset 'smal'; did you mean 'small'?" in capsys.readouterr().err
     monkeypatch.delenv("STEPPE_DATA", raising=False)

@@ -51,13 +51,16 @@ def radius(
 
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
+    design, console = PRESETS[preset], Console()
+    if data is not None and not any(job.data for job in design.jobs.values()):
+        raise UserError(f"--data: {preset} reads none; leave it out, or take --preset small")
+    tasks = tasks_of(design, None if task is None else listed("--task", task), data)
     if data is not None:
         os.environ["STEPPE_DATA"] = str(data.resolve())  # worker processes read it too
-    design, console = PRESETS[preset], Console()
     found = carry_out(
         preset,
         design,
-        tasks_of(design, None if task is None else listed("--task", task), data is not None),
+        tasks,
         out or Path("runs") / f"radius-{preset}",
         workers(jobs, crew, timeout),
         repeated("radius", {"preset": preset, "task": task, "data": data}),

@@ -36,7 +36,7 @@ class Job:
         rho: Three radii of SAM.
         fixed: Other hyper-parameters of the base.
         parts: Whether candidates climb along a part of the batch too.
-        needs_data: Whether it reads files that the user has to bring.
+        data: The folder that it reads in the one that the user has to bring; empty if it needs none.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Job:
     rho: tuple[float, ...]
     fixed: Mapping[str, float] = field(default_factory=dict)
     parts: bool = True
-    needs_data: bool = False
+    data: str = ""
 
     def base_settings(self) -> list[dict[str, Any]]:
         """Return what the base may choose from."""
@@ -96,12 +96,12 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             title="4000 images of CIFAR-10 with crops and flips, convnet",
             task=f"{_HERE / 'data_tasks.py'}:images",
             base="sgd",
-            epochs=24,
+            epochs=20,
             lr=(0.02, 0.05, 0.1),
             decays=(5e-4, 2e-3, 5e-3),
             rho=(0.05, 0.1, 0.2),
             fixed={"momentum": 0.9},
-            needs_data=True,
+            data="cifar10",
         ),
         "entailment": Job(
             title="RTE, 64 pairs per class, MiniLM fine-tuned",
@@ -112,7 +112,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             decays=(0.01, 0.1, 1.0),
             rho=(0.01, 0.02, 0.05),
             parts=False,
-            needs_data=True,
+            data="glue",
         ),
         "paraphrases": Job(
             title="MRPC, 64 pairs per class, MiniLM fine-tuned",
@@ -123,7 +123,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             decays=(0.01, 0.1, 1.0),
             rho=(0.01, 0.02, 0.05),
             parts=False,
-            needs_data=True,
+            data="glue",
         ),
     }
 )

@@ -14,6 +14,7 @@ from ...lab.errors import UserError, nearest
 from ...lab.judge.comparison import Comparison
 from ...lab.judge.stats import finals_of
 from ...lab.plans.workers import Workers
+from ...lab.tasks.sources import find_task
 from ...lab.tuning.candidates import plan_of, tune
 from .design import SAM, Job, Preset
 from .judge import Judged, Ran, judge
@@ -64,25 +65,28 @@ class Study:
         return list(dict.fromkeys(entry for run in self.runs.values() for entry in self.design.entries(run.job)))
 
 
-def tasks_of(design: Preset, asked: Sequence[str] | None, has_data: bool) -> list[str]:
+def tasks_of(design: Preset, asked: Sequence[str] | None, data: Path | None) -> list[str]:
     """Return the names of the tasks that are to be trained on.
 
     Args:
         design: The setting.
         asked: In place of all.
-        has_data: Whether there is a folder with data.
+        data: The folder with data; without it the tasks that need some are left out.
 
     Raises:
-        UserError: A task is unknown, or needs data.
+        UserError: A task is unknown, or its data is not there.
     """
     for name in asked or ():
         if name not in design.jobs:
             raise UserError(f"--task: unknown task {name!r}{nearest(name, design.jobs)}")
-        if design.jobs[name].needs_data and not has_data:
-            raise UserError(f"--task: {name} needs data; give --data a folder with cifar10 and glue in it")
-    return [
-        name for name, job in design.jobs.items() if name in (asked or design.jobs) and (has_data or not job.needs_data)
-    ]
+        if design.jobs[name].data and data is None:
+            raise UserError(f"--task: {name} needs data; give --data a folder with {design.jobs[name].data} in it")
+    found = [name for name in design.jobs if name in (asked or design.jobs)]
+    found = [name for name in found if data is not None or not design.jobs[name].data]
+    for name in found:
+        if data is not None and not (data / design.jobs[name].data).is_dir():
+            raise UserError(f"--data: {name} needs a folder {design.jobs[name].data!r} in {str(data)!r}; there is none")
+    return found
 
 
 def carry_out(
@@ -109,6 +113,8 @@ def carry_out(
         UserError: Data or a package is missing.
         RunError: A trial failed, or every setting of the base or of SAM diverged; what was finished is kept.
     """
+    for name in tasks:  # what is missing is missed before hours of training
+        find_task(design.jobs[name].task).task()
     runs = {name: _run(design, design.jobs[name], out / name, workers, watch) for name in tasks}
     ran = {name: run.ran for name, run in runs.items()}
     entries = dict.fromkeys(entry for run in runs.values() for entry in design.entries(run.job))

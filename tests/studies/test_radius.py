@@ -21,7 +21,7 @@ from steppe.lab.trials.records import Final, Record
 from steppe.studies.radius import data_tasks, pictures, report, run
 from steppe.studies.radius.design import CANDIDATES, JOBS, PART, PRESETS, SAM, Job
 from steppe.studies.radius.judge import Ran, choose, helps, judge, score
-from steppe.studies.radius.tasks import CHARACTERS, characters, tumours
+from steppe.studies.radius.tasks import CHARACTERS, characters, diabetes
 
 TINY = """
 import torch
@@ -222,8 +222,8 @@ def test_parts_of_tasks():
     def sizes(task):
         return [len(split[1]) for split in (task.train, task.validation, task.test)]
 
-    task = tumours()
-    assert sizes(task) == [100, 200, 269]
+    task = diabetes()
+    assert sizes(task) == [120, 130, 192]
     assert task.train[0].mean(0).abs().max() < 1e-6
     task = characters()
     assert sizes(task) == [480, 240, 240]
@@ -246,8 +246,8 @@ def test_tasks_with_data_say_what_they_need(monkeypatch, capsys, tmp_path):
     assert run.tasks_of(small, None, tmp_path) == list(JOBS)
     assert cli.main(["study", "radius", "--task", "images"]) == 2
     assert "--task: images needs data; give --data a folder with cifar10 in it" in capsys.readouterr().err
-    assert cli.main(["study", "radius", "--task", "tumour"]) == 2
-    assert "--task: unknown task 'tumour'; did you mean 'tumours'?" in capsys.readouterr().err
+    assert cli.main(["study", "radius", "--task", "diabete"]) == 2
+    assert "--task: unknown task 'diabete'; did you mean 'diabetes'?" in capsys.readouterr().err
     assert cli.main(["study", "radius", "--preset", "smoke", "--data", str(tmp_path)]) == 2
     assert "--data: smoke reads none; leave it out, or take --preset small" in capsys.readouterr().err
     assert cli.main(["study", "radius", "--preset", "smal"]) == 2

@@ -26,9 +26,6 @@ study = typer.Typer(
 )
 
 
-study.command("radius")(radius)
-
-
 @study.callback()
 def _study() -> None:
     """Run the experiment of a paper, and say claim by claim whether it replicates."""
@@ -302,6 +299,9 @@ def text(
         workers=lambda host: workers(jobs, crew, timeout, host),
         out=folder,
     )
+
+
+study.command("radius")(radius)
 
 
 def _optimizers(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def radius(
     task: Annotated[
         str | None,
         typer.Option(
-            help="mnist1d, digits-noise, digits-noise-norm, mnist1d-conv, news, tumours, characters, images, "
+            help="mnist1d, digits-noise, digits-noise-norm, mnist1d-conv, news, diabetes, characters, images, "
             "entailment or paraphrases, several with commas between.",
             show_default="the preset's",
         ),

@@ -18,7 +18,7 @@ from steppe.lab.tasks.text.task import text_task
 from steppe.lab.tasks.vision.data import CIFAR10_MEAN, CIFAR10_STD, Augmented, load_cifar
 
 IMAGES, HELD_OUT = 4000, 2000
-PER_CLASS, REPEATS, JUDGED = 64, 2, 240
+PER_CLASS, REPEATS, JUDGED = 48, 2, 240
 
 
 def images() -> Task:
@@ -35,18 +35,18 @@ def images() -> Task:
         test=split(test_x[judged], test_y[judged], train=False),
         unaugmented=split(x[kept], y[kept], train=False),
         batch_size=100,
-        epochs=20,
+        epochs=16,
         evaluation_batch_size=500,
     )
 
 
 def entailment() -> Task:
-    """RTE, 64 pairs of each class, MiniLM fine-tuned."""
+    """RTE, 48 pairs of each class, MiniLM fine-tuned."""
     return _glue("rte")
 
 
 def paraphrases() -> Task:
-    """MRPC, 64 pairs of each class, MiniLM fine-tuned."""
+    """MRPC, 48 pairs of each class, MiniLM fine-tuned."""
     return _glue("mrpc")
 
 

@@ -72,11 +72,11 @@ JOBS: Mapping[str, Job] = MappingProxyType(
         "mnist1d": _of_bench("mnist1d", 40),
         "digits-noise": _of_bench("digits-noise", 30),
         "digits-noise-norm": _of_bench("digits-noise-norm", 30),
-        "mnist1d-conv": _of_bench("mnist1d-conv", 20),
+        "mnist1d-conv": _of_bench("mnist1d-conv", 16),
         "news": _of_bench("news", 1, parts=False),
-        "tumours": Job(
-            title="breast cancer, MLP",
-            task=f"{_HERE / 'tasks.py'}:tumours",
+        "diabetes": Job(
+            title="diabetes, 120 patients, MLP",
+            task=f"{_HERE / 'tasks.py'}:diabetes",
             base="adamw",
             epochs=40,
             lr=(1e-3, 3e-3, 1e-2),
@@ -96,15 +96,15 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             title="4000 images of CIFAR-10 with crops and flips, convnet",
             task=f"{_HERE / 'data_tasks.py'}:images",
             base="sgd",
-            epochs=20,
-            lr=(0.02, 0.05, 0.1),
+            epochs=16,
+            lr=(0.05, 0.1, 0.2),
             decays=(5e-4, 2e-3, 5e-3),
             rho=(0.05, 0.1, 0.2),
             fixed={"momentum": 0.9},
             data="cifar10",
         ),
         "entailment": Job(
-            title="RTE, 64 pairs per class, MiniLM fine-tuned",
+            title="RTE, 48 pairs per class, MiniLM fine-tuned",
             task=f"{_HERE / 'data_tasks.py'}:entailment",
             base="adamw",
             epochs=1,
@@ -115,7 +115,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             data="glue",
         ),
         "paraphrases": Job(
-            title="MRPC, 64 pairs per class, MiniLM fine-tuned",
+            title="MRPC, 48 pairs per class, MiniLM fine-tuned",
             task=f"{_HERE / 'data_tasks.py'}:paraphrases",
             base="adamw",
             epochs=1,
@@ -171,7 +171,7 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
         "adagrad-norm": Candidate("climb of LightSAM-I", "adagrad_norm", 1.0),
         "adagrad": Candidate("climb of LightSAM-II", "adagrad", 0.002),
         "adam": Candidate("climb of LightSAM-III", "adam", 5e-4),
-        "edge": Candidate("1 / (learning rate x curvature)", "edge", 1e-4),
+        "edge": Candidate("1 / (learning rate x curvature)", "edge", 5e-4),
     }
 )
 
@@ -234,7 +234,7 @@ def _short(name: str, epochs: int) -> Job:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "smoke": Preset(
-            {"tumours": _short("tumours", 5), "mnist1d": _short("mnist1d", 1)},
+            {"diabetes": _short("diabetes", 5), "mnist1d": _short("mnist1d", 1)},
             ("absolute", "angle", "weights"),
             constants=2,
         ),

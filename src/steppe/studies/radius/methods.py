@@ -83,7 +83,7 @@ def adam(base: Any, *, rho: float = 5e-4) -> SharpnessAware:
     return _light(base, Adam(), rho)
 
 
-def edge(base: Any, *, rho: float = 1e-4) -> SharpnessAware:
+def edge(base: Any, *, rho: float = 5e-4) -> SharpnessAware:
     """SAM by ``rho / (lr h)`` with the curvature ``h`` along climbs, ``|<s - g, g>| / (r ||g||)`` of one by ``r``."""
     return Edge(base, rho)
 

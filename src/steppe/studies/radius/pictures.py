@@ -55,14 +55,18 @@ def _panel(
     cells = {}
     for place, entry in enumerate(reversed(names)):
         rows = [row_of(entry, index) for index in range(design.constants)]
-        whole = [means[row] for row in rows if row in means and not run.ran.diverged(row)]
+        whole = [row for row in rows if row in means and not run.ran.diverged(row)]
+        top = max(whole, key=lambda row: means[row], default=None)
         for column, (row, constant) in enumerate(zip(rows, design.constants_of(entry), strict=True)):
             diverged, value = run.ran.diverged(row) > 0, means.get(row)
-            text = "" if value is None else f"{value:+.1f}  ({constant:.1g})"
-            best = not diverged and value is not None and value == max(whole)
-            cells[column, place] = heatmaps.Cell(value, text, "////" if diverged else None, best)
+            text = "" if value is None else f"{value:+.1f}  ({_number(constant)})"
+            cells[column, place] = heatmaps.Cell(value, text, "////" if diverged else None, row == top)
     heatmaps.draw(axes, cells, shade, size=6.0)
     axes.set_xlim(-0.5, design.constants - 0.5)
     axes.set_ylim(-0.5, len(names) - 0.5)
     axes.set_xticks(range(design.constants), [f"constant {k + 1}" for k in range(design.constants)], fontsize=7)
     axes.set_yticks(range(len(names)), [name.removesuffix(PART) for name in reversed(names)], fontsize=7)
+
+
+def _number(constant: float) -> str:
+    return f"{constant:.2g}" if constant < 100 else f"{constant:.0f}"

@@ -14,6 +14,7 @@ from rich.console import Console
 from ...drawing.markdown import table as markdown_table
 from ...lab.errors import RunError
 from ...lab.files import write_atomically
+from ...lab.plans.comparison import counted
 from ...lab.trials.records import all_versions
 from .. import pages
 from . import pictures
@@ -62,7 +63,8 @@ def write(study: Study) -> Path:
 def show(study: Study, console: Console) -> None:
     """Print the tables."""
     pages.show(console, tasks_table(study), title="tasks")
-    pages.show(console, units_table(study), title="every unit with the constant that was chosen on the other tasks")
+    if study.judged:
+        pages.show(console, units_table(study), title="every unit with the constant that was chosen on the other tasks")
 
 
 def tasks_table(study: Study) -> list[list[str]]:
@@ -116,7 +118,7 @@ def _parts(study: Study) -> Iterator[str]:
     yield "# In which units a good radius stays the same from task to task"
     yield f"    {study.command}"
     yield (
-        f"{len(study.runs)} tasks, {design.constants} constants of each unit, n = {design.seeds} seeds, "
+        f"{counted(len(study.runs), 'task')}, {design.constants} constants of each unit, n = {design.seeds} seeds, "
         f"{design.tuning_seeds} other ones for the choices of base and SAM. Names that end in {PART} climb along "
         f"{FRACTION:.0%} of the batch."
     )

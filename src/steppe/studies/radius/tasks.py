@@ -1,8 +1,9 @@
-"""Two tasks that had no part in how `steppe.Angle` and its kin were found, loaded by file and name."""
+"""Two tasks that had no part in how the units were thought out, loaded by file and name."""
 
 from __future__ import annotations
 
 import string
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,14 +19,18 @@ LENGTH = 32
 TRAIN, HELD_OUT = 480, 240
 
 
-def tumours() -> Task:
-    """Breast cancer, 30 measurements of a tumour, benign or not: 100 for training, 200 for validation, 269 for test."""
-    from sklearn.datasets import load_breast_cancer
+def diabetes() -> Task:
+    """Whether a patient's diabetes is worse than the median after a year, by ten measurements, and an MLP.
+
+    120 patients are for training, 130 for validation, 192 for test.
+    """
+    from sklearn.datasets import load_diabetes
     from sklearn.model_selection import train_test_split
 
-    data: Any = load_breast_cancer()
-    x, test_x, y, test_y = train_test_split(data.data, data.target, test_size=269, stratify=data.target, random_state=0)
-    x, validation_x, y, validation_y = train_test_split(x, y, test_size=200, stratify=y, random_state=0)
+    data: Any = load_diabetes()
+    worse = (data.target > median(data.target)).astype(int)
+    x, test_x, y, test_y = train_test_split(data.data, worse, test_size=192, stratify=worse, random_state=0)
+    x, validation_x, y, validation_y = train_test_split(x, y, test_size=130, stratify=y, random_state=0)
     mean, spread = x.mean(0), x.std(0)
 
     def split(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -33,7 +38,7 @@ def tumours() -> Task:
         return torch.tensor(scaled, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)
 
     return Task(
-        model=lambda: nn.Sequential(nn.Linear(30, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2)),
+        model=lambda: nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 2)),
         train=split(x, y),
         validation=split(validation_x, validation_y),
         test=split(test_x, test_y),

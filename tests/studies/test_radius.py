@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from steppe import cli
+from steppe.lab import Task
 from steppe.lab.crew.runner import Silence
 from steppe.lab.errors import UserError
 from steppe.lab.plans.workers import Workers
@@ -356,3 +357,48 @@ def test_what_diverged_is_hatched_and_has_no_frame(design, tmp_path, monkeypatch
 def test_the_tasks_of_the_bench_are_the_benchs():
     for name in ("mnist1d", "digits-noise", "digits-noise-norm", "mnist1d-conv", "news"):
         assert JOBS[name].task.rpartition("/")[2] == find_task(JOBS[name].task).name
+
+
+def test_images_are_in_one_part_each(monkeypatch, tmp_path):
+    monkeypatch.setenv("STEPPE_DATA", str(tmp_path))
+    asked = []
+
+    def load(name, folder):
+        asked.append((name, folder))
+        x = torch.zeros(7000, 3, 32, 32, dtype=torch.uint8)
+        x[:, 0, 0, :2] = torch.stack([torch.arange(7000) // 256, torch.arange(7000) % 256], 1).to(torch.uint8)
+        return x, torch.arange(7000) % 10, x[:3000], torch.arange(3000) % 10
+
+    monkeypatch.setattr(data_tasks, "load_cifar", load)
+    task = data_tasks.images()
+    assert asked == [("cifar10", tmp_path / "cifar10")]
+    parts = [{tuple(image) for image in split.x[:, 0, 0, :2].tolist()} for split in (task.train, task.validation)]
+    assert [len(part) for part in parts] == [4000, 2000]
+    assert parts[0].isdisjoint(parts[1])
+    assert len(task.test.x) == 2000
+    assert task.train.train
+    assert not task.unaugmented.train
+    assert task.model()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_an_epoch_sees_few_pairs_twice(monkeypatch, tmp_path):
+    monkeypatch.setenv("STEPPE_DATA", str(tmp_path))
+    asked = {}
+
+    def text_task(model, **arguments):
+        asked.update(arguments)
+
+        def split(n):
+            return torch.arange(3 * n).view(n, 3), torch.arange(n) % 2
+
+        return Task(model=lambda: torch.nn.Linear(3, 2), train=split(96), validation=split(249), test=split(277))
+
+    monkeypatch.setattr(data_tasks, "text_task", text_task)
+    monkeypatch.setattr(data_tasks, "encoder", lambda: "model")
+    for make, name in ((data_tasks.entailment, "rte"), (data_tasks.paraphrases, "mrpc")):
+        task = make()
+        assert (asked["task"], asked["per_class"], asked["data"]) == (name, 48, str(tmp_path / "glue"))
+        assert torch.equal(task.train[0], torch.cat([task.unaugmented[0]] * 2))
+        assert [len(split[1]) for split in (task.train, task.plain_train, task.validation, task.test)] == [
+            192, 96, 100, 200,
+        ]  # fmt: skip

@@ -372,6 +372,22 @@ def test_copies_go_on_as_the_original(name):
     assert torch.equal(problem.flat(), other_problem.flat())
 
 
+def test_hooks_fire_once_a_step():
+    for name in LOOPS:
+        w, calls = Parameter(torch.tensor([1.0, 2.0])), []
+        opt = getattr(methods, name)(SGD([w], lr=0.1), rho=0.1)
+        opt.register_step_post_hook(lambda *_, calls=calls: calls.append(1))
+
+        def closure(opt=opt, w=w):
+            opt.zero_grad()
+            loss = (w**2).sum()
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+        assert len(calls) == 1
+
+
 @pytest.mark.parametrize("name", ["loss_gap", "edge"])
 @pytest.mark.parametrize("rho", [0.0, -1.0, math.inf, math.nan])
 def test_constants_out_of_range_are_refused(name, rho):

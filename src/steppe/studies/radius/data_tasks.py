@@ -18,7 +18,7 @@ from steppe.lab.tasks.text.task import text_task
 from steppe.lab.tasks.vision.data import CIFAR10_MEAN, CIFAR10_STD, Augmented, load_cifar
 
 IMAGES, HELD_OUT = 4000, 2000
-PER_CLASS, REPEATS, JUDGED = 48, 2, 240
+PER_CLASS, REPEATS, JUDGED = 48, 2, 200
 
 
 def images() -> Task:
@@ -35,7 +35,7 @@ def images() -> Task:
         test=split(test_x[judged], test_y[judged], train=False),
         unaugmented=split(x[kept], y[kept], train=False),
         batch_size=100,
-        epochs=16,
+        epochs=14,
         evaluation_batch_size=500,
     )
 
@@ -53,7 +53,7 @@ def paraphrases() -> Task:
 def _glue(name: str) -> Task:
     """Make a task of GLUE with few examples, of which an epoch sees each twice: evaluation takes long.
 
-    For the same reason 120 rows are for validation, and 240 for test.
+    For the same reason 100 rows are for validation, and 200 for test.
     """
     made = text_task(
         str(encoder()),

@@ -87,7 +87,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             title="next characters of BBC news, GRU",
             task=f"{_HERE / 'tasks.py'}:characters",
             base="adamw",
-            epochs=12,
+            epochs=10,
             lr=(4e-3, 8e-3, 1.6e-2),
             decays=(0.01, 0.1, 1.0),
             rho=(0.05, 0.1, 0.2),
@@ -96,7 +96,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             title="4000 images of CIFAR-10 with crops and flips, convnet",
             task=f"{_HERE / 'data_tasks.py'}:images",
             base="sgd",
-            epochs=16,
+            epochs=14,
             lr=(0.05, 0.1, 0.2),
             decays=(5e-4, 2e-3, 5e-3),
             rho=(0.05, 0.1, 0.2),
@@ -145,7 +145,7 @@ class Candidate:
     centre: float
 
     def constants(self, size: int) -> list[float]:
-        """Return so many constants around the middle, each 3.16 times the one before; two begin below the middle.
+        """Return so many constants around the middle, each 3.16 times the one before; of two the first is below it.
 
         Example:
             >>> Candidate("radius", "absolute", 0.1).constants(5)
@@ -154,7 +154,7 @@ class Candidate:
         return [float(f"{self.centre * 10 ** ((k - size // 2) / 2):.3g}") for k in range(size)]
 
 
-# In the middle: about what good radii of SAM are in these units, in the geometric mean over tasks of the bench.
+# In the middle: near what good radii of SAM come to in these units, in short trainings on tasks of the bench.
 CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
     {
         "absolute": Candidate("radius (SAM)", "absolute", 0.1),

@@ -44,15 +44,11 @@ class Noting(SharpnessAware):
         super().__init__(base, ascent=ascent, blend=blend, rho=rho)
         self._losses: list[float] = []
 
-    def step(
-        self, closure: Callable[[], Result] | None = None, *, ascent: Callable[[], Result] | None = None
-    ) -> Result:
-        """Take one step as `SharpnessAware.step` does."""
+    # Not `step`: torch lets hooks fire for each `step` of a class that calls its parent's.
+    def _gradient(self, closure: Callable[[], Result], ascent: Callable[[], Result] | None) -> Result:
         self._losses = []
-        return super().step(
-            None if closure is None else partial(self._noted, closure),
-            ascent=None if ascent is None else partial(self._noted, ascent),
-        )
+        along = None if ascent is None else partial(self._noted, ascent)
+        return super()._gradient(partial(self._noted, closure), along)
 
     def _noted(self, closure: Callable[[], Result]) -> Result:
         found: Any = closure()
@@ -81,13 +77,10 @@ class Following(Noting):
         step: int = self.state["engine"].get("step", 0)
         return super().looks_whole() or step % WHOLE == 0
 
-    def step(
-        self, closure: Callable[[], Result] | None = None, *, ascent: Callable[[], Result] | None = None
-    ) -> Result:
-        """Take one step as `SharpnessAware.step` does."""
+    def _gradient(self, closure: Callable[[], Result], ascent: Callable[[], Result] | None) -> Result:
         self._before()
         whole = ascent is None or self.looks_whole()
-        result = super().step(closure, ascent=ascent)
+        result = super()._gradient(closure, ascent)
         if whole and len(self._losses) > 1:
             self._after(*self._losses)
         return result

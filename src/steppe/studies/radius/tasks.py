@@ -62,7 +62,7 @@ def characters() -> Task:
         metric=next_right,
         metric_name="next characters right (%)",
         batch_size=24,
-        epochs=12,
+        epochs=10,
     )
 
 

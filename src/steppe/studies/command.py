@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..lab.flags import Crew, Jobs, Timeout
+from .radius.command import radius
+from .words import listed, repeated
 
 if TYPE_CHECKING:
     from ..lab.plans.workers import Workers
@@ -134,7 +135,7 @@ def lightsam(
         task,
         out or Path("runs") / f"lightsam-{preset}",
         workers(jobs, crew, timeout),
-        _repeated("lightsam", {"preset": preset, "task": task, "seeds": seeds}),
+        repeated("lightsam", {"preset": preset, "task": task, "seeds": seeds}),
         lambda: ConsoleObserver("metric", console),
     )
     path = report.write(found)
@@ -188,7 +189,7 @@ def adasam_glue(
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset {preset!r}{nearest(preset, PRESETS)}")
     design, folder = PRESETS[preset], out or Path("runs") / f"adasam-glue-{preset}"
-    tasks = design.tasks if task is None else GLUE_TASKS if task == "all" else _listed("--task", task)
+    tasks = design.tasks if task is None else GLUE_TASKS if task == "all" else listed("--task", task)
     chosen = _optimizers(methods)
     if beta1 is not None and beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
@@ -198,7 +199,7 @@ def adasam_glue(
         lambda: made.jobs(preset, design, tasks, data, model, folder),
         title="AdaSAM's experiments",
         model=", ".join(dict.fromkeys(made.title_of(design, name, model) for name in tasks)),
-        command=_repeated("adasam-glue", {**flags, "methods": None if chosen == OPTIMIZERS else methods}),
+        command=repeated("adasam-glue", {**flags, "methods": None if chosen == OPTIMIZERS else methods}),
         optimizers=chosen,
         momenta=MOMENTA if beta1 is None else (beta1,),
         seeds=seeds,
@@ -254,7 +255,7 @@ def text(
     if beta1 not in MOMENTA:
         raise UserError(f"--beta1 must be 0.9 or 0, got {beta1:g}")
     folder = out or Path("runs") / f"text-{data.stem}"
-    columns = list(_listed("--text-columns", text_columns))
+    columns = list(listed("--text-columns", text_columns))
 
     def made() -> list[Job]:
         file = write_task(
@@ -291,7 +292,7 @@ def text(
         made,
         title=f"Fine-tuning on {data.name}",
         model=model or "all-MiniLM-L6-v2",
-        command=_repeated("text", flags) + (" --regression" if regression else ""),
+        command=repeated("text", flags) + (" --regression" if regression else ""),
         optimizers=chosen,
         momenta=(beta1,),
         seeds=seeds,
@@ -300,29 +301,18 @@ def text(
     )
 
 
-def _listed(flag: str, text: str) -> tuple[str, ...]:
-    from ..lab.errors import UserError
-
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise UserError(f"{flag} names nothing")
-    return names
+study.command("radius")(radius)
 
 
 def _optimizers(text: str) -> tuple[str, ...]:
     from ..lab.errors import UserError, nearest
     from .adasam_glue.design import OPTIMIZERS
 
-    names = _listed("--methods", text)
+    names = listed("--methods", text)
     for name in names:
         if name not in OPTIMIZERS:
             raise UserError(f"--methods: unknown method {name!r}{nearest(name, OPTIMIZERS)}")
     return names
-
-
-def _repeated(name: str, flags: dict[str, object]) -> str:
-    words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
-    return shlex.join(["steppe", "study", name, *words])
 
 
 def _fine_tune(

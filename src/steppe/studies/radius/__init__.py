@@ -1,0 +1,1 @@
+"""In which units a good radius stays the same from task to task."""

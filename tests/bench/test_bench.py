@@ -67,11 +67,11 @@ x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 y = (x[:, 0] > 0).long()
 
 def tiny():
-    return Task(model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x.flip(0), y.flip(0)), test=(x.flip(0), y.flip(0)), batch_size=8, epochs=1)
+    return Task(model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x + 1e-3, y), test=(x - 1e-3, y), batch_size=8, epochs=1)
 
 def hopeless():
     return Task(
-        model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x.flip(0), y.flip(0)), test=(x.flip(0), y.flip(0)), batch_size=8, epochs=1,
+        model=lambda: nn.Linear(3, 2), train=(x, y), validation=(x + 1e-3, y), test=(x - 1e-3, y), batch_size=8, epochs=1,
         loss=lambda outputs, targets: 1e30 * outputs.square().sum(),
     )
 """

@@ -163,6 +163,7 @@ GRID = torch.cartesian_prod(*[torch.arange(2.0)] * 3)
             (GRID.repeat(3, 1), GRID.sum(1).repeat(3).long()),
             SPLITS[2],
         ],  # none twice in train
+        [(X[:30].mul(9).long(), Y[:30]), (X[5:20].mul(9).long(), Y[5:20]), SPLITS[2]],
         [Subset(ALL, range(30)), Subset(ALL, range(29, 45)), Subset(ALL, range(45, 60))],
         [(X[:30], Y[:30]), (X[:30], 1 - Y[:30]), SPLITS[2]],  # other targets
         [(X[:30], Y[:30]), (X[:30].int().float(), Y[:30]), SPLITS[2]],

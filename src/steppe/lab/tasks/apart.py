@@ -28,7 +28,7 @@ def check_apart(task: Task) -> None:
     """Refuse a validation or test split whose examples are all in another one.
 
     A split may hold examples of another by chance, and where inputs have few values nearly all of them: it is refused
-    where it is the other one, or where all that are looked at are there, and most of them once.
+    where it is the other one, or has decimals and all that are looked at are there, and most of them once.
 
     Raises:
         UserError: A split is another one, or a part of it.
@@ -66,8 +66,8 @@ def _is_part(one: Any, other: Any) -> bool:
         return set(one.indices) <= set(other.indices)
     mine, others = _alike(one, other)
     n = len(mine[0]) if mine else 0
-    if n < _TOO_FEW:
-        return False
+    if n < _TOO_FEW or not any(part.is_floating_point() for part in mine):
+        return False  # of whole numbers, as those of tokens and categories, there are few
     looked_at = torch.linspace(0, n - 1, min(n, _LOOKED_AT)).long()
     if _few_values([part[looked_at.to(part.device)] for part in mine[:-1] or mine]):
         return False

@@ -16,7 +16,10 @@ from ._memory import has_one_owner
 from ._radii import Radii, climbs
 from ._scalars import HALF, Scalar
 from ._slope import need_dense
+from .angle import Angle
 from .ascents import Ascent
+from .blends import Blend
+from .triggers import Trigger
 
 _SMALL = 2**12
 """Elements that are copied sooner than it is found out who has them."""
@@ -122,3 +125,19 @@ def warn_of_half(owners: list[Tensor], name: str) -> None:
             "make the half-precision copies.",
             stacklevel=5,
         )
+
+
+def check_parts(ascent: Ascent, blend: Blend | None, trigger: Trigger, radii: list[Any]) -> None:
+    """Raise if something looks at a clean gradient where there is none."""
+    angles = [rho for rho in radii if isinstance(rho, Angle)]
+    for part in (blend, trigger if trigger.needs_gradient else None, *angles):
+        if not ascent.needs_gradient and part is not None:
+            raise ValueError(without_clean(part, ascent))
+
+
+def without_clean(part: object, ascent: Ascent) -> str:
+    """Return what is said of it."""
+    return (
+        f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
+        "Leave it out, or take another ascent."
+    )

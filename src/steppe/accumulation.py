@@ -52,9 +52,8 @@ def accumulated_step(
     Args:
         opt: its gradients are zeroed before.
         micro_batches: whatever ``backward`` takes, at least one; all of them are kept until the step is done.
-        backward: computes the loss of a micro-batch, calls ``backward()`` and returns the loss, without zeroing
-            gradients. Divide the loss so that
-            the sum over micro-batches is the loss of the step, by ``len(micro_batches)`` if it is a mean over examples.
+        backward: computes the loss of a micro-batch, calls ``backward()`` and returns the loss, without zeroing. Divide
+            it, by ``len(micro_batches)`` if it is a mean, so that the sum over micro-batches is the loss of the step.
         climb: where to climb, see above.
         model: the DDP or FSDP2 model, so that gradients are exchanged once per pass and not once per micro-batch.
             FSDP2 keeps whole gradients meanwhile. None exchanges them as the model does by itself.
@@ -76,10 +75,9 @@ def accumulated_step(
             and a generator runs dry; if there is an ``ascent``, but no clean pass.
         ValueError: without micro-batches; with an ``ascent`` if the trigger looks at gradients; for ``"own"`` if the
             model is not in DDP, if whether to climb depends on gradients, which are not the same everywhere, or if
-            climbs remember them, as those of `LightSAM` do.
+            climbs remember them, as those of `LightSAM` do, or a radius is an `Angle`.
         RuntimeError: if no parameter has a gradient after a pass, or ``backward`` zeroes those of other micro-batches.
-            With ``"own"``, a process that finds none of its own to climb along stays where it is, and the others do not
-            wait for it.
+            With ``"own"``, a process that finds none to climb along stays where it is; the others do not wait for it.
 
     Cost:
         2 gradients per micro-batch, less with ``ascent``. Exchanges of all gradients with DDP: 2 with ``replay``, 1
@@ -366,15 +364,14 @@ def _check(
             f'replicas="own" does not go with {type(opt.trigger).__name__}, which looks at gradients: some processes '
             'would climb and others not. Use replicas="global".'
         )
-    if opt.ascent.remembers or (opt.blend is not None and opt.blend.memories):
+    remembers = opt.ascent.remembers or (opt.blend is not None and opt.blend.memories)
+    if remembers or opt.follows_angle:
+        follows = "a radius that follows the angle of gradients (Angle)"
+        who = f"{type(opt).__name__}, whose climbs remember gradients" if remembers else follows
+        what = "memory" if remembers else "radius"
         raise ValueError(
-            f'replicas="own" does not go with {type(opt).__name__}, whose climbs remember gradients: each process '
-            'would have a memory of its own, of which a checkpoint holds one. Use replicas="global".'
-        )
-    if opt.follows_angle:
-        raise ValueError(
-            'replicas="own" does not go with a radius that follows the angle of gradients (Angle): each process would '
-            'have a radius of its own. Use replicas="global", or a number for rho.'
+            f'replicas="own" does not go with {who}: each process would have a {what} of its own, of which a '
+            'checkpoint holds one. Use replicas="global".'
         )
 
 

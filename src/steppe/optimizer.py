@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ._checks import check_base, refuse_foreign_calls
-from ._climbers import climbers, vectors_of, warn_of_half
+from ._climbers import check_parts, climbers, vectors_of, warn_of_half, without_clean
 from ._closures import (
     AFTER_CLEAN,
     AFTER_SHARP,
@@ -139,7 +139,7 @@ class SharpnessAware(Wrapping):
         check_radius(rho)
         ascent.check_base(base)
         radii = [rho, *(group["rho"] for group in base.param_groups if "rho" in group)]
-        _check_combination(ascent, blend, Always() if trigger is None else trigger, radii)
+        check_parts(ascent, blend, Always() if trigger is None else trigger, radii)
         for i, group in enumerate(base.param_groups):
             check_radius(group.get("rho", rho), i)
             refuse_flat(group["params"])
@@ -394,7 +394,7 @@ class SharpnessAware(Wrapping):
         blends = self.blend is not None and self.blend.needs_clean
         looks = looks and self.follows_angle
         if looks and not self.ascent.needs_gradient:
-            raise ValueError(_without_clean(Angle(), self.ascent))
+            raise ValueError(without_clean(Angle(), self.ascent))
         found = climbers(self.base, self._radii, self.ascent, self.trigger.stretch, blends=blends, looks=looks)
         if not found.owners:
             if self.ascent.needs_gradient:
@@ -497,17 +497,3 @@ class SharpnessAware(Wrapping):
             "The gradients are multiplied by a GradScaler, which torch does not combine with closures. Use "
             '"with opt.ascended():" around a second scaler.scale(loss).backward(), then scaler.step(opt.base).'
         )
-
-
-def _check_combination(ascent: Ascent, blend: Blend | None, trigger: Trigger, radii: list[Any]) -> None:
-    angles = [rho for rho in radii if isinstance(rho, Angle)]
-    for part in (blend, trigger if trigger.needs_gradient else None, *angles):
-        if not ascent.needs_gradient and part is not None:
-            raise ValueError(_without_clean(part, ascent))
-
-
-def _without_clean(part: object, ascent: Ascent) -> str:
-    return (
-        f"{type(part).__name__} looks at the clean gradient, but {type(ascent).__name__} climbs without one. "
-        "Leave it out, or take another ascent."
-    )

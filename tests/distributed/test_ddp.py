@@ -5,6 +5,7 @@ from __future__ import annotations
 import programs_ddp as programs
 import pytest
 import torch
+from together import check_followed
 
 over_climbs = pytest.mark.parametrize("climb", ["replay", "micro"])
 over_replicas = pytest.mark.parametrize("replicas", ["global", "own"])
@@ -225,13 +226,7 @@ def test_all_ranks_climb_at_the_same_steps(pool, name):
 
 @pytest.mark.parametrize("door", ["step", "replay", "micro"])
 def test_all_ranks_follow_the_angle_of_one_process(pool, door):
-    results = pool.run(programs.followed, door)
-    assert results[0]["radii"] == results[1]["radii"]
-    for found in results:
-        assert found["gap"] < 1e-12
-        for alone, together in found["radii"]:
-            assert together == pytest.approx(alone, rel=1e-10)
-        assert len({alone for alone, _ in found["radii"]}) == 5
+    check_followed(pool.run(programs.followed, door))
 
 
 def test_own_climbs_have_no_angle_in_common(pool):

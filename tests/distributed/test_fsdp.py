@@ -6,6 +6,7 @@ import programs_fsdp as programs
 import pytest
 import torch
 from programs_ddp import METHODS
+from together import check_followed
 
 SHARDED = [name for name, case in METHODS.items() if not case.draws]
 CLIMBING = [name for name in SHARDED if METHODS[name].climbs]
@@ -160,10 +161,4 @@ def test_fsdp1_is_refused(pool, refusals, original, wrapped_first):
 
 @pytest.mark.parametrize("door", ["step", "replay", "micro"])
 def test_all_ranks_follow_the_angle_of_one_process(pool, door):
-    results = pool.run(programs.followed, door)
-    assert results[0]["radii"] == results[1]["radii"]
-    for found in results:
-        assert found["gap"] < 1e-12
-        for alone, together in found["radii"]:
-            assert together == pytest.approx(alone, rel=1e-10)
-        assert len({alone for alone, _ in found["radii"]}) == 5
+    check_followed(pool.run(programs.followed, door))

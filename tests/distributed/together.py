@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,15 @@ def same_everywhere(xs: Iterable[Tensor]) -> bool:
     found = [torch.empty_like(flat) for _ in range(distributed.get_world_size())]
     distributed.all_gather(found, flat)
     return all(torch.equal(x.nan_to_num(1e300), flat.nan_to_num(1e300)) for x in found)
+
+
+def check_followed(results: list[dict[str, Any]]) -> None:
+    """Check what `programs_ddp.followed` has found: the radii of one process, the same on all ranks."""
+    assert results[0]["radii"] == results[1]["radii"]
+    for found in results:
+        assert found["gap"] < 1e-12
+        assert all(math.isclose(alone, other, rel_tol=1e-10) for alone, other in found["radii"])
+        assert len({alone for alone, _ in found["radii"]}) == 5
 
 
 def message_of(kind: type[BaseException], function: Callable[[], Any]) -> str:
